@@ -1,0 +1,19 @@
+from . import datasets as datasets
+from . import labels as labels
+from . import metrics as metrics
+from . import preprocessing as preprocessing
+from ._exceptions import FcmError as FcmError
+from .classifier import ReluFormerClassifier as ReluFormerClassifier
+from .io import read_fcs as read_fcs
+from .io import write_fcs as write_fcs
+
+__all__ = [
+    "FcmError",
+    "ReluFormerClassifier",
+    "datasets",
+    "labels",
+    "metrics",
+    "preprocessing",
+    "read_fcs",
+    "write_fcs",
+]

@@ -1,0 +1,97 @@
+"""Random distortions of whole samples: what another instrument, stain or day does to them.
+
+Every draw of a training sample gets one distortion, the same for all its cells, so the net can
+only recognise populations by reading the distortion off the sample itself (METHODS: training that
+shows why the whole sample is needed).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Knots of the monotone warp in training SD; outside them the end slopes go on.
+_KNOTS = np.array([-1.5, -0.75, 0.0, 0.75, 1.5, 2.25])
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Sizes of the distortions, in training SD of a marker.
+
+    Parameters
+    ----------
+    shift : float
+        SD of the additive shift per sample and marker.
+    scale : float
+        SD of the logarithm of the multiplicative change per sample and marker.
+    warp : float
+        SD of the logarithm of the local slopes of a monotone, piecewise linear warp.
+    mixing : float
+        SD of the share of every other marker that leaks into a marker.
+    composition : float
+        Probability that a draw changes the shares of the classes.
+    composition_spread : float
+        SD of the logarithm of the factor on each class's share.
+    """
+
+    shift: float = 0.4
+    scale: float = 0.2
+    warp: float = 0.3
+    mixing: float = 0.03
+    composition: float = 1 / 3
+    composition_spread: float = 1.0
+
+    def scaled(self, strength: float) -> Augmentation:
+        """Return the same distortions, ``strength`` times as large."""
+        return Augmentation(
+            self.shift * strength,
+            self.scale * strength,
+            self.warp * strength,
+            self.mixing * strength,
+            min(1.0, self.composition * strength),
+            self.composition_spread,
+        )
+
+    def distort(self, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Distort one sample.
+
+        Parameters
+        ----------
+        z : ndarray of shape (n, M)
+            Cells in training SD around the training mean.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        ndarray of shape (n, M), dtype of ``z``
+        """
+        n_markers = z.shape[1]
+        slopes = np.exp(self.warp * rng.normal(size=(len(_KNOTS) + 1, n_markers)))
+        gain = np.exp(self.scale * rng.normal(size=n_markers))
+        offset = self.shift * rng.normal(size=n_markers)
+        leak = self.mixing * rng.normal(size=(n_markers, n_markers))
+        np.fill_diagonal(leak, 0)
+        # A warp through the origin: the slope of each stretch, times how much of it a cell has.
+        warped = slopes[0] * z
+        for knot, change in zip(_KNOTS, np.diff(slopes, axis=0), strict=True):
+            warped += change * (np.maximum(z - knot, 0) - max(-knot, 0))
+        out = gain * (warped + warped @ leak) + offset
+        return out.astype(z.dtype, copy=False)
+
+    def class_factors(self, n_groups: int, rng: np.random.Generator) -> np.ndarray | None:
+        """Factor on the share of each class for this draw, or None to leave them.
+
+        Parameters
+        ----------
+        n_groups : int
+            Classes, unlabelled cells counted as one.
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        ndarray of shape (n_groups,) or None
+        """
+        if rng.random() >= self.composition:
+            return None
+        return np.exp(self.composition_spread * rng.normal(size=n_groups))

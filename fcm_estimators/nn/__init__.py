@@ -1,0 +1,8 @@
+"""The networks: torch only, no AnnData, no scikit-learn, no files."""
+
+from __future__ import annotations
+
+from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.reluformer import LayerTrace, ReluFormer, ReluFormerLayer
+
+__all__ = ["AttentionContext", "LayerTrace", "ReluFormer", "ReluFormerLayer"]

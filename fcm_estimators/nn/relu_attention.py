@@ -1,0 +1,212 @@
+"""Attention with the feature map ReLU: a dense reference and the linear form.
+
+Cells of several samples are *packed*: one block of rows, sample ``s`` in rows
+``offsets[s]:offsets[s + 1]``. Nothing is padded. ``offsets`` is a Python list, so that slicing
+never waits for a device.
+
+What a cell needs of all other cells of its sample are two means over cells, the
+:class:`AttentionContext`. They are means rather than sums, so that neither the result nor its
+numerical error depends on the number of cells, and are accumulated in float64.
+
+References
+----------
+Kowarsch et al., *Explainable Techniques for Analyzing Flow Cytometry Cell Transformers*,
+arXiv 2307.14581; Qin et al., *cosFormer*, arXiv 2202.08791 (the feature map).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Rows of one float32 partial sum. Partial sums are added in float64, so the rounding error of a
+# context is that of a sample of this size, however many cells there are.
+_CHUNK = 8192
+
+
+class AttentionContext(NamedTuple):
+    """What one attention layer keeps of all cells of each sample.
+
+    Attributes
+    ----------
+    key_value : Tensor of shape (S, H, d, d), float64
+        Mean over cells of ``relu(k) v^T``, per sample and head.
+    key : Tensor of shape (S, H, d), float64
+        Mean over cells of ``relu(k)``.
+    """
+
+    key_value: Tensor
+    key: Tensor
+
+    def detach(self) -> AttentionContext:
+        """Return the context cut off from the graph: cells become independent given it."""
+        return AttentionContext(self.key_value.detach(), self.key.detach())
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """View (N, D) as (N, H, d); heads are contiguous blocks of columns."""
+    return x.unflatten(-1, (n_heads, -1))
+
+
+def attention_context(
+    k: Tensor,
+    v: Tensor,
+    offsets: Sequence[int],
+    n_heads: int,
+    *,
+    weight: Tensor | None = None,
+) -> AttentionContext:
+    """Mean of ``relu(k) v^T`` and of ``relu(k)`` over the cells of each sample.
+
+    Parameters
+    ----------
+    k, v : Tensor of shape (N, D)
+        Keys and values of all cells, samples packed.
+    offsets : sequence of S + 1 int
+        Row limits of the samples.
+    n_heads : int
+        Number of heads H; ``D = H d``.
+    weight : Tensor of shape (N,), optional
+        How much a cell counts in the means; 0 leaves it out (it still attends). Default: 1 each.
+
+    Returns
+    -------
+    AttentionContext
+        All zero for a sample without cells or without weight.
+    """
+    width = k.shape[-1] // n_heads
+    phi = torch.relu(k)
+    if weight is not None:
+        phi = phi * weight.to(phi.dtype).unsqueeze(-1)
+    key_values, keys = [], []
+    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=k.device)
+        k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=k.device)
+        for i in range(start, stop, _CHUNK):
+            j = min(i + _CHUNK, stop)
+            # One product of all heads and its diagonal blocks: cheaper than a batched product
+            # of strided heads at the widths in use.
+            full = (phi[i:j].T @ v[i:j]).unflatten(0, (n_heads, width)).unflatten(2, (n_heads, width))
+            kv_sum = kv_sum + full.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
+            k_sum = k_sum + split_heads(phi[i:j].sum(0), n_heads).double()
+        if weight is None:
+            total = torch.tensor(float(max(stop - start, 1)), dtype=torch.float64, device=k.device)
+        else:
+            total = weight[start:stop].double().sum()
+            total = torch.where(total > 0, total, torch.ones_like(total))
+        key_values.append(kv_sum / total)
+        keys.append(k_sum / total)
+    return AttentionContext(torch.stack(key_values), torch.stack(keys))
+
+
+def attend(
+    q: Tensor, context: AttentionContext, offsets: Sequence[int], n_heads: int, eps: float
+) -> Tensor:
+    """What each cell reads from its sample's context (linear form).
+
+    Computes ``relu(q) · KV / (relu(q) · K + eps) / sqrt(D)`` with the means KV and K of the
+    context; with ``eps = e / N`` this is the published form with ``e`` on the sum of N cells.
+
+    Parameters
+    ----------
+    q : Tensor of shape (N, D)
+    context : AttentionContext of S samples
+    offsets : sequence of S + 1 int
+    n_heads : int
+    eps : float
+        Added to the mean normaliser; decides when a query counts as attending to nothing.
+
+    Returns
+    -------
+    Tensor of shape (N, D), dtype of ``q``
+    """
+    phi = torch.relu(q)
+    scale = q.shape[-1] ** -0.5
+    out = []
+    for s, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        kv = torch.block_diag(*(context.key_value[s] * scale).to(q.dtype))
+        numerator = split_heads(phi[start:stop] @ kv, n_heads)
+        out.append((numerator / _normaliser(phi[start:stop], context.key[s], eps)).flatten(1))
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _normaliser(phi: Tensor, key: Tensor, eps: float) -> Tensor:
+    """``relu(q) · K + eps`` per cell and head, shape (n, H, 1)."""
+    per_head = torch.block_diag(*key.to(phi.dtype)).T
+    return (phi @ per_head + eps).unsqueeze(-1)
+
+
+def received_attention(
+    q: Tensor,
+    k: Tensor,
+    context: AttentionContext,
+    offsets: Sequence[int],
+    n_heads: int,
+    eps: float,
+    *,
+    queries: Tensor | None = None,
+) -> Tensor:
+    """Attention that each cell receives per head, averaged over the queries of its sample.
+
+    ``r_j = mean_{i in Q} A_ij`` with ``A_ij = relu(q_i)·relu(k_j) / (N (relu(q_i)·K + eps))``,
+    exact and linear in the number of cells: the mean over queries is taken before the product
+    with the keys.
+
+    Parameters
+    ----------
+    q, k : Tensor of shape (N, D)
+    context : AttentionContext of S samples
+    offsets : sequence of S + 1 int
+    n_heads : int
+    eps : float
+        The layer's ``eps`` (on the mean).
+    queries : bool Tensor of shape (N,), optional
+        The set Q. Default: all cells of the sample. A sample without queries gives zeros.
+
+    Returns
+    -------
+    Tensor of shape (N, H)
+        Sums over a sample's cells to the share of attention that ``eps`` does not absorb, <= 1.
+    """
+    phi_q, phi_k = torch.relu(q), torch.relu(k)
+    out = []
+    for s, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        rows = phi_q[start:stop]
+        if queries is not None:
+            rows = rows[queries[start:stop]]
+        ratio = split_heads(rows, n_heads) / _normaliser(rows, context.key[s], eps)
+        reader = ratio.double().sum(0) / max(len(rows), 1) / max(stop - start, 1)
+        per_head = torch.block_diag(*reader.to(k.dtype)).T
+        out.append(phi_k[start:stop] @ per_head)
+    return torch.cat(out)
+
+
+def dense_attention(q: Tensor, k: Tensor, n_heads: int, eps: float) -> Tensor:
+    """Attention matrix of one sample, written as the equation stands; for tests.
+
+    Parameters
+    ----------
+    q, k : Tensor of shape (N, D)
+    n_heads : int
+    eps : float
+        On the mean normaliser, as in :func:`attend`.
+
+    Returns
+    -------
+    Tensor of shape (H, N, N)
+        ``A[h, i, j]``: how much cell i attends to cell j.
+    """
+    phi_q = split_heads(torch.relu(q), n_heads).transpose(0, 1)
+    phi_k = split_heads(torch.relu(k), n_heads).transpose(0, 1)
+    scores = phi_q @ phi_k.transpose(1, 2)
+    return scores / (scores.sum(-1, keepdim=True) + eps * len(k))
+
+
+def dense_attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, eps: float) -> Tensor:
+    """Output of the attention of one sample through the N x N matrix; for tests."""
+    values = split_heads(v, n_heads).transpose(0, 1)
+    out = dense_attention(q, k, n_heads, eps) @ values
+    return out.transpose(0, 1).flatten(1) * q.shape[-1] ** -0.5

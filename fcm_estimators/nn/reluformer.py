@@ -1,0 +1,225 @@
+"""ReluFormer: an encoder of whole samples with a linear head per cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fcm_estimators.nn.relu_attention import AttentionContext, attend, attention_context
+
+
+class LayerTrace(NamedTuple):
+    """What one layer computed: enough for its attention, without computing it a second time.
+
+    Attributes
+    ----------
+    q, k : Tensor of shape (N, D)
+        Queries and keys before the feature map.
+    context : AttentionContext
+        What the layer kept of all cells.
+    output : Tensor of shape (N, D)
+        The layer's output, the next layer's input.
+    """
+
+    q: Tensor
+    k: Tensor
+    context: AttentionContext
+    output: Tensor
+
+
+class ReluFormerLayer(nn.Module):
+    """One layer: ReLU attention on the projected query, then a feed-forward step.
+
+    ``h = LayerNorm(q + attend(q, context))``, ``y = LayerNorm(h + relu(W h + b))``: the residual
+    is the projected query, as published.
+
+    Parameters
+    ----------
+    in_dim : int
+        Width of the input: number of markers M for the first layer, else D.
+    hidden_dim : int
+        Width D.
+    n_heads : int
+        Number of heads H; divides D.
+    eps : float
+        Added to the mean normaliser of the attention.
+
+    References
+    ----------
+    arXiv 2307.14581, section on the ReluFormer.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, n_heads: int, eps: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.eps = eps
+        self.query = nn.Linear(in_dim, hidden_dim)
+        self.key = nn.Linear(in_dim, hidden_dim)
+        self.value = nn.Linear(in_dim, hidden_dim)
+        self.feedforward = nn.Linear(hidden_dim, hidden_dim)
+        self.norm_attention = nn.LayerNorm(hidden_dim)
+        self.norm_feedforward = nn.LayerNorm(hidden_dim)
+
+    def trace(
+        self,
+        h: Tensor,
+        offsets: Sequence[int],
+        *,
+        context: AttentionContext | None = None,
+        context_weight: Tensor | None = None,
+    ) -> LayerTrace:
+        """Run the layer on packed cells.
+
+        Parameters
+        ----------
+        h : Tensor of shape (N, in_dim)
+        offsets : sequence of S + 1 int
+        context : AttentionContext, optional
+            Given: cells attend to it and not to each other. Default: computed from ``h``.
+        context_weight : Tensor of shape (N,), optional
+            Weight of each cell in the context.
+
+        Returns
+        -------
+        LayerTrace
+        """
+        q, k = self.query(h), self.key(h)
+        if context is None:
+            context = attention_context(
+                k, self.value(h), offsets, self.n_heads, weight=context_weight
+            )
+        h = self.norm_attention(q + attend(q, context, offsets, self.n_heads, self.eps))
+        y = self.norm_feedforward(h + torch.relu(self.feedforward(h)))
+        return LayerTrace(q, k, context, y)
+
+
+class ReluFormer(nn.Module):
+    """Per-cell outputs from all cells of a sample.
+
+    Inputs are standardised inside (buffers ``input_mean`` and ``input_scale``), so gradients are
+    per unit of the caller's values and the state dict is the whole model.
+
+    Parameters
+    ----------
+    n_markers : int
+        Markers M.
+    n_outputs : int
+        Outputs per cell, one logit per class.
+    hidden_dim : int, default 32
+        Width D.
+    n_heads : int, default 4
+        Heads H; must divide ``hidden_dim``.
+    n_layers : int, default 4
+        Number of layers L.
+    eps : float, default 1e-2
+        Relative to the mean normaliser of the attention. The published form adds 1e-5 to the
+        sum over N cells, which is ``eps = 1e-5 / N`` here.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fcm_estimators.nn import ReluFormer
+    >>> net = ReluFormer(n_markers=5, n_outputs=2)
+    >>> cells = torch.randn(300, 5)
+    >>> net(cells, offsets=[0, 100, 300]).shape  # two samples, 100 and 200 cells
+    torch.Size([300, 2])
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(
+        self,
+        n_markers: int,
+        n_outputs: int,
+        *,
+        hidden_dim: int = 32,
+        n_heads: int = 4,
+        n_layers: int = 4,
+        eps: float = 1e-2,
+    ) -> None:
+        super().__init__()
+        if hidden_dim % n_heads:
+            raise ValueError(
+                f"hidden_dim={hidden_dim} is not a multiple of n_heads={n_heads}; "
+                "heads are equal blocks of the width"
+            )
+        self.register_buffer("input_mean", torch.zeros(n_markers))
+        self.register_buffer("input_scale", torch.ones(n_markers))
+        widths = [n_markers] + [hidden_dim] * n_layers
+        self.layers = nn.ModuleList(
+            ReluFormerLayer(width, hidden_dim, n_heads, eps) for width in widths[:-1]
+        )
+        self.output = nn.Linear(hidden_dim, n_outputs)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Cells in training SD around the training mean."""
+        return (x - self.input_mean) / self.input_scale
+
+    def trace(
+        self,
+        x: Tensor,
+        offsets: Sequence[int] | None = None,
+        *,
+        contexts: Sequence[AttentionContext] | None = None,
+        context_weight: Tensor | None = None,
+    ) -> Iterator[LayerTrace]:
+        """Run layer by layer and yield what each computed.
+
+        Parameters are those of :meth:`forward`.
+        """
+        offsets = [0, len(x)] if offsets is None else offsets
+        h = self.standardise(x)
+        for i, layer in enumerate(self.layers):
+            step = layer.trace(
+                h,
+                offsets,
+                context=None if contexts is None else contexts[i],
+                context_weight=context_weight,
+            )
+            yield step
+            h = step.output
+
+    def forward(
+        self,
+        x: Tensor,
+        offsets: Sequence[int] | None = None,
+        *,
+        contexts: Sequence[AttentionContext] | None = None,
+        context_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of every cell.
+
+        Parameters
+        ----------
+        x : Tensor of shape (N, M)
+            Cells in the caller's units, samples packed.
+        offsets : sequence of S + 1 int, optional
+            Row limits of the samples. Default: all rows are one sample.
+        contexts : sequence of L AttentionContext, optional
+            Contexts to use instead of those of ``x`` (from :meth:`contexts`): cells are then
+            independent of each other.
+        context_weight : Tensor of shape (N,), optional
+            Weight of each cell in the contexts; 0 makes a cell a reader only.
+
+        Returns
+        -------
+        Tensor of shape (N, n_outputs)
+        """
+        step = None
+        for step in self.trace(x, offsets, contexts=contexts, context_weight=context_weight):
+            pass
+        return self.output(x if step is None else step.output)
+
+    def contexts(
+        self,
+        x: Tensor,
+        offsets: Sequence[int] | None = None,
+        *,
+        context_weight: Tensor | None = None,
+    ) -> list[AttentionContext]:
+        """Contexts of all layers for the samples in ``x``."""
+        return [s.context for s in self.trace(x, offsets, context_weight=context_weight)]

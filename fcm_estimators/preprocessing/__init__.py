@@ -1,0 +1,31 @@
+"""Compensation and transforms as scikit-learn transformers that take and return AnnData."""
+
+from __future__ import annotations
+
+from fcm_estimators.preprocessing._compensation import Compensation
+from fcm_estimators.preprocessing._scales import (
+    Arcsinh,
+    Identity,
+    Linear,
+    Logicle,
+    Scale,
+    parse_transform,
+)
+from fcm_estimators.preprocessing._transformers import (
+    ArcsinhTransform,
+    LinearTransform,
+    LogicleTransform,
+)
+
+__all__ = [
+    "Arcsinh",
+    "ArcsinhTransform",
+    "Compensation",
+    "Identity",
+    "Linear",
+    "LinearTransform",
+    "Logicle",
+    "LogicleTransform",
+    "Scale",
+    "parse_transform",
+]

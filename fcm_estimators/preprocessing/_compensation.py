@@ -1,0 +1,277 @@
+"""Compensation of spectral overlap, with each sample's own matrix or one for all."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import flowutils
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from fcm_estimators._exceptions import (
+    InvalidInputError,
+    MarkerMismatchError,
+    MissingKeyError,
+    NotFittedError,
+    ProcessingStateError,
+)
+from fcm_estimators._fcs_record import get_spillover
+from fcm_estimators.preprocessing import _state
+
+
+class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+    """Compensate fluorescence for spillover, on AnnData.
+
+    Parameters
+    ----------
+    spillover : DataFrame of shape (C, C), optional
+        Matrix for all samples: the signal of the row's fluorochrome in the column's detector,
+        1 on the diagonal, both labelled with channel names ($PnN). Default: each sample's own
+        matrix, which :func:`fcm_estimators.read_fcs` keeps in ``uns["fcs"]``.
+    sample_key : str, default "sample"
+        Column of ``obs`` with the sample of each cell; not read if ``spillover`` is given.
+
+    Attributes
+    ----------
+    spillover_ : DataFrame or None
+        The matrix for all samples as it is applied; None means each sample's own.
+
+    References
+    ----------
+    Bagwell, Adams, Annals of the New York Academy of Sciences 677, 167-184 (1993). Spidlen et
+    al., Gating-ML 2.0, Cytometry A 87A, 683-687 (2015).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from fcm_estimators.preprocessing import Compensation
+    >>> adata = AnnData(np.float32([[100, 10]]), var=pd.DataFrame(index=["FITC-A", "PE-A"]))
+    >>> names = ["FITC-A", "PE-A"]
+    >>> spillover = pd.DataFrame([[1, 0.1], [0, 1]], index=names, columns=names)
+    >>> Compensation(spillover=spillover).fit_transform(adata).X
+    array([[100.,   0.]], dtype=float32)
+    """
+
+    spillover_: pd.DataFrame | None
+
+    def __init__(
+        self, *, spillover: pd.DataFrame | None = None, sample_key: str = "sample"
+    ) -> None:
+        self.spillover = spillover
+        self.sample_key = sample_key
+
+    def fit(self, X: AnnData, y: Any = None) -> Self:
+        """Check the given matrix; each sample's own is looked up in ``transform``.
+
+        Parameters
+        ----------
+        X : AnnData
+            Training cells; left as they are.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InvalidInputError
+            If ``X`` is no in-memory dense AnnData, or ``spillover`` is no square, labelled,
+            invertible matrix of finite numbers.
+        """
+        _state.check_adata(X)
+        given = self.spillover
+        self.spillover_ = None if given is None else _checked(given, "spillover")
+        return self
+
+    def transform(self, X: AnnData) -> AnnData:
+        """Compensate every sample with its matrix.
+
+        Parameters
+        ----------
+        X : AnnData
+            Cells with raw linear values; left as they are.
+
+        Returns
+        -------
+        AnnData
+            A copy with compensated float32 values in ``X``, ``layers["raw"]`` (what ``X`` held,
+            unless that layer exists) and True in ``var["compensated"]`` for these channels.
+
+        Raises
+        ------
+        NotFittedError
+            If called before ``fit``.
+        InvalidInputError
+            If ``X`` is no in-memory dense AnnData, has NaN or infinite values in a channel, or
+            the samples' matrices are unusable or cover different channels.
+        MissingKeyError
+            If ``obs`` has no column ``sample_key``.
+        MarkerMismatchError
+            If a channel of the matrix is not in the data.
+        ProcessingStateError
+            If the data are compensated already ("Comp-" channels included), a channel is
+            transformed, or a sample has no matrix.
+        """
+        self._check(X)
+        done = _state.recorded_compensation(X)
+        if done.any():
+            raise ProcessingStateError(
+                f"Already compensated: {list(done.index[done])}; expected uncompensated values. "
+                "Leave the Compensation step out, or start from the raw data."
+            )
+        return self._apply(X, flowutils.compensate.compensate, compensated=True)
+
+    def inverse_transform(self, X: AnnData) -> AnnData:
+        """Add the spillover again, exact to float32.
+
+        Parameters
+        ----------
+        X : AnnData
+            Cells with compensated linear values; left as they are.
+
+        Returns
+        -------
+        AnnData
+            A copy with False in ``var["compensated"]`` for the channels of the matrix.
+
+        Raises
+        ------
+        NotFittedError
+            If called before ``fit``.
+        InvalidInputError, MissingKeyError, MarkerMismatchError
+            As for ``transform``.
+        ProcessingStateError
+            If a channel of the matrix is not compensated or is transformed, or a sample has no
+            matrix.
+        """
+        self._check(X)
+        return self._apply(X, flowutils.compensate.inverse_compensate, compensated=False)
+
+    def _check(self, adata: AnnData) -> None:
+        if not hasattr(self, "spillover_"):
+            raise NotFittedError(
+                "This Compensation is not fitted yet. Call fit or fit_transform first."
+            )
+        _state.check_adata(adata)
+
+    def _apply(self, adata: AnnData, function: Any, *, compensated: bool) -> AnnData:
+        parts = self._matrices(adata)
+        if not parts:
+            raise InvalidInputError("The AnnData has no cells; nothing to compensate.")
+        detectors = list(parts[0][1].columns)
+        markers = _markers_of(adata, detectors)
+        _refuse_state(adata, markers, compensated=not compensated)
+        values = _state.read_values(adata, markers)
+        for rows, matrix in parts:
+            # Matched by name: the files of a cohort may list the channels in another order.
+            square = matrix.loc[detectors, detectors].to_numpy()
+            values[rows] = function(values[rows], square)
+        return _state.processed_copy(adata, markers, values, compensated=compensated)
+
+    def _matrices(self, adata: AnnData) -> list[tuple[np.ndarray, pd.DataFrame]]:
+        """Rows of each sample with the sample's matrix, all over the same channels."""
+        if self.spillover_ is not None:
+            return [(np.arange(adata.n_obs), self.spillover_)]
+        rows_of = _rows_of_samples(adata, self.sample_key)
+        recorded = "fcs" in adata.uns
+        found = {s: get_spillover(adata, s) if recorded else None for s in rows_of}
+        missing = [s for s, matrix in found.items() if matrix is None]
+        if missing:
+            raise ProcessingStateError(
+                f"No spillover matrix for samples {missing} (uns['fcs']). Pass "
+                "Compensation(spillover=DataFrame), or leave these samples out."
+            )
+        parts = [
+            (rows_of[s], _checked(matrix, f"The spillover of sample {s}"))
+            for s, matrix in found.items()
+            if matrix is not None
+        ]
+        sets = {frozenset(matrix.columns) for _, matrix in parts}
+        if len(sets) > 1:
+            differing = sorted(frozenset.union(*sets) - frozenset.intersection(*sets))
+            raise InvalidInputError(
+                f"The samples' spillover matrices do not all cover {differing}. Compensate the "
+                "samples of one panel together, or pass one matrix as spillover=."
+            )
+        return parts
+
+
+def _rows_of_samples(adata: AnnData, sample_key: str) -> dict[str, np.ndarray]:
+    if sample_key not in adata.obs:
+        raise MissingKeyError(
+            f"adata.obs has no column {sample_key!r} (it has {list(adata.obs.columns)}). Set "
+            "sample_key, or pass one matrix for all as spillover=."
+        )
+    codes, names = pd.factorize(adata.obs[sample_key])
+    if (codes < 0).any():
+        raise InvalidInputError(
+            f"{np.count_nonzero(codes < 0)} cells have no sample in obs[{sample_key!r}]; expected "
+            "a sample for every cell."
+        )
+    return {str(name): np.flatnonzero(codes == i) for i, name in enumerate(names)}
+
+
+def _markers_of(adata: AnnData, detectors: list[str]) -> list[str]:
+    """Markers of the channels, in the order of ``detectors``."""
+    names = _state.channels(adata)
+    missing = [d for d in detectors if d not in set(names)]
+    if missing:
+        raise MarkerMismatchError(
+            f"Channels {missing} of the spillover matrix are not in the data; present are "
+            f"{list(names)} (var['channel']). Compensate before removing channels."
+        )
+    ambiguous = sorted(set(names[names.duplicated()]) & set(detectors))
+    if ambiguous:
+        raise InvalidInputError(
+            f"Channels {ambiguous} occur more than once in var['channel']; expected one each."
+        )
+    marker_of = dict(zip(names, names.index, strict=True))
+    return [str(marker_of[d]) for d in detectors]
+
+
+def _refuse_state(adata: AnnData, markers: list[str], *, compensated: bool) -> None:
+    """Raise unless the markers are linear and their compensation is as said."""
+    transforms = _state.recorded_transforms(adata)[markers]
+    transformed = transforms[transforms != _state.UNTRANSFORMED]
+    if len(transformed):
+        raise ProcessingStateError(
+            f"Already transformed: {transformed.to_dict()}; spillover is a matter of linear "
+            "values. Put Compensation before the transforms."
+        )
+    flags = _state.recorded_compensation(adata)[markers]
+    if (flags != compensated).any():
+        raise ProcessingStateError(
+            f"Not compensated: {list(flags.index[flags != compensated])}; there is nothing to undo."
+        )
+
+
+def _checked(matrix: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Copy in float64 with rows in the order of the columns, once it is usable."""
+    if not isinstance(matrix, pd.DataFrame):
+        raise InvalidInputError(
+            f"{what} is a {type(matrix).__name__}; expected a DataFrame with channel names "
+            "($PnN) as index and columns."
+        )
+    rows, columns = list(map(str, matrix.index)), list(map(str, matrix.columns))
+    if not columns or len(set(columns)) < len(columns) or sorted(rows) != sorted(columns):
+        raise InvalidInputError(
+            f"{what} has the rows {rows} and the columns {columns}; expected the same channel "
+            "names, each once."
+        )
+    try:
+        values = matrix.to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{what} holds values that are no numbers.") from error
+    if not np.isfinite(values).all():
+        raise InvalidInputError(f"{what} holds NaN or infinite values.")
+    square = pd.DataFrame(values, index=rows, columns=columns).loc[columns]
+    if (np.diag(square) >= 50).all():
+        raise InvalidInputError(f"{what} is in percent; expected 1 on the diagonal. Divide by 100.")
+    if np.linalg.matrix_rank(square.to_numpy()) < len(columns):
+        raise InvalidInputError(f"{what} is singular; two channels cannot be told apart by it.")
+    return square

@@ -1,0 +1,130 @@
+"""What preprocessing reads from an AnnData and how it writes a processed copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy.sparse import issparse
+
+from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError
+
+RAW_LAYER = "raw"
+UNTRANSFORMED = "none"
+
+
+def check_adata(adata: Any) -> None:
+    """Raise InvalidInputError unless ``adata`` is an in-memory AnnData of dense real numbers."""
+    if not isinstance(adata, AnnData):
+        raise InvalidInputError(
+            f"Expected an AnnData (cells x markers), got {type(adata).__name__}. "
+            "Wrap an array as anndata.AnnData(X, var=pandas.DataFrame(index=markers))."
+        )
+    if adata.isbacked:
+        raise InvalidInputError("The AnnData is backed by a file. Load it with adata.to_memory().")
+    X = adata.X
+    if issparse(X):
+        raise InvalidInputError(
+            "adata.X is sparse; cytometry values are dense. Set adata.X = adata.X.toarray()."
+        )
+    if not isinstance(X, np.ndarray) or X.dtype.kind not in "fiub":
+        found = f"{type(X).__name__} of {getattr(X, 'dtype', 'no dtype')}"
+        raise InvalidInputError(f"adata.X is {found}; expected a numpy array of real numbers.")
+    if not adata.var_names.is_unique:
+        names = sorted(set(adata.var_names[adata.var_names.duplicated()]))
+        raise InvalidInputError(
+            f"Marker names occur more than once: {names}. Rename them in adata.var_names."
+        )
+
+
+def channels(adata: AnnData) -> pd.Series:
+    """Channel name ($PnN) of every marker; the marker's own name where none is recorded."""
+    names = adata.var["channel"] if "channel" in adata.var else adata.var_names
+    return pd.Series(np.asarray(names, dtype=object), index=adata.var_names).astype(str)
+
+
+def recorded_transforms(adata: AnnData) -> pd.Series:
+    """Recorded transform of every marker, ``"none"`` where nothing is recorded."""
+    if "transform" not in adata.var:
+        return pd.Series(UNTRANSFORMED, index=adata.var_names, dtype=object)
+    # An h5ad round trip makes the column categorical, which takes no new values.
+    return adata.var["transform"].astype(str).astype(object)
+
+
+def recorded_compensation(adata: AnnData) -> pd.Series:
+    """Whether each marker is compensated: recorded, or named so by the exporting software."""
+    exported = channels(adata).str.startswith("Comp-")
+    if "compensated" not in adata.var:
+        return exported
+    return adata.var["compensated"].astype(bool) | exported
+
+
+def require_markers(adata: AnnData, markers: Sequence[str]) -> None:
+    """Raise MarkerMismatchError unless all ``markers`` are in ``adata.var_names``."""
+    missing = [m for m in markers if m not in adata.var_names]
+    if missing:
+        raise MarkerMismatchError(
+            f"Markers {missing} are not in the data; present are {list(adata.var_names)}. "
+            "Rename adata.var_names or choose other markers."
+        )
+
+
+def read_values(adata: AnnData, markers: Sequence[str]) -> np.ndarray:
+    """Values of ``markers`` as float64 of shape (N, len(markers)), all finite."""
+    values = np.asarray(adata.X[:, adata.var_names.get_indexer(list(markers))], dtype=np.float64)
+    n_bad = np.count_nonzero(~np.isfinite(values), axis=0)
+    if n_bad.any():
+        counts = ", ".join(f"{m}: {n}" for m, n in zip(markers, n_bad, strict=True) if n)
+        raise InvalidInputError(
+            f"NaN or infinite values in {counts} (of {len(values)} cells). "
+            "Remove or repair these events first."
+        )
+    return values
+
+
+def processed_copy(
+    adata: AnnData,
+    markers: Sequence[str],
+    values: np.ndarray,
+    *,
+    transforms: dict[str, str] | None = None,
+    compensated: bool | None = None,
+) -> AnnData:
+    """Copy of ``adata`` with new values of ``markers``, in float32, and the state recorded.
+
+    Sets the following fields of the copy: ``X`` float32; ``layers["raw"]`` float32 if there was
+    none; ``var["transform"]`` and ``var["compensated"]``.
+    """
+    before = as_float32(adata.X)
+    new = as_float32(values)
+    state = recorded_transforms(adata)
+    flags = recorded_compensation(adata)
+    if transforms is not None:
+        state.update(pd.Series(transforms, dtype=object))
+    if compensated is not None:
+        flags[list(markers)] = compensated
+
+    out = adata.copy()
+    if RAW_LAYER not in out.layers:
+        out.layers[RAW_LAYER] = before.copy()
+    before[:, adata.var_names.get_indexer(list(markers))] = new
+    out.X = before
+    out.var["compensated"] = flags.to_numpy(dtype=bool)
+    out.var["transform"] = state
+    return out
+
+
+def as_float32(values: np.ndarray) -> np.ndarray:
+    """Float32 copy; InvalidInputError where a finite value would become infinite."""
+    with np.errstate(over="ignore"):
+        result = np.array(values, dtype=np.float32)
+    lost = np.isinf(result) & np.isfinite(values)
+    if lost.any():
+        raise InvalidInputError(
+            f"{np.count_nonzero(lost)} values (such as {values[lost][0]:g}) exceed the range of "
+            "float32, in which processed data are kept. Check the units of the data."
+        )
+    return result

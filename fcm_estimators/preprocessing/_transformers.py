@@ -1,0 +1,394 @@
+"""Transformers that put markers on a scale: arcsinh, logicle, linear."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from fcm_estimators._exceptions import (
+    InvalidInputError,
+    MissingKeyError,
+    NotFittedError,
+    ProcessingStateError,
+)
+from fcm_estimators.preprocessing import _state
+from fcm_estimators.preprocessing._scales import Arcsinh, Linear, Logicle, Scale
+
+
+class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_keys=None):
+    """A scale per marker, fixed at ``fit`` and applied by marker name."""
+
+    _kinds: ClassVar[tuple[str, ...]]
+    markers: Sequence[str] | None
+    transforms_: dict[str, Scale]
+
+    @abstractmethod
+    def _scales(self, adata: AnnData, markers: list[str]) -> list[Scale]:
+        """Scale of each marker, in order."""
+
+    def fit(self, X: AnnData, y: Any = None) -> Self:
+        """Choose the markers and fix their scales.
+
+        Parameters
+        ----------
+        X : AnnData
+            Training cells; left as they are.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InvalidInputError
+            If ``X`` is no in-memory dense AnnData, a parameter cannot be used, or no marker is
+            left to transform.
+        MissingKeyError
+            If ``markers`` is None and ``X.var`` has no column ``kind``, or ``T`` is None and
+            there is no column ``range``.
+        MarkerMismatchError
+            If a given marker is not in the data.
+        ProcessingStateError
+            If a marker is already transformed.
+        """
+        _state.check_adata(X)
+        markers = self._choose_markers(X)
+        _refuse_transformed(X, markers)
+        self.transforms_ = dict(zip(markers, self._scales(X, markers), strict=True))
+        return self
+
+    def transform(self, X: AnnData) -> AnnData:
+        """Put the fitted markers on their scale.
+
+        Parameters
+        ----------
+        X : AnnData
+            Cells with raw linear (or compensated) values; left as they are.
+
+        Returns
+        -------
+        AnnData
+            A copy with new float32 values in ``X``, ``layers["raw"]`` (what ``X`` held, unless
+            that layer exists) and the scales in ``var["transform"]``.
+
+        Raises
+        ------
+        NotFittedError
+            If called before ``fit``.
+        InvalidInputError
+            If ``X`` is no in-memory dense AnnData, or has NaN or infinite values in a marker.
+        MarkerMismatchError
+            If a fitted marker is not in the data.
+        ProcessingStateError
+            If a marker is already transformed.
+        """
+        values = self._read(X)
+        _refuse_transformed(X, list(self.transforms_))
+        for column, (marker, scale) in zip(values.T, self.transforms_.items(), strict=True):
+            column[:] = _named(marker, scale.transform, column)
+        recorded = {marker: str(scale) for marker, scale in self.transforms_.items()}
+        return _state.processed_copy(X, list(recorded), values, transforms=recorded)
+
+    def inverse_transform(self, X: AnnData) -> AnnData:
+        """Bring the fitted markers back to linear values, exact to float32.
+
+        Parameters
+        ----------
+        X : AnnData
+            Cells that this transformer, or one with the same scales, has transformed; left as
+            they are.
+
+        Returns
+        -------
+        AnnData
+            A copy whose ``var["transform"]`` is ``"none"`` for these markers.
+
+        Raises
+        ------
+        NotFittedError
+            If called before ``fit``.
+        InvalidInputError
+            If ``X`` is no in-memory dense AnnData, or has NaN or infinite values in a marker.
+        MarkerMismatchError
+            If a fitted marker is not in the data.
+        ProcessingStateError
+            If a marker is recorded with another scale than the fitted one.
+        """
+        values = self._read(X)
+        recorded = _state.recorded_transforms(X)
+        different = {
+            marker: recorded[marker]
+            for marker, scale in self.transforms_.items()
+            if recorded[marker] != str(scale)
+        }
+        if different:
+            raise ProcessingStateError(
+                f"The data record other transforms than the fitted ones: {different}; expected "
+                f"{ {m: str(self.transforms_[m]) for m in different} }. Invert with the "
+                "transformer that was applied."
+            )
+        for column, (marker, scale) in zip(values.T, self.transforms_.items(), strict=True):
+            column[:] = _named(marker, scale.inverse, column)
+        markers = list(self.transforms_)
+        none = dict.fromkeys(markers, _state.UNTRANSFORMED)
+        return _state.processed_copy(X, markers, values, transforms=none)
+
+    def _read(self, adata: AnnData) -> np.ndarray:
+        """Values of the fitted markers, once they and the state are checked."""
+        if not hasattr(self, "transforms_"):
+            name = type(self).__name__
+            raise NotFittedError(f"This {name} is not fitted yet. Call fit or fit_transform first.")
+        _state.check_adata(adata)
+        _state.require_markers(adata, list(self.transforms_))
+        return _state.read_values(adata, list(self.transforms_))
+
+    def _choose_markers(self, adata: AnnData) -> list[str]:
+        name = type(self).__name__
+        if self.markers is not None:
+            markers = list(self.markers)
+            if isinstance(self.markers, str) or not markers or len(set(markers)) < len(markers):
+                raise InvalidInputError(
+                    f"{name}: markers={self.markers!r}; expected a list of different names."
+                )
+            _state.require_markers(adata, markers)
+            return markers
+        if "kind" not in adata.var:
+            raise MissingKeyError(
+                f"{name}: adata.var has no column 'kind' (it has {list(adata.var.columns)}), so "
+                f"the {' or '.join(self._kinds)} markers are unknown. Pass markers=[...]."
+            )
+        kind = adata.var["kind"].astype(str)
+        chosen = [str(m) for m in adata.var_names[kind.isin(self._kinds).to_numpy()]]
+        if not chosen:
+            raise InvalidInputError(
+                f"{name}: no marker is of kind {' or '.join(self._kinds)}; adata.var['kind'] has "
+                f"{sorted(set(kind))}. Pass markers=[...]."
+            )
+        return chosen
+
+
+class ArcsinhTransform(_ScaleTransformer, auto_wrap_output_keys=None):
+    """Arcsinh scale ``arcsinh(x / cofactor)`` per marker, on AnnData.
+
+    Parameters
+    ----------
+    cofactor : float or dict of str to float, default 150
+        In raw units, positive; one for all markers, or one per marker. 150 is usual for
+        fluorescence, 5 for mass cytometry.
+    markers : list of str, optional
+        Markers (``var_names``) to transform. Default: kind ``fluorescence`` or ``mass``.
+
+    Attributes
+    ----------
+    transforms_ : dict of str to Arcsinh
+        Scale of each marker.
+
+    References
+    ----------
+    Bendall et al., Science 332, 687-696 (2011).
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from fcm_estimators.preprocessing import ArcsinhTransform
+    >>> adata = AnnData(np.float32([[0, 10], [5, 20]]), var=pd.DataFrame(index=["CD3", "CD4"]))
+    >>> out = ArcsinhTransform(cofactor=5, markers=["CD3"]).fit_transform(adata)
+    >>> list(out.var["transform"])
+    ['arcsinh(cofactor=5)', 'none']
+    """
+
+    _kinds = ("fluorescence", "mass")
+
+    def __init__(
+        self,
+        *,
+        cofactor: float | Mapping[str, float] = 150.0,
+        markers: Sequence[str] | None = None,
+    ) -> None:
+        self.cofactor = cofactor
+        self.markers = markers
+
+    def _scales(self, adata: AnnData, markers: list[str]) -> list[Scale]:
+        return [Arcsinh(cofactor=c) for c in _per_marker("cofactor", self.cofactor, markers)]
+
+
+class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):
+    """Logicle scale per marker, on AnnData: 0 to 1 over the positive range as in Gating-ML 2.0.
+
+    Parameters
+    ----------
+    T : float, optional
+        Top of the raw scale. Default: each marker's ``var["range"]`` ($PnR) at ``fit``.
+    W : float, dict of str to float, or "fit", default 0.5
+        Decades of the linear region. ``"fit"``: per marker from the training cells,
+        ``(M - log10(T / |r|)) / 2`` with r the 5th percentile of the negative values, limited to
+        what ``M`` and ``A`` allow; the narrowest region where no value is negative. Fixed at
+        ``fit``, never estimated anew for other samples.
+    M : float, default 4.5
+        Decades of the whole scale.
+    A : float, default 0
+        Additional negative decades.
+    markers : list of str, optional
+        Markers (``var_names``) to transform. Default: kind ``fluorescence``.
+
+    Attributes
+    ----------
+    transforms_ : dict of str to Logicle
+        Scale of each marker.
+
+    References
+    ----------
+    Parks, Roederer, Moore, Cytometry A 69A, 541-551 (2006): the choice of W. Moore, Parks,
+    Cytometry A 81A, 273-277 (2012): the scale.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from fcm_estimators.preprocessing import LogicleTransform
+    >>> adata = AnnData(np.float32([[-50], [1000]]), var=pd.DataFrame(index=["CD19"]))
+    >>> out = LogicleTransform(T=262144, markers=["CD19"]).fit_transform(adata)
+    >>> out.var["transform"]["CD19"]
+    'logicle(T=262144,W=0.5,M=4.5,A=0)'
+    """
+
+    _kinds = ("fluorescence",)
+
+    def __init__(
+        self,
+        *,
+        T: float | None = None,
+        W: float | Mapping[str, float] | Literal["fit"] = 0.5,
+        M: float = 4.5,
+        A: float = 0.0,
+        markers: Sequence[str] | None = None,
+    ) -> None:
+        self.T = T
+        self.W = W
+        self.M = M
+        self.A = A
+        self.markers = markers
+
+    def _scales(self, adata: AnnData, markers: list[str]) -> list[Scale]:
+        tops = _tops(adata, self.T, markers)
+        if isinstance(self.W, str):
+            if self.W != "fit":
+                raise InvalidInputError(f'W={self.W!r}; expected a number, a dict or "fit".')
+            # Checks T, M and A before they are used.
+            limits = [Logicle(T=t, W=max(0.0, -self.A), M=self.M, A=self.A) for t in tops]
+            values = _state.read_values(adata, markers)
+            widths = [_fitted_width(x, s) for x, s in zip(values.T, limits, strict=True)]
+        else:
+            widths = _per_marker("W", self.W, markers)
+        pairs = zip(tops, widths, strict=True)
+        return [Logicle(T=top, W=width, M=self.M, A=self.A) for top, width in pairs]
+
+
+class LinearTransform(_ScaleTransformer, auto_wrap_output_keys=None):
+    """Linear scale ``x / T`` per marker, on AnnData: for scatter.
+
+    Parameters
+    ----------
+    T : float, optional
+        Top of the raw scale. Default: each marker's ``var["range"]`` ($PnR) at ``fit``.
+    markers : list of str, optional
+        Markers (``var_names``) to transform. Default: kind ``scatter``.
+
+    Attributes
+    ----------
+    transforms_ : dict of str to Linear
+        Scale of each marker.
+
+    References
+    ----------
+    Spidlen et al., Gating-ML 2.0, Cytometry A 87A, 683-687 (2015): ``flin`` with A = 0.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from fcm_estimators.preprocessing import LinearTransform
+    >>> var = pd.DataFrame({"kind": ["scatter"], "range": [1000.0]}, index=["FSC-A"])
+    >>> LinearTransform().fit_transform(AnnData(np.float32([[250], [500]]), var=var)).X.ravel()
+    array([0.25, 0.5 ], dtype=float32)
+    """
+
+    _kinds = ("scatter",)
+
+    def __init__(self, *, T: float | None = None, markers: Sequence[str] | None = None) -> None:
+        self.T = T
+        self.markers = markers
+
+    def _scales(self, adata: AnnData, markers: list[str]) -> list[Scale]:
+        return [Linear(T=top) for top in _tops(adata, self.T, markers)]
+
+
+def _refuse_transformed(adata: AnnData, markers: list[str]) -> None:
+    recorded = _state.recorded_transforms(adata)[markers]
+    done = recorded[recorded != _state.UNTRANSFORMED]
+    if len(done):
+        raise ProcessingStateError(
+            f"Already transformed: {done.to_dict()}; expected linear values. Pass markers= "
+            "without them, or undo the transform with inverse_transform."
+        )
+
+
+def _named(marker: str, apply: Any, column: np.ndarray) -> np.ndarray:
+    try:
+        return apply(column)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"Marker {marker}: {error}") from error
+
+
+def _per_marker(name: str, value: Any, markers: list[str]) -> list[float]:
+    """Value of each marker from one for all or a dict that names exactly the markers."""
+    if not isinstance(value, Mapping):
+        return [value] * len(markers)
+    missing, unknown = sorted(set(markers) - set(value)), sorted(set(value) - set(markers))
+    if missing or unknown:
+        raise InvalidInputError(
+            f"{name} must name exactly the transformed markers {markers}: "
+            f"missing {missing}, not transformed {unknown}."
+        )
+    return [value[marker] for marker in markers]
+
+
+def _tops(adata: AnnData, T: float | None, markers: list[str]) -> list[float]:
+    """Top of the raw scale of each marker, given or from ``var["range"]``."""
+    if T is not None:
+        if not isinstance(T, Real):
+            raise InvalidInputError(f"T={T!r}; expected a number or None.")
+        return [float(T)] * len(markers)
+    if "range" not in adata.var:
+        raise MissingKeyError(
+            f"adata.var has no column 'range' ($PnR); it has {list(adata.var.columns)}. "
+            "Pass T, the top of the raw scale."
+        )
+    ranges = pd.to_numeric(adata.var["range"].loc[markers], errors="coerce")
+    unusable = ranges[~(np.isfinite(ranges) & (ranges > 0))]
+    if len(unusable):
+        raise InvalidInputError(
+            f"adata.var['range'] is not positive for {list(unusable.index)}. "
+            "Pass T, the top of the raw scale."
+        )
+    return [float(top) for top in ranges]
+
+
+def _fitted_width(x: np.ndarray, scale: Logicle) -> float:
+    """Width of the linear region that takes in the negative values (Parks et al. 2006)."""
+    narrowest, widest = scale.W, (scale.M - max(scale.A, 0.0)) / 2
+    negative = x[x < 0]
+    if len(negative) == 0:
+        return narrowest
+    r = abs(float(np.percentile(negative, 5)))
+    return float(np.clip((scale.M - np.log10(scale.T / r)) / 2, narrowest, widest))
