@@ -17,6 +17,7 @@ arXiv 2307.14581; Qin et al., *cosFormer*, arXiv 2202.08791 (the feature map).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -82,14 +83,16 @@ def attention_context(
     if weight is not None:
         phi = phi * weight.to(phi.dtype).unsqueeze(-1)
     key_values, keys = [], []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=k.device)
         k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=k.device)
         for i in range(start, stop, _CHUNK):
             j = min(i + _CHUNK, stop)
             # One product of all heads and its diagonal blocks: cheaper than a batched product
             # of strided heads at the widths in use.
-            full = (phi[i:j].T @ v[i:j]).unflatten(0, (n_heads, width)).unflatten(2, (n_heads, width))
+            full = (
+                (phi[i:j].T @ v[i:j]).unflatten(0, (n_heads, width)).unflatten(2, (n_heads, width))
+            )
             kv_sum = kv_sum + full.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
             k_sum = k_sum + split_heads(phi[i:j].sum(0), n_heads).double()
         if weight is None:
@@ -126,7 +129,7 @@ def attend(
     phi = torch.relu(q)
     scale = q.shape[-1] ** -0.5
     out = []
-    for s, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for s, (start, stop) in enumerate(pairwise(offsets)):
         kv = torch.block_diag(*(context.key_value[s] * scale).to(q.dtype))
         numerator = split_heads(phi[start:stop] @ kv, n_heads)
         out.append((numerator / _normaliser(phi[start:stop], context.key[s], eps)).flatten(1))
@@ -173,7 +176,7 @@ def received_attention(
     """
     phi_q, phi_k = torch.relu(q), torch.relu(k)
     out = []
-    for s, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for s, (start, stop) in enumerate(pairwise(offsets)):
         rows = phi_q[start:stop]
         if queries is not None:
             rows = rows[queries[start:stop]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -209,10 +210,8 @@ class ReluFormer(nn.Module):
         -------
         Tensor of shape (N, n_outputs)
         """
-        step = None
-        for step in self.trace(x, offsets, contexts=contexts, context_weight=context_weight):
-            pass
-        return self.output(x if step is None else step.output)
+        steps = self.trace(x, offsets, contexts=contexts, context_weight=context_weight)
+        return self.output(deque(steps, maxlen=1).pop().output)
 
     def contexts(
         self,

@@ -21,7 +21,7 @@ from fcm_estimators._fcs_record import get_spillover
 from fcm_estimators.preprocessing import _state
 
 
-class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
+class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Compensate fluorescence for spillover, on AnnData.
 
     Parameters
@@ -48,11 +48,11 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
     >>> import numpy as np, pandas as pd
     >>> from anndata import AnnData
     >>> from fcm_estimators.preprocessing import Compensation
-    >>> adata = AnnData(np.float32([[100, 10]]), var=pd.DataFrame(index=["FITC-A", "PE-A"]))
+    >>> adata = AnnData(np.float32([[100, 35]]), var=pd.DataFrame(index=["FITC-A", "PE-A"]))
     >>> names = ["FITC-A", "PE-A"]
-    >>> spillover = pd.DataFrame([[1, 0.1], [0, 1]], index=names, columns=names)
+    >>> spillover = pd.DataFrame([[1, 0.25], [0, 1]], index=names, columns=names)
     >>> Compensation(spillover=spillover).fit_transform(adata).X
-    array([[100.,   0.]], dtype=float32)
+    array([[100.,  10.]], dtype=float32)
     """
 
     spillover_: pd.DataFrame | None
@@ -110,12 +110,13 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
             If ``X`` is no in-memory dense AnnData, has NaN or infinite values in a channel, or
             the samples' matrices are unusable or cover different channels.
         MissingKeyError
-            If ``obs`` has no column ``sample_key``.
+            If ``obs`` has no column ``sample_key``, or ``uns["fcs"]`` is missing or does not
+            list a sample.
         MarkerMismatchError
             If a channel of the matrix is not in the data.
         ProcessingStateError
             If the data are compensated already ("Comp-" channels included), a channel is
-            transformed, or a sample has no matrix.
+            transformed, or a sample's file had no matrix.
         """
         self._check(X)
         done = _state.recorded_compensation(X)
@@ -146,8 +147,8 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         InvalidInputError, MissingKeyError, MarkerMismatchError
             As for ``transform``.
         ProcessingStateError
-            If a channel of the matrix is not compensated or is transformed, or a sample has no
-            matrix.
+            If a channel of the matrix is not compensated or is transformed, or a sample's file
+            had no matrix.
         """
         self._check(X)
         return self._apply(X, flowutils.compensate.inverse_compensate, compensated=False)
@@ -178,12 +179,11 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         if self.spillover_ is not None:
             return [(np.arange(adata.n_obs), self.spillover_)]
         rows_of = _rows_of_samples(adata, self.sample_key)
-        recorded = "fcs" in adata.uns
-        found = {s: get_spillover(adata, s) if recorded else None for s in rows_of}
+        found = {s: get_spillover(adata, s) for s in rows_of}
         missing = [s for s, matrix in found.items() if matrix is None]
         if missing:
             raise ProcessingStateError(
-                f"No spillover matrix for samples {missing} (uns['fcs']). Pass "
+                f"No spillover matrix for samples {missing} in uns['fcs']. Pass "
                 "Compensation(spillover=DataFrame), or leave these samples out."
             )
         parts = [

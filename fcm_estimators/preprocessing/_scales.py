@@ -120,6 +120,7 @@ class Scale(ABC):
             )
         return result
 
+    @abstractmethod
     def _check_parameters(self) -> None:
         """Raise InvalidInputError if the parameters define no increasing scale."""
 
@@ -143,10 +144,14 @@ class Identity(Scale):
 
     name: ClassVar[str] = "none"
 
+    def _check_parameters(self) -> None:
+        """Nothing to check: there are none."""
+
     def _forward(self, x: np.ndarray) -> np.ndarray:
         return x.copy()
 
-    _backward = _forward
+    def _backward(self, y: np.ndarray) -> np.ndarray:
+        return y.copy()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy.sparse import issparse
 
 from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError
+from fcm_estimators._validation import require_finite
 
 RAW_LAYER = "raw"
 UNTRANSFORMED = "none"
@@ -42,7 +43,7 @@ def check_adata(adata: Any) -> None:
 
 def channels(adata: AnnData) -> pd.Series:
     """Channel name ($PnN) of every marker; the marker's own name where none is recorded."""
-    names = adata.var["channel"] if "channel" in adata.var else adata.var_names
+    names = adata.var.get("channel", adata.var_names)
     return pd.Series(np.asarray(names, dtype=object), index=adata.var_names).astype(str)
 
 
@@ -75,13 +76,7 @@ def require_markers(adata: AnnData, markers: Sequence[str]) -> None:
 def read_values(adata: AnnData, markers: Sequence[str]) -> np.ndarray:
     """Values of ``markers`` as float64 of shape (N, len(markers)), all finite."""
     values = np.asarray(adata.X[:, adata.var_names.get_indexer(list(markers))], dtype=np.float64)
-    n_bad = np.count_nonzero(~np.isfinite(values), axis=0)
-    if n_bad.any():
-        counts = ", ".join(f"{m}: {n}" for m, n in zip(markers, n_bad, strict=True) if n)
-        raise InvalidInputError(
-            f"NaN or infinite values in {counts} (of {len(values)} cells). "
-            "Remove or repair these events first."
-        )
+    require_finite(values, markers)
     return values
 
 

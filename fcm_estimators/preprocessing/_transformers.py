@@ -22,7 +22,7 @@ from fcm_estimators.preprocessing import _state
 from fcm_estimators.preprocessing._scales import Arcsinh, Linear, Logicle, Scale
 
 
-class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_keys=None):
+class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """A scale per marker, fixed at ``fit`` and applied by marker name."""
 
     _kinds: ClassVar[tuple[str, ...]]
@@ -176,7 +176,7 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         return chosen
 
 
-class ArcsinhTransform(_ScaleTransformer, auto_wrap_output_keys=None):
+class ArcsinhTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Arcsinh scale ``arcsinh(x / cofactor)`` per marker, on AnnData.
 
     Parameters
@@ -222,7 +222,7 @@ class ArcsinhTransform(_ScaleTransformer, auto_wrap_output_keys=None):
         return [Arcsinh(cofactor=c) for c in _per_marker("cofactor", self.cofactor, markers)]
 
 
-class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):
+class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Logicle scale per marker, on AnnData: 0 to 1 over the positive range as in Gating-ML 2.0.
 
     Parameters
@@ -294,7 +294,7 @@ class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):
         return [Logicle(T=top, W=width, M=self.M, A=self.A) for top, width in pairs]
 
 
-class LinearTransform(_ScaleTransformer, auto_wrap_output_keys=None):
+class LinearTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Linear scale ``x / T`` per marker, on AnnData: for scatter.
 
     Parameters

@@ -1,0 +1,90 @@
+"""Where results are written in an AnnData, and in which form.
+
+Everything written survives ``write_h5ad`` and ``write_zarr``: no None, no nested lists, names of
+markers and classes as columns and never as keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from fcm_estimators._exceptions import InvalidInputError
+
+NOT_ANALYSED = "not analysed"
+
+
+def require_writable(adata: Any, key: str) -> None:
+    """Raise InvalidInputError unless results can be written into ``adata`` under ``key``."""
+    if not isinstance(adata, AnnData):
+        raise InvalidInputError(
+            f"Results are written into an AnnData, got {type(adata).__name__}. Use predict or "
+            "predict_proba for other kinds of X."
+        )
+    if adata.is_view:
+        raise InvalidInputError(
+            "This AnnData is a view of another one; writing would not reach it. Make it a copy "
+            "first: adata = adata.copy()."
+        )
+    if not key or "/" in key:
+        raise InvalidInputError(
+            f"key_added={key!r}: a key needs at least one character and no '/', which h5ad "
+            "files cannot hold."
+        )
+
+
+def record(params: Mapping[str, Any], **entries: Any) -> dict[str, Any]:
+    """Run record for ``uns``: parameters as one JSON text, the rest as arrays, text or numbers.
+
+    Entries that are None are left out.
+    """
+    out: dict[str, Any] = {"params": json.dumps(params, default=str, sort_keys=True)}
+    for name, value in entries.items():
+        if value is None:
+            continue
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            value = np.array([str(v) for v in value], dtype=object)
+        out[name] = value
+    return out
+
+
+def write_classes(
+    adata: AnnData,
+    key: str,
+    *,
+    classes: np.ndarray,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    run: dict[str, Any],
+) -> None:
+    """Write class, probabilities and run record.
+
+    Sets the following fields:
+
+    ``adata.obs[key]`` : Categorical
+        Class; categories in the order of ``classes``, then "not analysed" where cells are.
+    ``adata.obsm[f"{key}_proba"]`` : DataFrame, float32, columns = classes
+        NaN for cells not analysed.
+    ``adata.uns[key]`` : dict
+        The run record.
+    """
+    categories = [str(c) for c in classes]
+    codes = np.where(predicted < 0, len(categories), predicted)
+    if (predicted < 0).any():
+        categories.append(NOT_ANALYSED)
+    labels = pd.Categorical.from_codes(codes, categories=categories)
+    frame = pd.DataFrame(
+        probabilities.astype(np.float32),
+        index=adata.obs_names,
+        columns=[str(c) for c in classes],
+    )
+    adata.obs[key] = labels
+    adata.obsm[f"{key}_proba"] = frame
+    adata.uns[key] = run
+    # Colours of an earlier run may have another length than the categories.
+    adata.uns.pop(f"{key}_colors", None)

@@ -1,0 +1,398 @@
+"""What the estimators share: reading samples, splitting by patient, training, prediction."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import validate_data
+from torch import nn
+from torch.utils.data import Dataset
+
+from fcm_estimators._augmentation import Augmentation
+from fcm_estimators._draws import DrawPlan
+from fcm_estimators._exceptions import InvalidInputError, ModelFormatError, NotFittedError
+from fcm_estimators._persistence import from_json, read_model, to_json, write_model
+from fcm_estimators._samples import Samples, Source, read_samples
+from fcm_estimators._training import PackedNet, history_frame, make_net
+
+logger = logging.getLogger("fcm_estimators")
+
+# Fewer samples than this leave nothing to validate on.
+_MIN_SAMPLES_FOR_VALIDATION = 5
+
+
+class SetEstimator(BaseEstimator):
+    """Base of estimators that read whole samples; not for direct use.
+
+    Subclasses list their parameters in ``__init__`` and provide ``_make_module``.
+    """
+
+    _parameter_constraints: dict[str, list] = {
+        "sample_key": [str, Integral, None],
+        "label_key": [str, None],
+        "patient_key": [str, Integral, None],
+        "subset_key": [str, None],
+        "markers": ["array-like", None],
+        "marker_aliases": [dict, None],
+        "layer": [str, None],
+        "n_layers": [Interval(Integral, 1, None, closed="left")],
+        "n_heads": [Interval(Integral, 1, None, closed="left")],
+        "hidden_dim": [Interval(Integral, 1, None, closed="left")],
+        "eps": [Interval(Real, 0, None, closed="neither")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "steps_per_epoch": [Interval(Integral, 1, None, closed="left")],
+        "samples_per_step": [Interval(Integral, 1, None, closed="left")],
+        "cells_per_sample": [Interval(Integral, 1, None, closed="left")],
+        "augmentation": [Interval(Real, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "device": [str],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "net_")
+
+    def _require_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(
+                f"This {type(self).__name__} is not fitted yet. Call fit(...) or load(path) first."
+            )
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def _source(self) -> Source:
+        return Source(
+            sample_key=self.sample_key,
+            patient_key=self.patient_key,
+            subset_key=self.subset_key,
+            label_key=self.label_key,
+            layer=self.layer,
+            aliases=self.marker_aliases,
+        )
+
+    def _read_to_fit(self, X: Any, groups: Any) -> Samples:
+        """Samples for ``fit``; sets the attributes that describe the features."""
+        named = _has_names(X)
+        if not named:
+            X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
+        markers = self.markers_ if self._goes_on() else self.markers
+        samples = read_samples(X, self._source(), markers=markers, groups=groups)
+        _warn_of_unused_samples(X, self.sample_key, groups)
+        self.markers_ = list(samples.markers)
+        self.fitted_with_groups_ = groups is not None
+        if named:
+            self.n_features_in_ = len(self.markers_)
+            self.feature_names_in_ = np.array(self.markers_, dtype=object)
+        return samples
+
+    def _read_to_predict(self, X: Any, groups: Any) -> Samples:
+        """Samples for prediction, markers matched by name."""
+        self._require_fitted()
+        if self.fitted_with_groups_ and groups is None:
+            raise InvalidInputError(
+                "This model was fitted with groups=..., so it needs the sample id of each cell "
+                "to predict: pass groups=..., or fit with sample_key=... so that the id travels "
+                "with the rows."
+            )
+        source = self._source()
+        if not _has_names(X):
+            X = validate_data(
+                self, X, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=False
+            )
+        # Patients matter for the training split only; new data need not name them.
+        source = dataclasses.replace(source, patient_key=None)
+        return read_samples(X, source, markers=self.markers_, groups=groups)
+
+    # -- training -----------------------------------------------------------------------------
+
+    def _make_module(self, n_markers: int) -> nn.Module:
+        raise TypeError(f"{type(self).__name__} has to provide _make_module")
+
+    def _augmentation(self) -> Augmentation | None:
+        return Augmentation().scaled(self.augmentation) if self.augmentation else None
+
+    def _draw_plan(self, n_steps: int) -> DrawPlan:
+        return DrawPlan(
+            n_steps=n_steps,
+            samples_per_step=self.samples_per_step,
+            cells_per_sample=self.cells_per_sample,
+            min_class_fraction=self.min_class_fraction,
+            augmentation=self._augmentation(),
+        )
+
+    def _train(
+        self,
+        module: nn.Module,
+        criterion: nn.Module,
+        train_draws: Dataset,
+        valid_draws: Dataset | None,
+    ) -> None:
+        """Fit ``module`` on draws; sets ``net_`` and ``history_``."""
+        patience = None if valid_draws is None else self.n_iter_no_change
+        net = self._make_net(module, criterion, patience)
+        if valid_draws is not None:
+            net.train_split = lambda data, y=None: (data, valid_draws)
+        net.partial_fit(train_draws)
+        # The split holds the validation cells; the fitted model must not.
+        net.train_split = None
+        module.eval()
+        history = history_frame(net)
+        if self._goes_on():
+            history["epoch"] += len(self.history_)
+            history = pd.concat([self.history_, history], ignore_index=True)
+        self.net_: PackedNet = net
+        self.history_ = history
+
+    def _make_net(self, module: nn.Module, criterion: nn.Module, patience: int | None) -> PackedNet:
+        net = make_net(
+            module,
+            criterion,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            max_epochs=self.max_epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            device=resolve_device(self.device),
+            patience=patience,
+            verbose=self.verbose,
+        )
+        return net.initialize()
+
+    def _initial_module(self, samples: Samples, seed: int) -> nn.Module:
+        """Build a new module with the training scale inside, or a copy of the fitted one."""
+        if self._goes_on():
+            return copy.deepcopy(self.net_.module_).train()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = self._make_module(len(samples.markers))
+        mean, scale = marker_scale(samples)
+        module.input_mean.copy_(torch.from_numpy(mean))
+        module.input_scale.copy_(torch.from_numpy(scale))
+        return module
+
+    def _goes_on(self) -> bool:
+        """Whether ``fit`` continues from a fitted net."""
+        return self.warm_start and hasattr(self, "net_")
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _split_patients(
+        self, samples: Samples, seed: int, has: np.ndarray
+    ) -> tuple[list[int], list[int]]:
+        """Positions of training and validation samples, no patient in both.
+
+        Parameters
+        ----------
+        samples : Samples
+        seed : int
+        has : bool ndarray of shape (S, C)
+            What each sample contributes to learn from; everything stays present in training,
+            and in validation where possible.
+        """
+        n_samples = len(samples.names)
+        everything = list(range(n_samples))
+        patients, codes = np.unique(samples.patients.astype(str), return_inverse=True)
+        if not self.early_stopping:
+            return everything, []
+        if n_samples < _MIN_SAMPLES_FOR_VALIDATION or len(patients) < 2:
+            logger.info(
+                "%d sample(s) of %d patient(s): no validation split, no early stopping; the "
+                "weights after the last epoch are kept.",
+                n_samples,
+                len(patients),
+            )
+            return everything, []
+        rng = np.random.default_rng(seed)
+        n_valid = min(max(1, round(self.validation_fraction * len(patients))), len(patients) - 1)
+        best: tuple[int, np.ndarray] | None = None
+        for _ in range(100):
+            valid = np.isin(codes, rng.permutation(len(patients))[:n_valid])
+            lost = int((has.any(0) & ~has[~valid].any(0)).sum())
+            unseen = int((has.any(0) & ~has[valid].any(0)).sum())
+            score = lost * has.shape[1] + unseen
+            if best is None or score < best[0]:
+                best = score, valid
+            if score == 0:
+                break
+        valid = best[1] if best is not None else np.zeros(n_samples, dtype=bool)
+        return np.flatnonzero(~valid).tolist(), np.flatnonzero(valid).tolist()
+
+    # -- prediction ---------------------------------------------------------------------------
+
+    def _module(self, dtype: np.dtype) -> nn.Module:
+        """Fitted module in the data's precision; a cast copy where that differs."""
+        module = self.net_.module_
+        if dtype == np.float64:
+            module = copy.deepcopy(module).double()
+        return module.eval()
+
+    def _outputs(self, samples: Samples) -> np.ndarray:
+        """Module outputs of all cells, sample by sample, in the dtype of ``samples.x``."""
+        module = self._module(samples.x.dtype)
+        device = next(module.parameters()).device
+        parts = []
+        with torch.no_grad():
+            for start, stop in spans(samples):
+                x = torch.from_numpy(samples.x[start:stop]).to(device)
+                parts.append(module(x).cpu().numpy())
+        return np.concatenate(parts)
+
+    # -- save and load ------------------------------------------------------------------------
+
+    def _fitted_state(self) -> dict[str, Any]:
+        raise TypeError(f"{type(self).__name__} has to provide _fitted_state")
+
+    def _restore_fitted_state(self, state: dict[str, Any]) -> None:
+        raise TypeError(f"{type(self).__name__} has to provide _restore_fitted_state")
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Save the fitted model as a directory of two files, without pickle.
+
+        Parameters
+        ----------
+        path : path
+            Directory; made where it does not exist, a model in it is replaced.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        """
+        self._require_fitted()
+        params = self.get_params()
+        if not isinstance(params["random_state"], (int, np.integer)):
+            params["random_state"] = None  # a generator's state is not part of the model
+        state = {
+            "class": type(self).__name__,
+            "params": to_json(params),
+            "fitted": to_json(
+                {
+                    "markers": self.markers_,
+                    "n_features_in": self.n_features_in_,
+                    "named": hasattr(self, "feature_names_in_"),
+                    "with_groups": self.fitted_with_groups_,
+                    "validation_samples": [str(name) for name in self.validation_samples_],
+                    "history": self.history_.to_dict("list"),
+                    **self._fitted_state(),
+                }
+            ),
+        }
+        write_model(path, self.net_.module_.state_dict(), state)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, device: str = "auto") -> Self:
+        """Load a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The directory.
+        device : str, default "auto"
+            Where to put the net, whatever it was trained on.
+
+        Returns
+        -------
+        Fitted estimator
+
+        Raises
+        ------
+        ModelFormatError
+            Missing, damaged, or newer model, or one of another class.
+        """
+        tensors, description = read_model(path, cls.__name__)
+        try:
+            model = cls(**from_json(description["params"])).set_params(device=device)
+            fitted = from_json(description["fitted"])
+            model._restore(fitted, tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ModelFormatError(
+                f"The description of the model in {path} does not fit its weights or this version "
+                f"of the package: {error}. Copy the directory again, or train anew."
+            ) from error
+        return model
+
+    def _restore(self, fitted: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        self.markers_ = list(fitted["markers"])
+        self.n_features_in_ = int(fitted["n_features_in"])
+        if fitted["named"]:
+            self.feature_names_in_ = np.array(self.markers_, dtype=object)
+        self.fitted_with_groups_ = bool(fitted["with_groups"])
+        self.validation_samples_ = fitted["validation_samples"]
+        self.history_ = pd.DataFrame(fitted["history"])
+        self._restore_fitted_state(fitted)
+        module = self._make_module(len(self.markers_))
+        module.load_state_dict(tensors)
+        self.net_ = self._make_net(module.eval(), nn.Identity(), patience=None)
+
+
+def _has_names(X: Any) -> bool:
+    return isinstance(X, (AnnData, pd.DataFrame))
+
+
+def _warn_of_unused_samples(X: Any, sample_key: Any, groups: Any) -> None:
+    """Warn where a cohort would silently be read as one sample."""
+    if sample_key is None and groups is None and isinstance(X, AnnData) and "sample" in X.obs:
+        n_samples = X.obs["sample"].nunique()
+        if n_samples > 1:
+            warnings.warn(
+                f"adata.obs['sample'] names {n_samples} samples, but neither sample_key nor "
+                "groups was given, so all cells are read as one sample. Pass "
+                "sample_key='sample' to read them apart.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+def spans(samples: Samples) -> Iterator[tuple[int, int]]:
+    """Row limits of each sample."""
+    return pairwise(samples.offsets)
+
+
+def marker_scale(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and SD of each marker within samples, every sample with equal weight.
+
+    The SD is that of cells around their own sample's mean, so a shift between training samples
+    does not count as spread. A marker without spread gets scale 1.
+    """
+    blocks = [samples.x[start:stop] for start, stop in spans(samples)]
+    mean = np.mean([block.mean(0, dtype=np.float64) for block in blocks], axis=0)
+    variance = np.mean([block.var(0, dtype=np.float64) for block in blocks], axis=0)
+    scale = np.sqrt(variance)
+    flat = scale <= 1e-12 * np.maximum(1.0, np.abs(mean))
+    return mean.astype(np.float32), np.where(flat, 1.0, scale).astype(np.float32)
+
+
+def resolve_device(device: str) -> str:
+    """``"auto"`` is CUDA where there is a CUDA device, else the CPU."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"device={device!r} is not a device; use 'auto', 'cpu', 'cuda' or 'cuda:0'."
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(f"device={device!r}, but no CUDA device was found; use 'auto'.")
+    return device

@@ -1,0 +1,216 @@
+"""The skorch net inside the estimators: loss with inputs, schedule, callbacks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochTimer,
+    GradientNormClipping,
+    LRScheduler,
+    PassthroughScoring,
+)
+from skorch.utils import to_tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+
+class PackedNet(NeuralNet):
+    """skorch net for packed samples.
+
+    Batches are ``(inputs, y)`` with one row per cell, as SampleDraws makes them; the criterion is
+    called with the output, ``y`` and the inputs.
+    """
+
+    def infer(self, x: dict[str, Tensor], **fit_params: Any) -> Tensor:
+        """Outputs of every cell of a packed batch."""
+        # Limits are counted where the batch was made, so a GPU is not waited for.
+        offsets = [0, *torch.bincount(x["sample"]).cumsum(0).tolist()]
+        cells = to_tensor(x["x"], device=self.device)
+        weight = to_tensor(x["context_weight"], device=self.device)
+        return self.module_(cells, offsets, context_weight=weight)
+
+    def get_loss(
+        self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False
+    ) -> Tensor:
+        """Loss of a packed batch."""
+        inputs = to_tensor(X, device=self.device)
+        return self.criterion_(y_pred, to_tensor(y_true, device=self.device), inputs)
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        # skorch's own print; what is wanted is passed explicitly.
+        return []
+
+
+class CellCrossEntropy(nn.Module):
+    """Cross-entropy of labelled cells, each sample with equal weight.
+
+    The log odds ratio of the draw is added to the logits, so the logits themselves learn the
+    sample's own class probabilities (case-control correction).
+
+    Parameters
+    ----------
+    class_weight : Tensor of shape (C,)
+    """
+
+    class_weight: Tensor
+
+    def __init__(self, class_weight: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("class_weight", class_weight)
+
+    def forward(self, logits: Tensor, y: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean over samples of the weighted mean over their labelled cells."""
+        weight = self.class_weight[y.clamp(min=0)] * (y >= 0)
+        loss = nn.functional.cross_entropy(
+            logits + inputs["log_odds_ratio"], y, reduction="none", ignore_index=-1
+        )
+        sample = inputs["sample"]
+        per_sample = torch.zeros(int(sample[-1]) + 1, dtype=logits.dtype, device=logits.device)
+        total = per_sample.index_add(0, sample, loss * weight)
+        norm = per_sample.index_add(0, sample, weight)
+        counts = norm > 0
+        return (total[counts] / norm[counts]).sum() / counts.sum().clamp(min=1)
+
+
+class TellEpoch(Callback):
+    """Tell the training draws which epoch it is, so that each epoch draws anew."""
+
+    def on_epoch_begin(self, net: NeuralNet, dataset_train: Any = None, **kwargs: Any) -> None:
+        """Set the epoch, counted from 1."""
+        dataset_train.epoch = net.history[-1, "epoch"]
+
+
+class ProgressBar(Callback):
+    """A bar over epochs with the losses beside it."""
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Open the bar."""
+        self.bar_ = tqdm(total=net.max_epochs, desc="training", unit="epoch")
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Advance by one epoch."""
+        row = net.history[-1]
+        self.bar_.set_postfix(
+            {k: f"{row[k]:.4f}" for k in ("train_loss", "valid_loss") if k in row}
+        )
+        self.bar_.update()
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.bar_.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "bar_"}
+
+
+class LearningRate(Callback):
+    """Write the learning rate of the epoch's last step into the history."""
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Record it."""
+        net.history.record("learning_rate", net.optimizer_.param_groups[0]["lr"])
+
+
+@dataclass(frozen=True)
+class WarmUpCosine:
+    """Factor on the learning rate: linear rise over the first tenth, then cosine to zero."""
+
+    n_steps: int
+
+    def __call__(self, step: int) -> float:
+        n_rise = max(1, round(0.1 * self.n_steps))
+        if step < n_rise:
+            return (step + 1) / n_rise
+        done = min(1.0, (step - n_rise) / max(1, self.n_steps - n_rise))
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_net(
+    module: nn.Module,
+    criterion: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    max_epochs: int,
+    steps_per_epoch: int,
+    device: str,
+    patience: int | None,
+    verbose: int,
+) -> PackedNet:
+    """Compose the skorch net.
+
+    Parameters
+    ----------
+    module, criterion : nn.Module
+        Ready instances.
+    learning_rate, weight_decay : float
+        Of AdamW; the rate is the highest of the schedule.
+    max_epochs, steps_per_epoch : int
+    device : str
+    patience : int or None
+        Epochs without a better validation loss before training stops; the best epoch is
+        restored. None: no validation.
+    verbose : int
+        1 shows a progress bar.
+    """
+    schedule = WarmUpCosine(max_epochs * steps_per_epoch)
+    callbacks: list[tuple[str, Callback]] = [
+        ("timer", EpochTimer()),
+        ("tell_epoch", TellEpoch()),
+        ("clip", GradientNormClipping(1.0)),
+        ("schedule", LRScheduler("LambdaLR", lr_lambda=schedule, step_every="batch")),
+        ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+        ("learning_rate", LearningRate()),
+    ]
+    if patience is not None:
+        callbacks += [
+            ("valid_loss", PassthroughScoring("valid_loss")),
+            ("stop", EarlyStopping(patience=patience, threshold=0, load_best=True, sink=_quiet)),
+        ]
+    if verbose:
+        callbacks.append(("bar", ProgressBar()))
+    return PackedNet(
+        module,
+        criterion=criterion,
+        optimizer=torch.optim.AdamW,
+        lr=learning_rate,
+        optimizer__weight_decay=weight_decay,
+        max_epochs=max_epochs,
+        batch_size=None,
+        iterator_train=DataLoader,
+        iterator_valid=DataLoader,
+        train_split=None,
+        callbacks=callbacks,
+        device=device,
+        verbose=0,
+    )
+
+
+def _quiet(*args: Any, **kwargs: Any) -> None:
+    """Sink for messages."""
+
+
+def history_frame(net: NeuralNet) -> pd.DataFrame:
+    """A row per epoch: epoch, train_loss, valid_loss, learning_rate, seconds."""
+    wanted = {"dur": "seconds"}
+    rows = [
+        {
+            wanted.get(k, k): row[k]
+            for k in row
+            if k != "batches" and not k.endswith(("_best", "_count"))
+        }
+        for row in net.history
+    ]
+    names = ["epoch", "train_loss", "valid_loss", "learning_rate", "seconds"]
+    frame = pd.DataFrame(rows)
+    return frame[[name for name in names if name in frame]]

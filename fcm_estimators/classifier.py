@@ -1,0 +1,572 @@
+"""Classification of cells by a transformer that reads whole samples."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy.special import expit, logit, logsumexp, softmax
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from fcm_estimators import _keys
+from fcm_estimators._draws import SampleDraws
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._samples import Samples, read_labels
+from fcm_estimators._set_estimator import SetEstimator
+from fcm_estimators._targets import class_presence, class_weights, encode_labels, recode
+from fcm_estimators._threshold import best_f1_threshold, false_positive_threshold
+from fcm_estimators._training import CellCrossEntropy
+from fcm_estimators._validation import listed
+from fcm_estimators._version import __version__
+from fcm_estimators.nn import ReluFormer
+
+# Every held-out sample is drawn this often, each time distorted otherwise.
+_VALIDATION_DRAWS = 4
+
+
+class ReluFormerClassifier(ClassifierMixin, SetEstimator):
+    """Classify cells with a ReluFormer, a transformer over all cells of a sample.
+
+    What a cell is depends on its sample: instruments, stains and days shift every marker. The
+    net sees each cell together with all others of its sample, and is trained on distorted
+    samples, so it learns to read the shift off the sample.
+
+    Parameters
+    ----------
+    sample_key : str or int, default None
+        Column that says which sample (FCS file) a cell belongs to: of ``obs`` for AnnData, of
+        the table for a DataFrame, the column number for an array. It is never a marker. None:
+        ids come from ``fit(..., groups=ids)``, else all cells are one sample.
+    label_key : str, default None
+        Column of labels that ``fit`` and ``score`` use where no ``y`` is given.
+    patient_key : str or int, default None
+        Column of patients. Validation is split by patient, since files of one patient are
+        alike. None: every sample is its own patient.
+    subset_key : str, default None
+        True/False column of ``obs`` (or of ``obsm["gates"]``) that selects a parent gate. Other
+        cells are neither context nor classified; their class is "not analysed".
+    markers : list of str, default None
+        Markers to read. None: scatter and stained fluorescence or mass channels where
+        ``var["kind"]`` tells, else all columns; never Time.
+    marker_aliases : dict, default None
+        Name in the data -> name in the model, e.g. ``{"SY41": "Syto 41"}``.
+    layer : str, default None
+        Layer of the AnnData to read instead of ``X``.
+    pos_label : label, default None
+        The positive class of a binary problem, to which ``threshold_`` belongs, e.g. "blast".
+        None: the last of the sorted classes.
+    n_layers : int, default 4
+    n_heads : int, default 4
+        Must divide ``hidden_dim``.
+    hidden_dim : int, default 32
+        Width of the net.
+    eps : float, default 1e-2
+        Added to the mean normaliser of the attention.
+    max_epochs : int, default 20
+    steps_per_epoch : int, default 25
+    samples_per_step : int, default 4
+        Samples of one training step, drawn with replacement.
+    cells_per_sample : int, default 3000
+        Cells drawn from each for a step. Prediction always uses all cells.
+    min_class_fraction : float, default 0.05
+        Each class is topped up to this share of ``cells_per_sample`` for the loss, as far as
+        the sample has such cells. The context stays representative, and the loss corrects for
+        the altered prior, so probabilities refer to the samples as they are.
+    augmentation : float, default 1.0
+        Strength of the random distortions of training samples (shift, scale, monotone warp,
+        channel mixing, class composition). 0 switches them off.
+    learning_rate : float, default 3e-3
+        Highest rate of the schedule (linear warm-up, cosine to zero).
+    weight_decay : float, default 1e-2
+        Of AdamW.
+    class_weight : dict, "balanced" or None, default None
+        Weight of each class in the loss. It shifts probabilities, as elsewhere in scikit-learn.
+    early_stopping : bool, default True
+        Hold out patients, stop when their loss no longer falls, and keep the best epoch. Below
+        5 samples or 2 patients nothing can be held out and the last weights are kept.
+    validation_fraction : float, default 0.2
+        Share of patients held out.
+    n_iter_no_change : int, default 10
+        Epochs without improvement before training stops.
+    threshold : "f1" or float, default "f1"
+        Probability of ``pos_label`` from which a cell is called positive (binary problems):
+        "f1" chooses the best mean F1 of the held-out patients' samples, and is 0.5 without
+        held-out patients.
+    false_positive_rate : float, default None
+        Choose the threshold so that at most this share of the held-out patients' negative cells
+        is called positive, instead of ``threshold``. Needs held-out patients.
+    warm_start : bool, default False
+        Go on from the fitted net, e.g. to fine-tune a saved model on another lab's samples.
+    device : str, default "auto"
+        "auto" (CUDA where present), "cpu", "cuda", "cuda:1".
+    random_state : int, RandomState or None, default None
+        Equal ints give equal models on one machine.
+    verbose : int, default 0
+        1 shows a progress bar.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels, sorted.
+    threshold_ : float or None
+        Probability of ``pos_label_`` from which a cell is positive; None for more than two
+        classes, where the most probable class is predicted.
+    pos_label_ : label or None
+        Positive class of a binary problem.
+    markers_ : list of str
+        Markers that the model reads, in its order.
+    history_ : DataFrame
+        A row per epoch: ``epoch``, ``train_loss``, ``valid_loss``, ``learning_rate``, ``seconds``.
+    validation_samples_ : list
+        Ids of the held-out samples.
+    net_ : skorch.NeuralNet
+        The trained net; ``net_.module_`` is the :class:`~fcm_estimators.nn.ReluFormer`.
+    n_features_in_ : int
+        Columns of an array, markers of a table or AnnData.
+    feature_names_in_ : ndarray of str
+        Markers; only after fitting on named columns.
+
+    Notes
+    -----
+    Predictions of a cell depend on the other cells of its sample: predict whole samples. Splits
+    of rows that are not by sample change the context without notice; split with ``GroupKFold``
+    and the sample or patient as group.
+
+    References
+    ----------
+    Kowarsch et al., *Explainable Techniques for Analyzing Flow Cytometry Cell Transformers*,
+    arXiv 2307.14581.
+
+    Examples
+    --------
+    >>> from fcm_estimators import ReluFormerClassifier
+    >>> from fcm_estimators.datasets import simulate_cohort
+    >>> adata = simulate_cohort(n_samples=2, n_cells=300, random_state=0)
+    >>> clf = ReluFormerClassifier(
+    ...     sample_key="sample", label_key="cell_type", pos_label="blast", max_epochs=1
+    ... )
+    >>> clf.fit(adata).predict(adata).shape
+    (600,)
+    """
+
+    _parameter_constraints = {
+        **SetEstimator._parameter_constraints,
+        "pos_label": "no_validation",
+        "min_class_fraction": [Interval(Real, 0, 1, closed="both")],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "threshold": [StrOptions({"f1"}), Interval(Real, 0, 1, closed="neither")],
+        "false_positive_rate": [Interval(Real, 0, 1, closed="neither"), None],
+    }
+
+    def __init__(
+        self,
+        *,
+        sample_key: str | int | None = None,
+        label_key: str | None = None,
+        patient_key: str | int | None = None,
+        subset_key: str | None = None,
+        markers: list[str] | None = None,
+        marker_aliases: dict[str, str] | None = None,
+        layer: str | None = None,
+        pos_label: Any = None,
+        n_layers: int = 4,
+        n_heads: int = 4,
+        hidden_dim: int = 32,
+        eps: float = 1e-2,
+        max_epochs: int = 20,
+        steps_per_epoch: int = 25,
+        samples_per_step: int = 4,
+        cells_per_sample: int = 3000,
+        min_class_fraction: float = 0.05,
+        augmentation: float = 1.0,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 1e-2,
+        class_weight: dict[Any, float] | str | None = None,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.2,
+        n_iter_no_change: int = 10,
+        threshold: str | float = "f1",
+        false_positive_rate: float | None = None,
+        warm_start: bool = False,
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.sample_key = sample_key
+        self.label_key = label_key
+        self.patient_key = patient_key
+        self.subset_key = subset_key
+        self.markers = markers
+        self.marker_aliases = marker_aliases
+        self.layer = layer
+        self.pos_label = pos_label
+        self.n_layers = n_layers
+        self.n_heads = n_heads
+        self.hidden_dim = hidden_dim
+        self.eps = eps
+        self.max_epochs = max_epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.samples_per_step = samples_per_step
+        self.cells_per_sample = cells_per_sample
+        self.min_class_fraction = min_class_fraction
+        self.augmentation = augmentation
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.class_weight = class_weight
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.threshold = threshold
+        self.false_positive_rate = false_positive_rate
+        self.warm_start = warm_start
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = self.label_key is None
+        return tags
+
+    # -- fit ----------------------------------------------------------------------------------
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None, groups: Any = None) -> Self:
+        """Train on samples with labelled cells.
+
+        Parameters
+        ----------
+        X : AnnData, DataFrame or array of shape (n_cells, n_columns)
+            Cells, transformed (compensated, logicle or arcsinh). Not changed.
+        y : array-like of shape (n_cells,), optional
+            Labels, text or numbers; NaN or None for cells without label, which are context but
+            carry no loss. Default: the column ``label_key``.
+        groups : array-like of shape (n_cells,), optional
+            Sample id of each cell, where there is no ``sample_key``. Prediction then needs
+            ``groups`` too.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InvalidInputError
+            No cells or a single one; one class; labels or ids of another length; values that
+            are not finite; ids that are missing.
+        MarkerMismatchError, MissingKeyError
+            A named marker, column or layer that is not there.
+        """
+        if self.hidden_dim % self.n_heads:
+            raise InvalidInputError(
+                f"hidden_dim={self.hidden_dim} is not a multiple of n_heads={self.n_heads}; heads "
+                "are equal blocks of the width."
+            )
+        before = dict(vars(self))
+        try:
+            return self._fit(X, y, groups)
+        except Exception:
+            # A fit that fails leaves an earlier model as it was.
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _fit(self, X: Any, y: Any, groups: Any) -> Self:
+        samples = self._read_to_fit(X, groups)
+        classes, codes = encode_labels(read_labels(X, y, self.label_key, samples.n_rows))
+        codes = codes[samples.rows]
+        if self._goes_on():
+            codes = recode(classes, codes, self.classes_)
+            classes = self.classes_
+        self._require_learnable(samples, classes, codes)
+        self.classes_ = classes
+        self.pos_label_ = self._positive(classes)
+        seed = self._seed()
+        module = self._initial_module(samples, seed)
+        weights = class_weights(self.class_weight, classes, codes)
+        present = class_presence(codes, samples.offsets, len(classes))
+        train, valid = self._split_patients(samples, seed, present)
+        self._train(
+            module,
+            CellCrossEntropy(torch.from_numpy(weights)),
+            self._draws(samples, codes, train, module, seed),
+            self._draws(samples, codes, valid, module, seed, fixed=True) if valid else None,
+        )
+        self.validation_samples_ = samples.names[valid].tolist()
+        self.threshold_ = self._choose_threshold(samples, codes, valid)
+        return self
+
+    def _require_learnable(self, samples: Samples, classes: np.ndarray, codes: np.ndarray) -> None:
+        if len(samples.x) < 2:
+            raise InvalidInputError(
+                "n_samples=1: a single cell cannot be learnt from. Pass whole samples."
+            )
+        present = np.unique(codes[codes >= 0])
+        if len(present) == 0 or (len(present) == 1 and not self._goes_on()):
+            raise InvalidInputError(
+                f"The labelled cells are of one class only ({listed(classes[present])}); two or "
+                "more are needed. Check label_key, and that subset_key keeps cells of each class."
+            )
+
+    def _positive(self, classes: np.ndarray) -> Any:
+        if len(classes) > 2:
+            if self.pos_label is not None:
+                raise InvalidInputError(
+                    f"pos_label={self.pos_label!r} is for two classes; the labels hold "
+                    f"{len(classes)}: {listed(classes)}. Leave it None, or merge the others."
+                )
+            return None
+        if self.pos_label is None:
+            return classes[-1]
+        if self.pos_label not in classes:
+            raise InvalidInputError(
+                f"pos_label={self.pos_label!r} is not among the labels {listed(classes)}."
+            )
+        return self.pos_label
+
+    def _make_module(self, n_markers: int) -> ReluFormer:
+        return ReluFormer(
+            n_markers,
+            len(self.classes_),
+            hidden_dim=self.hidden_dim,
+            n_heads=self.n_heads,
+            n_layers=self.n_layers,
+            eps=self.eps,
+        )
+
+    def _draws(
+        self,
+        samples: Samples,
+        codes: np.ndarray,
+        chosen: list[int],
+        module: ReluFormer,
+        seed: int,
+        fixed: bool = False,
+    ) -> SampleDraws:
+        """Training draws from some samples; ``fixed`` ones, for validation, see each 4 times."""
+        part = samples.take(chosen)
+        n_steps = self.steps_per_epoch
+        if fixed:
+            n_steps = math.ceil(_VALIDATION_DRAWS * len(chosen) / self.samples_per_step)
+        return SampleDraws(
+            part.x,
+            np.concatenate([codes[samples.offsets[s] : samples.offsets[s + 1]] for s in chosen]),
+            part.offsets,
+            mean=module.input_mean.numpy(force=True),
+            scale=module.input_scale.numpy(force=True),
+            n_classes=len(self.classes_),
+            plan=self._draw_plan(n_steps),
+            seed=seed,
+            fixed=fixed,
+        )
+
+    def _choose_threshold(
+        self, samples: Samples, codes: np.ndarray, valid: list[int]
+    ) -> float | None:
+        """Probability of the positive class from which a cell is positive."""
+        if self.pos_label_ is None:
+            if self.false_positive_rate is not None:
+                raise InvalidInputError(
+                    f"false_positive_rate is for two classes; the labels hold {len(self.classes_)}."
+                )
+            return None
+        if self.false_positive_rate is None and self.threshold != "f1":
+            return float(self.threshold)
+        if not valid:
+            if self.false_positive_rate is not None:
+                raise InvalidInputError(
+                    "false_positive_rate needs held-out patients, and there are none: pass 5 or "
+                    "more samples of 2 or more patients with early_stopping=True, or a number as "
+                    "threshold."
+                )
+            return 0.5
+        held_out = samples.take(valid)
+        truth = np.concatenate([codes[samples.offsets[s] : samples.offsets[s + 1]] for s in valid])
+        known = truth >= 0
+        log_odds = self._log_odds(self._outputs(held_out))[known]
+        positive = self.classes_[truth[known]] == self.pos_label_
+        if self.false_positive_rate is not None:
+            cut = false_positive_threshold(log_odds, positive, self.false_positive_rate)
+        else:
+            cut = best_f1_threshold(log_odds, positive, held_out.sample_of_cell[known])
+        return float(expit(cut))
+
+    # -- prediction ---------------------------------------------------------------------------
+
+    def _log_odds(self, logits: np.ndarray) -> np.ndarray:
+        """Log-odds of the positive class, shape (n,)."""
+        positive = int(self.classes_[1] == self.pos_label_)
+        return logits[:, positive] - logits[:, 1 - positive]
+
+    def _codes(self, logits: np.ndarray) -> np.ndarray:
+        """Predicted class codes; the one place where a decision is made."""
+        if self.threshold_ is None:
+            return logits.argmax(1)
+        called = self._log_odds(logits) >= logit(self.threshold_)
+        positive = int(self.classes_[1] == self.pos_label_)
+        return np.where(called, positive, 1 - positive)
+
+    def predict(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Class of each cell.
+
+        Parameters
+        ----------
+        X : AnnData, DataFrame or array of shape (n_cells, n_columns)
+            Whole samples; markers are found by name, further ones are ignored.
+        groups : array-like of shape (n_cells,), optional
+            Sample ids, for a model fitted with ``groups``.
+
+        Returns
+        -------
+        ndarray of shape (n_cells,)
+            Labels. Cells outside ``subset_key`` are "not analysed" (NaN for numeric labels).
+
+        Raises
+        ------
+        NotFittedError, MarkerMismatchError, MissingKeyError, InvalidInputError
+            Not fitted; markers or columns missing; values that are not finite.
+        """
+        samples = self._read_to_predict(X, groups)
+        predicted = self.classes_[self._codes(self._outputs(samples))]
+        if len(samples.rows) == samples.n_rows:
+            return samples.scatter(predicted, predicted[0])
+        if predicted.dtype.kind in "US":
+            return samples.scatter(predicted.astype(object), _keys.NOT_ANALYSED)
+        return samples.scatter(predicted.astype(np.float64), np.nan)
+
+    def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Probability of each class for each cell.
+
+        Parameters
+        ----------
+        X, groups
+            As for :meth:`predict`.
+
+        Returns
+        -------
+        ndarray of shape (n_cells, n_classes)
+            Columns in the order of ``classes_``, dtype of X (float32 or float64); NaN for cells
+            outside ``subset_key``.
+        """
+        samples = self._read_to_predict(X, groups)
+        return samples.scatter(softmax(self._outputs(samples), axis=1), np.nan)
+
+    def decision_function(self, X: Any, groups: Any = None) -> np.ndarray:
+        """Scores whose sign (two classes) or largest entry is the predicted class.
+
+        Parameters
+        ----------
+        X, groups
+            As for :meth:`predict`.
+
+        Returns
+        -------
+        ndarray of shape (n_cells,) or (n_cells, n_classes)
+            Two classes: log-odds of ``classes_[1]`` beyond the threshold. More: log-odds of each
+            class against the rest. NaN for cells outside ``subset_key``.
+        """
+        samples = self._read_to_predict(X, groups)
+        logits = self._outputs(samples)
+        if self.threshold_ is None:
+            rest = [logsumexp(np.delete(logits, c, 1), axis=1) for c in range(logits.shape[1])]
+            return samples.scatter(logits - np.stack(rest, 1), np.nan)
+        beyond = self._log_odds(logits) - logit(self.threshold_)
+        sign = 1 if self.classes_[1] == self.pos_label_ else -1
+        return samples.scatter((sign * beyond).astype(logits.dtype), np.nan)
+
+    def score(self, X: Any, y: Any = None, groups: Any = None) -> float:
+        """Accuracy over labelled, analysed cells.
+
+        Parameters
+        ----------
+        X, groups
+            As for :meth:`predict`.
+        y : array-like of shape (n_cells,), optional
+            True labels, NaN for cells to leave out. Default: the column ``label_key``.
+
+        Returns
+        -------
+        float
+        """
+        samples = self._read_to_predict(X, groups)
+        truth = pd.Series(read_labels(X, y, self.label_key, samples.n_rows))[
+            samples.rows
+        ].to_numpy()
+        known = ~pd.isna(truth)
+        predicted = self.classes_[self._codes(self._outputs(samples))]
+        return float(np.mean(predicted[known] == truth[known]))
+
+    def annotate(
+        self, adata: AnnData, *, key_added: str = "reluformer", copy: bool = False
+    ) -> AnnData | None:
+        """Classify and write the result into an AnnData.
+
+        Sets the following fields:
+
+        ``adata.obs[key_added]`` : Categorical
+            Class, categories in the order of ``classes_``; "not analysed" outside ``subset_key``.
+        ``adata.obsm[f"{key_added}_proba"]`` : DataFrame, float32
+            Probability per class.
+        ``adata.uns[key_added]`` : dict
+            Parameters, version, markers, classes and threshold of the run.
+
+        Parameters
+        ----------
+        adata : AnnData
+            Whole samples.
+        key_added : str, default "reluformer"
+        copy : bool, default False
+            Return an annotated copy and leave ``adata`` as it is.
+
+        Returns
+        -------
+        AnnData or None
+
+        Raises
+        ------
+        InvalidInputError
+            Not an AnnData, a view, or an unusable key; and as :meth:`predict`.
+        """
+        if copy and isinstance(adata, AnnData):
+            adata = adata.to_memory() if adata.isbacked else adata.copy()
+        _keys.require_writable(adata, key_added)
+        samples = self._read_to_predict(adata, None)
+        logits = self._outputs(samples)
+        _keys.write_classes(
+            adata,
+            key_added,
+            classes=self.classes_,
+            predicted=samples.scatter(self._codes(logits), -1),
+            probabilities=samples.scatter(softmax(logits, axis=1), np.nan),
+            run=_keys.record(
+                self.get_params(),
+                version=__version__,
+                markers=self.markers_,
+                classes=self.classes_.tolist(),
+                threshold=self.threshold_,
+                layer=self.layer,
+                sample_key=self.sample_key,
+            ),
+        )
+        return adata if copy else None
+
+    # -- save and load ------------------------------------------------------------------------
+
+    def _fitted_state(self) -> dict[str, Any]:
+        return {
+            "classes": self.classes_,
+            "pos_label": self.pos_label_,
+            "threshold": self.threshold_,
+        }
+
+    def _restore_fitted_state(self, state: dict[str, Any]) -> None:
+        self.classes_ = np.array(state["classes"])
+        self.pos_label_ = state["pos_label"]
+        self.threshold_ = state["threshold"]

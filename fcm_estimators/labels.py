@@ -1,0 +1,364 @@
+"""Labels of cells: from a table of gates, from a channel of the FCS file, or from exported gates.
+
+Gate membership goes into ``obsm["gates"]``, one column per gate; :func:`labels_from_gates` turns
+it into one class per cell. What is not known stays unlabelled (missing), never negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._fcs_export import raw_values, require_columns
+from fcm_estimators._fcs_record import UNS_KEY
+from fcm_estimators._gate_exports import match_export
+
+__all__ = ["gates_from_csv", "gates_from_exports", "labels_from_channel", "labels_from_gates"]
+
+PathName = str | PathLike[str]
+
+
+def gates_from_csv(
+    adata: ad.AnnData,
+    path: PathName | Mapping[str, PathName],
+    *,
+    event_column: str | None = None,
+    gates: Sequence[str] | None = None,
+    key_added: str = "gates",
+) -> None:
+    """
+    Read expert gates from a table with one row per event and one 0/1 column per gate.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Data from :func:`fcm_estimators.read_fcs`; any subset and order of its cells.
+    path : path or mapping of sample to path
+        One CSV file if `adata` holds one sample, otherwise one per sample.
+    event_column : str, optional
+        Column with the position of the event in the file, from 0. Default: row i is event i, and
+        the file must have a row for every event of the original FCS file.
+    gates : sequence of str, optional
+        Columns to read. Default: all except `event_column` and a plain row counter (0, 1, 2, ...).
+    key_added : str, default "gates"
+        Where to write.
+
+    Notes
+    -----
+    Sets ``adata.obsm[key_added]``: DataFrame, a bool column per gate. Where the table of some
+    sample lacks a gate, or a sample has no table, the column is pandas' "boolean" with NA for its
+    cells.
+
+    Raises
+    ------
+    InvalidInputError
+        If a file is missing or no CSV, a gate column is not 0/1, rows and events do not match, an
+        event repeats, a gate name holds "/", a single path is given for several samples, or
+        `adata` is a view.
+    MissingKeyError
+        If a sample, `event_column` or a gate is missing.
+
+    Examples
+    --------
+    >>> import io, tempfile
+    >>> from pathlib import Path
+    >>> import anndata as ad, numpy as np, pandas as pd
+    >>> from fcm_estimators.labels import gates_from_csv
+    >>> path = Path(tempfile.mkdtemp()) / "gates.csv"
+    >>> _ = path.write_text("index,blast\\n0,1\\n1,0\\n")
+    >>> adata = ad.AnnData(
+    ...     np.zeros((2, 1), dtype="float32"),
+    ...     obs=pd.DataFrame({"sample": "a", "event": [1, 0]}, index=["a:1", "a:0"]),
+    ... )
+    >>> gates_from_csv(adata, path)
+    >>> adata.obsm["gates"]["blast"].tolist()
+    [False, True]
+    """
+    _require_own_data(adata)
+    require_columns(adata.obs, "obs", "sample", "event")
+    tables = {}
+    for sample, file in _per_sample(adata, path, "path").items():
+        events = _events(adata, sample)
+        table = _read_csv(Path(file), event_column)
+        if event_column is None:
+            _check_row_count(adata, sample, table, events, Path(file))
+            table = table.loc[:, [not _is_counter(table[column]) for column in table]]
+        wanted = list(table.columns) if gates is None else [g for g in gates if g in table]
+        chosen = table[wanted].apply(_as_membership, file=Path(file))
+        if absent := np.setdiff1d(events, table.index.to_numpy()).size:
+            raise InvalidInputError(
+                f"{Path(file).name} has no row for {absent} of the {len(events)} events of sample "
+                f"{sample!r}. Use the table of the same file, with all its events."
+            )
+        tables[sample] = chosen.loc[events]
+    missing = [g for g in gates or () if not any(g in table for table in tables.values())]
+    if missing:
+        raise MissingKeyError(
+            f"No table has the gate(s) {', '.join(missing)}; the first has "
+            f"{', '.join(next(iter(tables.values())).columns) or 'no others of those asked for'}."
+        )
+    _store_gates(adata, tables, key_added)
+
+
+def gates_from_exports(
+    adata: ad.AnnData,
+    exports: Mapping[str, PathName | Mapping[str, PathName]],
+    *,
+    key_added: str = "gates",
+) -> None:
+    """
+    Read expert gates from one exported FCS file per gate, as FlowJo writes them.
+
+    An exported event is matched to the event of the sample with exactly the same raw values in
+    all shared channels, Time included; of several equal ones the k-th to the k-th.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Data from :func:`fcm_estimators.read_fcs`, raw or with ``layers["raw"]``, with all events
+        that the gates hold.
+    exports : mapping of gate to path, or of gate to mapping of sample to path
+        A plain path if `adata` holds one sample. A file without events is an empty gate.
+    key_added : str, default "gates"
+        Where to write.
+
+    Notes
+    -----
+    Sets ``adata.obsm[key_added]``: DataFrame, a bool column per gate; "boolean" with NA for
+    samples without a file for that gate.
+
+    Raises
+    ------
+    InvalidInputError
+        If exported events are not among those of the sample (the message counts them), no channel
+        is shared, no gate is given, a gate name holds "/", a single path is given for several
+        samples, or `adata` is a view.
+    MissingKeyError
+        If a sample is missing.
+    FcsError
+        If a file is not readable.
+    ProcessingStateError
+        If X is processed and there is no ``layers["raw"]``.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import anndata as ad, numpy as np, pandas as pd
+    >>> from fcm_estimators import write_fcs
+    >>> from fcm_estimators.labels import gates_from_exports
+    >>> adata = ad.AnnData(
+    ...     np.array([[1.0], [2.0], [3.0]], dtype="float32"),
+    ...     obs=pd.DataFrame({"sample": "a", "event": [0, 1, 2]}, index=list("xyz")),
+    ...     var=pd.DataFrame({"channel": "FL1-A", "marker": "CD3", "range": 1024.0,
+    ...                       "compensated": False, "transform": "none"}, index=["CD3"]),
+    ... )
+    >>> path = Path(tempfile.mkdtemp()) / "T.fcs"
+    >>> write_fcs(adata[[1]].copy(), path)
+    >>> gates_from_exports(adata, {"T": path})
+    >>> adata.obsm["gates"]["T"].tolist()
+    [False, True, False]
+    """
+    _require_own_data(adata)
+    require_columns(adata.obs, "obs", "sample", "event")
+    require_columns(adata.var, "var", "channel", "marker")
+    if not exports:
+        raise InvalidInputError("exports is empty; give at least one gate and its file.")
+    raw = raw_values(adata)
+    in_seconds = bool(adata.uns.get(UNS_KEY, {}).get("time_scaled", False))
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    for gate, paths in exports.items():
+        for sample, file in _per_sample(adata, paths, f"exports[{gate!r}]").items():
+            rows = _rows(adata, sample)
+            inside = match_export(Path(file), raw[rows], adata.var, in_seconds)
+            columns.setdefault(sample, {})[gate] = inside
+    tables = {
+        sample: pd.DataFrame(found).reindex(columns=[g for g in exports if g in found])
+        for sample, found in columns.items()
+    }
+    _store_gates(adata, tables, key_added, order=list(exports))
+
+
+def labels_from_gates(
+    adata: ad.AnnData,
+    gates: Mapping[str, str] | Sequence[str],
+    *,
+    gates_key: str = "gates",
+    default: str | None = "other",
+    within: str | None = None,
+    overlap: Literal["error", "first"] = "error",
+    key_added: str = "cell_type",
+) -> None:
+    """
+    Give every cell one label from the gates it is in.
+
+    Parameters
+    ----------
+    adata : AnnData
+        With gate membership in ``obsm[gates_key]``.
+    gates : mapping of gate to label, or sequence of gates
+        Several gates may give the same label; in a sequence the label is the gate's name.
+    gates_key : str, default "gates"
+        Where the membership is.
+    default : str or None, default "other"
+        Label of cells in none of the gates; None leaves them unlabelled.
+    within : str, optional
+        A parent gate, e.g. "intact"; cells outside it stay unlabelled.
+    overlap : {"error", "first"}, default "error"
+        What to do with cells in gates of different labels: refuse, or take the first of `gates`
+        (put the most specific gate first).
+    key_added : str, default "cell_type"
+        Where to write.
+
+    Notes
+    -----
+    Sets ``adata.obs[key_added]``: Categorical, categories in the order of `gates`, then `default`.
+    Cells whose membership is unknown (NA) in a gate, and which no other gate labels, are missing,
+    not `default`.
+
+    Raises
+    ------
+    MissingKeyError
+        If ``obsm[gates_key]`` or a gate is missing.
+    InvalidInputError
+        If labelled gates overlap and `overlap` is "error" (the message counts the cells), no gate
+        is given, membership is not boolean, `overlap` is unknown, or `adata` is a view.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd
+    >>> from fcm_estimators.labels import labels_from_gates
+    >>> adata = ad.AnnData(np.zeros((3, 1), dtype="float32"))
+    >>> adata.obsm["gates"] = pd.DataFrame(
+    ...     {"intact": [True, True, False], "blast": [True, False, False]}, index=adata.obs_names
+    ... )
+    >>> labels_from_gates(adata, ["blast"], within="intact")
+    >>> adata.obs["cell_type"].astype(object).fillna("unlabelled").tolist()
+    ['blast', 'other', 'unlabelled']
+    """
+    _require_own_data(adata)
+    if overlap not in ("error", "first"):
+        raise InvalidInputError(f'overlap must be "error" or "first", got {overlap!r}.')
+    if isinstance(gates, str):
+        raise InvalidInputError(f"gates must be a list or a mapping, got the string {gates!r}.")
+    names = dict(gates) if isinstance(gates, Mapping) else {gate: gate for gate in gates}
+    if not names:
+        raise InvalidInputError("gates is empty; name at least one gate.")
+    membership = _membership(adata, gates_key, [*names, *([within] if within else [])])
+    categories = list(dict.fromkeys([*names.values(), *([default] if default else [])]))
+    codes = np.full(adata.n_obs, -1)
+    unknown = np.zeros(adata.n_obs, dtype=bool)
+    inside = {}
+    for gate, label in names.items():
+        values, known = membership[gate]
+        unknown |= ~known
+        inside[gate] = values
+        codes[values & (codes < 0)] = categories.index(label)
+    allowed = np.ones(adata.n_obs, dtype=bool)
+    if within:
+        allowed, known = membership[within]
+        unknown |= ~known
+    if overlap == "error":
+        _refuse_overlap({gate: values & allowed for gate, values in inside.items()}, names)
+    if default:
+        codes[(codes < 0) & ~unknown] = categories.index(default)
+    codes[~allowed] = -1
+    adata.obs[key_added] = pd.Categorical.from_codes(codes, categories=pd.Index(categories))
+
+
+def labels_from_channel(
+    adata: ad.AnnData,
+    channel: str,
+    names: Mapping[int, str],
+    *,
+    unlabelled: Iterable[int] = (),
+    key_added: str = "cell_type",
+) -> None:
+    """
+    Take labels from a channel of the FCS file that holds a population code.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Data from :func:`fcm_estimators.read_fcs`, raw or with ``layers["raw"]``.
+    channel : str
+        Name of the channel, as in ``var_names`` or ``var["channel"]``.
+    names : mapping of int to str
+        Label of every code; several codes may share one.
+    unlabelled : iterable of int, default ()
+        Codes of cells without a label.
+    key_added : str, default "cell_type"
+        Where to write.
+
+    Notes
+    -----
+    Sets ``adata.obs[key_added]``: Categorical, categories in the order of `names`, missing for
+    `unlabelled` codes. Sets ``adata.var.loc[channel, "kind"]`` to "other", so that the models do
+    not take the answer for a marker.
+
+    Raises
+    ------
+    MissingKeyError
+        If the channel is missing.
+    InvalidInputError
+        If a code is not a whole number, or is neither in `names` nor `unlabelled` (the message
+        lists them), no name is given, the name of the channel is ambiguous, or `adata` is a view.
+    ProcessingStateError
+        If X is processed and there is no ``layers["raw"]``.
+
+    Examples
+    --------
+    >>> import anndata as ad, numpy as np, pandas as pd
+    >>> from fcm_estimators.labels import labels_from_channel
+    >>> adata = ad.AnnData(
+    ...     np.array([[1.0], [2.0], [0.0]], dtype="float32"),
+    ...     var=pd.DataFrame({"channel": "gate", "kind": "fluorescence", "compensated": False,
+    ...                       "transform": "none"}, index=["population"]),
+    ... )
+    >>> labels_from_channel(adata, "population", {1: "T", 2: "B"}, unlabelled=[0])
+    >>> adata.obs["cell_type"].astype(object).fillna("unlabelled").tolist()
+    ['T', 'B', 'unlabelled']
+    >>> adata.var["kind"].tolist()
+    ['other']
+    """
+    _require_own_data(adata)
+    require_columns(adata.var, "var", "channel", "kind")
+    if not names:
+        raise InvalidInputError("names is empty; give the label of every code.")
+    matches = adata.var_names == channel
+    if not matches.any():
+        matches = (adata.var["channel"].astype(str) == channel).to_numpy()
+    if matches.sum() != 1:
+        raise (InvalidInputError if matches.any() else MissingKeyError)(
+            f"{matches.sum()} channels are called {channel!r}; the channels are "
+            f"{', '.join(adata.var['channel'])}, the markers {', '.join(adata.var_names)}."
+        )
+    codes = raw_values(adata)[:, int(np.flatnonzero(matches)[0])]
+    found, counts = np.unique(codes, return_counts=True)
+    known = {*names, *unlabelled}
+    if unknown := [
+        f"{code:g} ({count} cells)"
+        for code, count in zip(found, counts, strict=True)
+        if code not in known
+    ]:
+        shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+        raise InvalidInputError(
+            f"Channel {channel!r} holds codes without a name: {shown}. Name them in names=, list "
+            "them in unlabelled=, or check that this channel holds whole-number codes."
+        )
+    categories = pd.Index(dict.fromkeys(names.values()))
+    adata.obs[key_added] = pd.Categorical(
+        pd.Series(codes).map({code: label for code, label in names.items() if code in found}),
+        categories=categories,
+    )
+    # As text: a saved file comes back with a categorical that may lack "other".
+    kinds = adata.var["kind"].astype(str)
+    kinds[matches] = "other"
+    adata.var["kind"] = kinds

@@ -1,0 +1,17 @@
+"""Metrics as DataFrames with a row per sample: arrays in, and nothing dropped silently."""
+
+from __future__ import annotations
+
+from fcm_estimators.metrics._blank import LimitOfBlank, limit_of_blank
+from fcm_estimators.metrics._classification import classification_table, summarize
+from fcm_estimators.metrics._mrd import clopper_pearson, mrd_error, mrd_table
+
+__all__ = [
+    "LimitOfBlank",
+    "classification_table",
+    "clopper_pearson",
+    "limit_of_blank",
+    "mrd_error",
+    "mrd_table",
+    "summarize",
+]

@@ -1,0 +1,170 @@
+"""Limit of blank: what a classifier finds in samples that have no disease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import ArrayLike
+
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.metrics._inputs import (
+    boolean_per_cell,
+    fraction_number,
+    per_cell,
+    samples_of,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LimitOfBlank:
+    """Result of :func:`limit_of_blank`.
+
+    Attributes
+    ----------
+    value : float
+        The limit, as a fraction of the denominator.
+    population : object
+        Class whose false positives were counted.
+    percentile : float
+        Of the samples' false-positive fractions.
+    table : DataFrame
+        A row per sample: ``numerator``, ``denominator``, ``fraction``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from fcm_estimators.metrics import LimitOfBlank
+    >>> table = pd.DataFrame({"fraction": [1e-5, 3e-5]}, index=["a", "b"])
+    >>> LimitOfBlank(value=3e-5, population="blast", percentile=95.0, table=table).n_samples
+    2
+    """
+
+    value: float
+    population: Any
+    percentile: float
+    table: pd.DataFrame
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples that the limit rests on."""
+        return len(self.table)
+
+    def frame(self) -> pd.DataFrame:
+        """Copy of the table with a row per sample."""
+        return self.table.copy()
+
+
+def limit_of_blank(
+    clf: Any,
+    negatives: AnnData,
+    *,
+    population: Any,
+    denominator: str | ArrayLike | None = None,
+    percentile: float = 95.0,
+    groups: str | ArrayLike | None = None,
+) -> LimitOfBlank:
+    """Fraction that a classifier finds in samples without disease.
+
+    It uses ``clf.predict`` and so the very decision threshold of every other prediction. The
+    samples must be free of disease and unseen in training, both of which only the caller can
+    know: what is found in them is counted as false. Below 20 samples the 95th percentile is
+    their maximum; the standard asks for 60.
+
+    Parameters
+    ----------
+    clf : estimator
+        Fitted, with ``predict(negatives)`` giving a class per cell.
+    negatives : AnnData
+        Cells of the disease-free samples; left as they are.
+    population : label
+        Class whose cells are residual disease.
+    denominator : str or array-like of bool of shape (N,), optional
+        Gate that the fraction refers to, the one of :func:`mrd_table`: a boolean column of
+        ``obs``, or a value per cell. Default: all cells.
+    percentile : float, default 95
+        Between 0 and 100; at rank 0.5 + B percentile / 100 of B samples, as in EP17.
+    groups : str or array-like of shape (N,), optional
+        Sample of each cell: a column of ``obs``, or a value per cell. Default: the column
+        ``clf.sample_key``.
+
+    Returns
+    -------
+    LimitOfBlank
+        With ``value``, ``n_samples`` and ``frame()``, a row per sample.
+
+    Raises
+    ------
+    MissingKeyError
+        If a named column is not in ``obs``.
+    InvalidInputError
+        If ``groups`` is None and ``clf`` has no ``sample_key``, there is no cell, a sample has
+        no cell in the denominator, ``population`` is not in ``clf.classes_``, or a value per
+        cell is missing or of the wrong length.
+
+    References
+    ----------
+    CLSI EP17-A2, Evaluation of Detection Capability for Clinical Laboratory Measurement
+    Procedures (2012), non-parametric limit of blank.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from anndata import AnnData
+    >>> from sklearn.dummy import DummyClassifier
+    >>> from fcm_estimators.metrics import limit_of_blank
+    >>> adata = AnnData(np.zeros((4, 1)), obs=pd.DataFrame({"sample": list("aabb")}, list("0123")))
+    >>> clf = DummyClassifier(strategy="constant", constant="other")
+    >>> clf = clf.fit(np.zeros((2, 1)), ["blast", "other"])
+    >>> limit_of_blank(clf, adata, population="blast", groups="sample").value
+    0.0
+    """
+    share = fraction_number(np.divide(percentile, 100), "percentile / 100", open_ends=True)
+    classes = getattr(clf, "classes_", None)
+    if classes is not None and population not in list(classes):
+        raise InvalidInputError(
+            f"population={population!r} is none of the classifier's classes {list(classes)}."
+        )
+    if negatives.n_obs == 0:
+        raise InvalidInputError("negatives has no cells; expected samples without disease.")
+    if groups is None:
+        groups = getattr(clf, "sample_key", None)
+        if groups is None:
+            raise InvalidInputError(
+                "The classifier has no sample_key; pass groups, the sample of each cell or its "
+                "column in obs."
+            )
+    sample, names = samples_of(_from_obs(negatives, groups, "groups"), negatives.n_obs)
+    if denominator is None:
+        inside = np.ones(negatives.n_obs, dtype=bool)
+    else:
+        values = _from_obs(negatives, denominator, "denominator")
+        inside = boolean_per_cell(values, "denominator", negatives.n_obs)
+    n = np.bincount(sample[inside], minlength=len(names))
+    if (n == 0).any():
+        raise InvalidInputError(
+            f"Samples {list(names[n == 0])} have no cell in the denominator; leave them out."
+        )
+    found = per_cell(clf.predict(negatives), "The prediction", negatives.n_obs) == population
+    k = np.bincount(sample[found & inside], minlength=len(names))
+    table = pd.DataFrame({"numerator": k, "denominator": n, "fraction": k / n}, index=names)
+    return LimitOfBlank(
+        value=float(np.quantile(table["fraction"], share, method="hazen")),
+        population=population,
+        percentile=float(percentile),
+        table=table,
+    )
+
+
+def _from_obs(adata: AnnData, values: Any, name: str) -> Any:
+    """Column of ``obs`` if ``values`` is a name, else the values."""
+    if not isinstance(values, str):
+        return values
+    if values not in adata.obs:
+        raise MissingKeyError(
+            f"{name}: obs has no column {values!r}; it has {list(adata.obs.columns)}."
+        )
+    return adata.obs[values]

@@ -1,0 +1,274 @@
+"""Measurable residual disease: counts with a named denominator, intervals and error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import beta
+
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.metrics._inputs import (
+    boolean_per_cell,
+    fraction_number,
+    per_cell,
+    samples_of,
+)
+
+# Events of a cluster that the MRD protocols ask for: to call it, and to give a number for it.
+_EVENTS_TO_DETECT = 20
+_EVENTS_TO_QUANTIFY = 50
+
+
+def clopper_pearson(
+    k: ArrayLike, n: ArrayLike, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Exact binomial interval of a fraction.
+
+    Parameters
+    ----------
+    k : array-like of int
+        Events counted, between 0 and ``n``.
+    n : array-like of int
+        Events looked at; broadcast against ``k``. For 0 the interval is (0, 1).
+    confidence : float, default 0.95
+        Between 0 and 1, both excluded; the interval is central.
+
+    Returns
+    -------
+    low, high : ndarray of float64
+        Ends of the interval; it always contains ``k / n``.
+
+    Raises
+    ------
+    InvalidInputError
+        If a count is negative, not whole or NaN, ``k`` exceeds ``n``, or ``confidence`` is not
+        between 0 and 1.
+
+    References
+    ----------
+    Clopper, Pearson, Biometrika 26, 404-413 (1934).
+
+    Examples
+    --------
+    >>> from fcm_estimators.metrics import clopper_pearson
+    >>> low, high = clopper_pearson([0, 20], 100_000)
+    >>> low.round(6).tolist(), high.round(6).tolist()
+    ([0.0, 0.000122], [3.7e-05, 0.000309])
+    """
+    tail = (1 - fraction_number(confidence, "confidence", open_ends=True)) / 2
+    k, n = np.broadcast_arrays(_counts(k, "k"), _counts(n, "n"))
+    if (k > n).any():
+        raise InvalidInputError(
+            f"k exceeds n in {np.count_nonzero(k > n)} places (first {k[k > n][0]:g} of "
+            f"{n[k > n][0]:g}); expected a part of the events."
+        )
+    # At the ends the beta distribution degenerates; the interval ends there at 0 or 1.
+    low = np.where(k == 0, 0.0, beta.ppf(tail, np.maximum(k, 1), n - k + 1))
+    high = np.where(k == n, 1.0, beta.ppf(1 - tail, k + 1, np.maximum(n - k, 1)))
+    return low, high
+
+
+def mrd_table(
+    positive: ArrayLike,
+    *,
+    denominator: ArrayLike,
+    denominator_name: str,
+    groups: ArrayLike | None = None,
+    limit_of_blank: float | None = None,
+    sensitivity: float = 1e-4,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Residual disease of every sample, with what is needed to judge the number.
+
+    The interval is the counting error alone: it knows nothing of wrongly classified cells, of
+    sampling of the marrow or of haemodilution. ``lod`` and ``lloq`` are theoretical, what the
+    protocols' 20 and 50 events make of the number of events measured; they are not the validated
+    limits of an assay.
+
+    Parameters
+    ----------
+    positive : array-like of bool of shape (N,)
+        Cells called residual disease, such as ``clf.predict(adata) == "blast"``.
+    denominator : array-like of bool of shape (N,)
+        Cells of the gate that the fraction refers to, such as intact nucleated cells.
+    denominator_name : str
+        That gate's name; a fraction means nothing without it.
+    groups : array-like of shape (N,), optional
+        Sample of each cell. Default: one sample, ``all``.
+    limit_of_blank : float, optional
+        Fraction that the same classifier finds in samples without disease, the ``value`` of
+        :func:`limit_of_blank` for the same denominator.
+    sensitivity : float, default 1e-4
+        Fraction that a sample must be able to show before it may be called negative.
+    confidence : float, default 0.95
+        Of the Clopper-Pearson interval.
+
+    Returns
+    -------
+    DataFrame
+        Index ``sample``, in order of first appearance. Columns ``numerator`` (positive cells
+        inside the denominator), ``denominator``, ``denominator_name``, ``n_outside`` (positive
+        cells outside of it, not in the fraction), ``fraction``, ``ci_low``, ``ci_high``, ``lod``
+        (20 / denominator), ``lloq`` (50 / denominator) and ``status``, the first that holds:
+
+        1. ``insufficient events``: no cell in the denominator, or fewer than 20 positive where
+           20 events are more than ``sensitivity`` of it; nothing can be claimed.
+        2. ``not detected``: fewer than 20 positive.
+        3. ``within blank``: a fraction not above ``limit_of_blank``, where that is given.
+        4. ``detected below LLOQ``: 20 to 49 positive.
+        5. ``quantifiable``: 50 or more.
+
+        With an empty denominator the fraction and both limits are NaN and the interval is (0, 1).
+
+    Raises
+    ------
+    InvalidInputError
+        If the lengths differ or are 0, a value is missing or not boolean,
+        ``denominator_name`` is empty, ``limit_of_blank`` is not between 0 and 1, or
+        ``sensitivity`` or ``confidence`` is not strictly between.
+
+    References
+    ----------
+    Theunissen et al., Blood 129, 347-357 (2017), EuroFlow: number of events and sensitivity.
+    Arroz et al., Cytometry B 90B, 31-39 (2016), consensus on myeloma: 20 events to detect, 50 to
+    quantify. Clopper, Pearson, Biometrika 26, 404-413 (1934).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fcm_estimators.metrics import mrd_table
+    >>> blast, intact = np.arange(500_000) < 60, np.ones(500_000, dtype=bool)
+    >>> table = mrd_table(blast, denominator=intact, denominator_name="intact")
+    >>> table[["numerator", "denominator", "fraction", "status"]].to_dict("records")
+    [{'numerator': 60, 'denominator': 500000, 'fraction': 0.00012, 'status': 'quantifiable'}]
+    """
+    positive = boolean_per_cell(positive, "positive")
+    inside = boolean_per_cell(denominator, "denominator", len(positive))
+    if len(positive) == 0:
+        raise InvalidInputError("positive is empty; expected at least one cell.")
+    if not isinstance(denominator_name, str) or not denominator_name.strip():
+        raise InvalidInputError(
+            f"denominator_name is {denominator_name!r}; expected the name of the gate that the "
+            'fraction refers to, such as "intact".'
+        )
+    sensitivity = fraction_number(sensitivity, "sensitivity", open_ends=True)
+    blank = None if limit_of_blank is None else fraction_number(limit_of_blank, "limit_of_blank")
+    sample, names = samples_of(groups, len(positive))
+    k = np.bincount(sample[positive & inside], minlength=len(names))
+    n = np.bincount(sample[inside], minlength=len(names))
+    low, high = clopper_pearson(k, n, confidence)
+    return pd.DataFrame(
+        {
+            "numerator": k,
+            "denominator": n,
+            "denominator_name": denominator_name,
+            "n_outside": np.bincount(sample[positive & ~inside], minlength=len(names)),
+            "fraction": _per_event(k, n),
+            "ci_low": low,
+            "ci_high": high,
+            "lod": _per_event(_EVENTS_TO_DETECT, n),
+            "lloq": _per_event(_EVENTS_TO_QUANTIFY, n),
+            "status": _status(k, n, blank, sensitivity),
+        },
+        index=names,
+    )
+
+
+def mrd_error(true_fraction: ArrayLike, predicted_fraction: ArrayLike) -> pd.DataFrame:
+    """Error of the residual disease for every order of magnitude of the true fraction.
+
+    Parameters
+    ----------
+    true_fraction : array-like of shape (S,)
+        Expert's fraction of each sample, between 0 and 1.
+    predicted_fraction : array-like of shape (S,)
+        Predicted fraction of each sample, of the same denominator.
+
+    Returns
+    -------
+    DataFrame
+        Index ``true_fraction``: ``0``, then ``1e-05 to 1e-04`` and so on, lower end included,
+        ascending, only those with samples. Columns ``n_samples``; ``share_detected``, with a
+        predicted fraction above 0 (in row ``0`` these are false); over the detected samples
+        ``median_abs_log10_ratio`` and ``bias_log10``, the mean of log10(predicted / true), both
+        NaN in row ``0`` and where none was detected; ``median_predicted``.
+
+    Raises
+    ------
+    InvalidInputError
+        If the lengths differ or are 0, or a fraction is NaN or not between 0 and 1.
+
+    Examples
+    --------
+    >>> from fcm_estimators.metrics import mrd_error
+    >>> mrd_error([0, 0.001, 0.002], [0, 0.01, 0.0])["share_detected"].to_dict()
+    {'0': 0.0, '1e-03 to 1e-02': 0.5}
+    """
+    true = _fractions(true_fraction, "true_fraction")
+    predicted = _fractions(predicted_fraction, "predicted_fraction")
+    if len(true) != len(predicted):
+        raise InvalidInputError(f"{len(predicted)} predicted for {len(true)} true fractions.")
+    if len(true) == 0:
+        raise InvalidInputError("true_fraction is empty; expected at least one sample.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Zero has no order of magnitude; -inf sorts it first. 1 belongs to 0.1 to 1.
+        exponent = np.minimum(_floor_log10(true), -1)
+        ratio = np.where((true > 0) & (predicted > 0), np.log10(predicted / true), np.nan)
+    cells = pd.DataFrame({"exponent": exponent, "predicted": predicted, "ratio": ratio})
+    grouped = cells.assign(detected=predicted > 0, size=np.abs(ratio)).groupby("exponent")
+    table = pd.DataFrame(
+        {
+            "n_samples": grouped.size(),
+            "share_detected": grouped["detected"].mean(),
+            "median_abs_log10_ratio": grouped["size"].median(),
+            "bias_log10": grouped["ratio"].mean(),
+            "median_predicted": grouped["predicted"].median(),
+        }
+    )
+    rows = ["0" if np.isinf(e) else f"{10**e:.0e} to {10 ** (e + 1):.0e}" for e in table.index]
+    return table.set_axis(pd.Index(rows, name="true_fraction"), axis=0)
+
+
+def _status(k: np.ndarray, n: np.ndarray, blank: float | None, sensitivity: float) -> np.ndarray:
+    few = k < _EVENTS_TO_DETECT
+    # Compared as quotients, as the blank itself came about; an equal fraction is then equal.
+    within = np.zeros(len(k), dtype=bool) if blank is None else _per_event(k, n) <= blank
+    return np.select(
+        [
+            (n == 0) | (few & (_per_event(_EVENTS_TO_DETECT, n) > sensitivity)),
+            few,
+            within,
+            k < _EVENTS_TO_QUANTIFY,
+        ],
+        ["insufficient events", "not detected", "within blank", "detected below LLOQ"],
+        default="quantifiable",
+    ).astype(object)
+
+
+def _per_event(events: ArrayLike, n: np.ndarray) -> np.ndarray:
+    """Share of ``n``, NaN where that is 0."""
+    return np.divide(events, n, out=np.full(len(n), np.nan), where=n > 0)
+
+
+def _counts(values: ArrayLike, name: str) -> np.ndarray:
+    counts = np.asarray(values, dtype=float)
+    if not ((counts >= 0) & (counts == np.floor(counts)) & np.isfinite(counts)).all():
+        raise InvalidInputError(f"{name} holds values that are no counts; expected 0, 1, 2, ...")
+    return counts
+
+
+def _fractions(values: ArrayLike, name: str) -> np.ndarray:
+    fractions = per_cell(np.atleast_1d(np.asarray(values, dtype=float)), name)
+    n_bad = np.count_nonzero(~((fractions >= 0) & (fractions <= 1)))
+    if n_bad:
+        raise InvalidInputError(f"{name}: {n_bad} values are not between 0 and 1.")
+    return fractions
+
+
+def _floor_log10(fractions: np.ndarray) -> np.ndarray:
+    """Exponent of the power of ten at or below; exact at the powers themselves."""
+    exponent = np.floor(np.log10(fractions))
+    above = fractions >= 10.0 ** (exponent + 1)
+    below = fractions < 10.0**exponent
+    return exponent + above - below

@@ -1,0 +1,595 @@
+"""Laws of the metrics: agreement with references, named denominators, nothing dropped silently."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import binom, binomtest
+from sklearn.metrics import f1_score, precision_score, recall_score
+
+from fcm_estimators._exceptions import FcmError, InvalidInputError, MissingKeyError
+from fcm_estimators.metrics import (
+    classification_table,
+    clopper_pearson,
+    limit_of_blank,
+    mrd_error,
+    mrd_table,
+    summarize,
+)
+
+CLASSES = ["B", "T", "mono"]
+
+
+def draw_cells(seed: int, n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth, a prediction that is right for 70 % of the cells, and the sample."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(CLASSES, n, p=[0.1, 0.6, 0.3])
+    predicted = np.where(rng.random(n) < 0.7, truth, rng.choice(CLASSES, n))
+    return truth, predicted, rng.choice(["s2", "s1", "s3"], n)
+
+
+# --- classification
+
+
+@given(st.integers(0, 10**6))
+def test_binary_scores_agree_with_scikit_learn_in_every_sample(seed: int) -> None:
+    truth, predicted, sample = draw_cells(seed)
+    table = classification_table(truth, predicted, groups=sample, pos_label="B")
+    for name in table.index:
+        t, p = truth[sample == name] == "B", predicted[sample == name] == "B"
+        assume(t.any() and p.any())
+        row = table.loc[name]
+        assert row["f1"] == pytest.approx(f1_score(t, p))
+        assert row["precision"] == pytest.approx(precision_score(t, p))
+        assert row["recall"] == pytest.approx(recall_score(t, p))
+        false = (p & ~t).sum() / (~t).sum()
+        assert row["false_positives_per_million"] == pytest.approx(1e6 * false)
+        assert row[["n_cells", "n_positive", "n_predicted"]].tolist() == [len(t), t.sum(), p.sum()]
+
+
+@given(st.integers(0, 10**6))
+def test_macro_f1_agrees_with_scikit_learn_in_every_sample(seed: int) -> None:
+    truth, predicted, sample = draw_cells(seed, n=30)
+    table = classification_table(truth, predicted, groups=sample)
+    present = sorted({*truth, *predicted})
+    assert list(table.columns) == ["n_cells", "n_unlabelled", "macro_f1"] + [
+        f"f1_{c}" for c in present
+    ]
+    for name in table.index:
+        t, p = truth[sample == name], predicted[sample == name]
+        here = sorted({*t, *p})
+        expected = dict(zip(here, f1_score(t, p, labels=here, average=None), strict=True))
+        for label in present:
+            np.testing.assert_allclose(table.loc[name, f"f1_{label}"], expected.get(label, np.nan))
+        assert table.loc[name, "macro_f1"] == pytest.approx(np.mean(list(expected.values())))
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_rows_do_not_depend_on_the_order_of_cells_or_on_other_samples(
+    seed: int, binary: bool
+) -> None:
+    truth, predicted, sample = draw_cells(seed)
+    pos_label = "B" if binary else None
+
+    def table_of(cells: np.ndarray) -> pd.DataFrame:
+        return classification_table(
+            truth[cells], predicted[cells], groups=sample[cells], pos_label=pos_label, labels=CLASSES
+        )  # fmt: skip
+
+    table = table_of(np.arange(len(truth)))
+    assert list(table.index) == list(pd.unique(sample))
+    shuffled = table_of(np.random.default_rng(seed).permutation(len(truth)))
+    pd.testing.assert_frame_equal(shuffled.loc[table.index], table)
+    alone = table_of(np.flatnonzero(sample == "s1"))
+    pd.testing.assert_frame_equal(alone, table.loc[["s1"]])
+
+
+def test_perfect_prediction_scores_one_and_a_shuffled_one_does_not() -> None:
+    truth, _, sample = draw_cells(0, n=3000)
+    shuffled = np.random.default_rng(1).permutation(truth)
+    for options in ({"pos_label": "B"}, {}):
+        score = "f1" if options else "macro_f1"
+        perfect = classification_table(truth, truth, groups=sample, **options)
+        assert (perfect[score] == 1).all()
+        control = classification_table(truth, shuffled, groups=sample, **options)
+        assert (control[score] < 0.5).all()
+
+
+def test_sample_without_positives_has_no_f1_but_a_false_positive_rate() -> None:
+    truth = ["blast", "x", "x", "x", "x", "x", "x"]
+    predicted = ["blast", "x", "blast", "x", "x", "x", "x"]
+    table = classification_table(truth, predicted, groups=[1, 1, 2, 2, 2, 2, 3], pos_label="blast")
+    assert table.loc[1, ["f1", "recall", "precision"]].tolist() == [1, 1, 1]
+    assert np.isnan(table.loc[2, "f1"])
+    assert np.isnan(table.loc[2, "recall"])
+    assert table.loc[2, "precision"] == 0
+    assert table.loc[2, "false_positives_per_million"] == 250_000
+    assert table.loc[3, ["f1", "recall", "precision"]].isna().all()
+    assert table.loc[3, "false_positives_per_million"] == 0
+
+
+def test_missed_positives_score_zero_and_are_not_undefined() -> None:
+    table = classification_table(["b", "b", "x"], ["x", "x", "x"], pos_label="b")
+    assert list(table.index) == ["all"]
+    assert table.loc["all", ["f1", "recall"]].tolist() == [0, 0]
+    assert np.isnan(table.loc["all", "precision"])
+    only = classification_table(["b", "b"], ["b", "x"], pos_label="b")
+    assert np.isnan(only.loc["all", "false_positives_per_million"])
+
+
+def test_absent_class_is_undefined_but_a_false_one_is_zero() -> None:
+    table = classification_table(
+        ["T", "T", "T", "T"], ["T", "T", "T", "mono"], groups=["a", "a", "b", "b"], labels=CLASSES
+    )
+    assert table.loc["a", "macro_f1"] == 1
+    assert table.loc["a", ["f1_B", "f1_mono"]].isna().all()
+    assert table.loc["b", "f1_mono"] == 0
+    assert np.isnan(table.loc["b", "f1_B"])
+    assert table.loc["b", "macro_f1"] == pytest.approx((2 / 3 + 0) / 2)
+
+
+def test_averaging_named_classes_keeps_cells_of_others_as_errors() -> None:
+    truth, predicted = ["T", "other", "B"], ["T", "T", "B"]
+    table = classification_table(truth, predicted, labels=["B", "T"])
+    assert list(table.columns[3:]) == ["f1_B", "f1_T"]
+    assert table.loc["all", "f1_T"] == pytest.approx(2 / 3)
+    assert table.loc["all", "macro_f1"] == pytest.approx(
+        f1_score(truth, predicted, labels=["B", "T"], average="macro")
+    )
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+@pytest.mark.parametrize("pos_label", ["B", None])
+def test_cells_without_label_are_counted_and_change_no_score(
+    missing: object, pos_label: str | None
+) -> None:
+    truth, predicted, sample = draw_cells(3)
+    full = classification_table(truth, predicted, groups=sample, pos_label=pos_label)
+    more_truth = [*truth, missing, missing]
+    for form in (list, pd.Series, pd.Categorical, lambda v: np.array(v, dtype=object)):
+        table = classification_table(
+            form(more_truth), [*predicted, "B", "T"], groups=[*sample, "s1", "s1"],
+            pos_label=pos_label,
+        )  # fmt: skip
+        assert table.loc["s1", "n_unlabelled"] == 2
+        assert table["n_cells"].sum() == len(truth) + 2
+        same = [c for c in table if c not in ("n_cells", "n_unlabelled")]
+        pd.testing.assert_frame_equal(table[same], full[same])
+
+
+def test_sample_without_any_label_stays_in_the_table_and_the_summary() -> None:
+    for pos_label, score in ((1.0, "f1"), (None, "macro_f1")):
+        table = classification_table(
+            [1, 0, np.nan], [1, 0, 1], groups=["a", "a", "b"], pos_label=pos_label
+        )
+        assert table.loc["b", ["n_cells", "n_unlabelled"]].tolist() == [1, 1]
+        assert np.isnan(table.loc["b", score])
+        assert summarize(table)[["n_samples", f"{score}_undefined"]].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"y_pred": ["B"]}, "1 values for 2 cells"),
+        ({"groups": ["a"]}, "groups has 1 values for 2 cells"),
+        ({"groups": ["a", None]}, "groups is missing"),
+        ({"y_pred": ["B", None]}, "y_pred is missing .* 1 cells"),
+        ({"y_true": [], "y_pred": []}, "empty"),
+        ({"y_true": np.zeros((2, 2))}, "one value per cell"),
+        ({"labels": []}, "labels"),
+        ({"labels": ["B", "B"]}, "labels"),
+        ({"pos_label": "blast"}, r"present are \['B', 'T'\]"),
+        ({"y_pred": [1, 2]}, "mix types"),
+    ],
+)
+def test_bad_labels_are_clear_errors(arguments: dict, message: str) -> None:
+    good = {"y_true": ["B", "T"], "y_pred": ["B", "T"]}
+    with pytest.raises(InvalidInputError, match=message):
+        classification_table(**{**good, **arguments})
+
+
+def test_class_that_never_occurs_is_allowed_where_it_is_declared() -> None:
+    table = classification_table(["x"], ["x"], pos_label="blast", labels=["x", "blast"])
+    assert table.loc["all", "false_positives_per_million"] == 0
+
+
+def test_summary_counts_what_it_cannot_average() -> None:
+    truth = [1, 0, 1, 1, 0, 0, 0]
+    predicted = [1, 0, 1, 0, 1, 0, 0]
+    table = classification_table(truth, predicted, groups=list("aabbccd"), pos_label=1)
+    summary = summarize(table)
+    assert summary["n_samples"] == 4
+    assert summary["f1_undefined"] == summary["n_negative_samples"] == 2
+    assert summary["f1_mean"] == pytest.approx((1 + 2 / 3) / 2)
+    assert summary["f1_median"] == summary["f1_mean"]
+    assert summary["false_positives_per_million_negative_samples"] == 250_000
+    multi = summarize(classification_table(truth, predicted, groups=list("aabbccd")))
+    assert multi["f1_1_undefined"] == 1
+    assert multi["macro_f1_undefined"] == 0
+    with pytest.raises(MissingKeyError, match="classification_table"):
+        summarize(table[["n_cells"]])
+
+
+# --- intervals
+
+counts = st.integers(1, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@given(counts, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_interval_agrees_with_scipys_exact_one(count: tuple[int, int], confidence: float) -> None:
+    low, high = clopper_pearson(*count, confidence)
+    reference = binomtest(*count).proportion_ci(confidence, method="exact")
+    np.testing.assert_allclose([low, high], [reference.low, reference.high], rtol=1e-6, atol=1e-12)
+
+
+@given(counts)
+def test_interval_contains_the_fraction_and_grows_with_confidence(count: tuple[int, int]) -> None:
+    k, n = count
+    lows, highs = zip(*(clopper_pearson(k, n, c) for c in (0.5, 0.9, 0.99)), strict=True)
+    assert 0 <= lows[2] <= lows[1] <= lows[0] <= k / n <= highs[0] <= highs[1] <= highs[2] <= 1
+    assert highs[0] < highs[2] or k == n
+
+
+@given(st.integers(1, 60), st.floats(0.001, 0.999))
+def test_interval_covers_the_truth_at_least_as_often_as_it_says(n: int, p: float) -> None:
+    k = np.arange(n + 1)
+    low, high = clopper_pearson(k, n, 0.9)
+    probability = binom.pmf(k, n, p)
+    assert probability[(low <= p) & (p <= high)].sum() >= 0.9 - 1e-9
+    # Control: an interval of a smaller confidence does not.
+    half_low, half_high = clopper_pearson(np.arange(1001), 1000, 0.5)
+    inside = (half_low <= 0.3) & (half_high >= 0.3)
+    assert binom.pmf(np.arange(1001), 1000, 0.3)[inside].sum() < 0.9
+
+
+def test_interval_ends_and_shapes() -> None:
+    low, high = clopper_pearson([[0, 5], [10, 0]], [[10, 10], [10, 0]])
+    assert low.shape == high.shape == (2, 2)
+    assert low[0, 0] == 0
+    assert high[0, 0] == pytest.approx(1 - 0.025 ** (1 / 10))
+    assert low[1, 0] == pytest.approx(0.025 ** (1 / 10))
+    assert high[1, 0] == 1
+    assert (low[1, 1], high[1, 1]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "confidence"),
+    [(-1, 5, 0.95), (6, 5, 0.95), (0.5, 5, 0.95), (np.nan, 5, 0.95), (1, 5, 0), (1, 5, 1),
+     (1, 5, 95), (1, 5, "x"), (1, np.inf, 0.9)],
+)  # fmt: skip
+def test_impossible_counts_are_errors(k: float, n: float, confidence: float) -> None:
+    with pytest.raises(InvalidInputError):
+        clopper_pearson(k, n, confidence)
+
+
+# --- residual disease
+
+
+def mrd_of(k: int, n: int, **options: object) -> pd.Series:
+    positive = np.arange(n + 10) < k
+    inside = np.arange(n + 10) < n
+    table = mrd_table(positive, denominator=inside, denominator_name="intact", **options)
+    return table.loc["all"]
+
+
+@given(st.integers(0, 10**6))
+def test_counts_refer_to_the_named_denominator(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 500))
+    positive, inside = rng.random(n) < 0.3, rng.random(n) < 0.6
+    sample = rng.choice(["b", "a"], n)
+    table = mrd_table(positive, denominator=inside, denominator_name="intact", groups=sample)
+    assert list(table.index) == list(pd.unique(sample))
+    assert table["numerator"].sum() + table["n_outside"].sum() == positive.sum()
+    for name, row in table.iterrows():
+        here = sample == name
+        assert row["numerator"] == (positive & inside & here).sum()
+        assert row["denominator"] == (inside & here).sum()
+        assert row["denominator_name"] == "intact"
+        if row["denominator"]:
+            assert row["ci_low"] <= row["fraction"] <= row["ci_high"]
+            assert row["lod"] * row["denominator"] == pytest.approx(20)
+            assert row["lloq"] * row["denominator"] == pytest.approx(50)
+
+
+def test_another_denominator_gives_another_fraction() -> None:
+    positive = np.arange(1000) < 100
+    whole, half = np.ones(1000, dtype=bool), np.arange(1000) < 500
+    fractions = [
+        mrd_table(positive, denominator=d, denominator_name="g")["fraction"].item()
+        for d in (whole, half)
+    ]
+    assert fractions == [0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "options", "status"),
+    [
+        (50, 300_000, {}, "quantifiable"),
+        (49, 300_000, {}, "detected below LLOQ"),
+        (20, 300_000, {}, "detected below LLOQ"),
+        (19, 300_000, {}, "not detected"),
+        (0, 300_000, {}, "not detected"),
+        (0, 0, {}, "insufficient events"),
+        # 200,000 events show 10^-4 with 20 of them, one fewer do not.
+        (0, 200_000, {}, "not detected"),
+        (0, 199_999, {}, "insufficient events"),
+        (19, 199_999, {}, "insufficient events"),
+        (0, 199_999, {"sensitivity": 1e-3}, "not detected"),
+        (0, 200_000, {"sensitivity": 1e-5}, "insufficient events"),
+        # Enough positive events need no minimal number of events.
+        (20, 1000, {}, "detected below LLOQ"),
+        (50, 1000, {}, "quantifiable"),
+        # The blank: equal is within; below 20 events it has nothing to say.
+        (60, 300_000, {"limit_of_blank": 60 / 300_000}, "within blank"),
+        (61, 300_000, {"limit_of_blank": 60 / 300_000}, "quantifiable"),
+        (30, 300_000, {"limit_of_blank": 2e-4}, "within blank"),
+        (30, 300_000, {"limit_of_blank": 0.0}, "detected below LLOQ"),
+        (0, 300_000, {"limit_of_blank": 0.0}, "not detected"),
+        (19, 300_000, {"limit_of_blank": 1.0}, "not detected"),
+        (19, 1000, {"limit_of_blank": 1.0}, "insufficient events"),
+        (0, 0, {"limit_of_blank": 1.0}, "insufficient events"),
+    ],
+)
+def test_status_follows_its_order_of_precedence(
+    k: int, n: int, options: dict, status: str
+) -> None:  # fmt: skip
+    assert mrd_of(k, n, **options)["status"] == status
+
+
+@given(st.integers(1, 300), st.integers(1, 3 * 10**5))
+def test_fraction_equal_to_the_blank_is_within_it(k: int, n: int) -> None:
+    assume(20 <= k <= n)
+    positive = np.arange(n) < k
+    table = mrd_table(
+        positive, denominator=np.ones(n, bool), denominator_name="g", limit_of_blank=k / n
+    )
+    assert table["status"].item() == "within blank"
+
+
+def test_empty_denominator_claims_nothing() -> None:
+    row = mrd_of(5, 0)
+    assert row[["numerator", "denominator", "n_outside"]].tolist() == [0, 0, 5]
+    assert row[["fraction", "lod", "lloq"]].isna().all()
+    assert row[["ci_low", "ci_high"]].tolist() == [0, 1]
+
+
+def test_wider_confidence_widens_the_interval_only() -> None:
+    narrow, wide = mrd_of(60, 1000, confidence=0.5), mrd_of(60, 1000, confidence=0.99)
+    assert wide["ci_low"] < narrow["ci_low"] < narrow["ci_high"] < wide["ci_high"]
+    assert wide["fraction"] == narrow["fraction"]
+
+
+def test_denominator_must_be_given_and_named() -> None:
+    with pytest.raises(TypeError):
+        mrd_table([True])  # type: ignore[call-arg]
+    for name in ("", "  ", None, 3):
+        with pytest.raises(InvalidInputError, match="denominator_name"):
+            mrd_table([True], denominator=[True], denominator_name=name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"positive": ["blast", "x"]}, "y == 'blast'"),
+        ({"positive": [True, None]}, "positive is missing .* 1 cells"),
+        ({"denominator": [1.0, np.nan]}, "denominator is missing"),
+        ({"denominator": [1, 2]}, "denominator holds"),
+        ({"denominator": [True]}, "1 values for 2 cells"),
+        ({"positive": [], "denominator": []}, "empty"),
+        ({"groups": ["a", np.nan]}, "groups is missing"),
+        ({"limit_of_blank": -0.1}, "limit_of_blank"),
+        ({"limit_of_blank": np.nan}, "limit_of_blank"),
+        ({"sensitivity": 0}, "sensitivity"),
+        ({"confidence": 95}, "confidence"),
+    ],
+)
+def test_bad_mrd_input_is_a_clear_error(arguments: dict, message: str) -> None:
+    good = {"positive": [True, False], "denominator": [True, True], "denominator_name": "intact"}
+    with pytest.raises(InvalidInputError, match=message):
+        mrd_table(**{**good, **arguments})
+
+
+def test_zero_one_gates_are_taken_as_booleans() -> None:
+    table = mrd_table([1, 0, 1], denominator=[1.0, 1.0, 0.0], denominator_name="g")
+    assert table[["numerator", "denominator", "n_outside"]].to_numpy().tolist() == [[1, 2, 1]]
+
+
+# --- limit of blank
+
+
+class ThresholdClassifier:
+    """Calls a cell a blast if its only marker exceeds the threshold."""
+
+    sample_key = "sample"
+    classes_ = np.array(["blast", "other"])
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def predict(self, X: AnnData) -> np.ndarray:
+        return np.where(X.X[:, 0] > self.threshold, "blast", "other")
+
+
+def negative_cohort(n_samples: int, n_cells: int = 200, seed: int = 0) -> AnnData:
+    rng = np.random.default_rng(seed)
+    n = n_samples * n_cells
+    obs = pd.DataFrame(
+        {
+            "sample": np.repeat([f"s{i}" for i in range(n_samples)], n_cells),
+            "intact": rng.random(n) < 0.7,
+        },
+        index=[str(i) for i in range(n)],
+    )
+    shift = np.repeat(rng.normal(0, 0.3, n_samples), n_cells)
+    return AnnData((rng.normal(size=n) + shift)[:, None].astype(np.float32), obs=obs)
+
+
+@given(st.integers(1, 40), st.floats(1, 99))
+def test_limit_is_the_percentile_of_the_samples_false_positive_fractions(
+    n_samples: int, percentile: float
+) -> None:
+    cohort = negative_cohort(n_samples, 20)
+    clf = ThresholdClassifier(1.0)
+    blank = limit_of_blank(clf, cohort, population="blast", percentile=percentile)
+    fractions = np.sort(blank.frame()["fraction"])
+    # EP17: rank 0.5 + p B, interpolated, within the samples.
+    rank = np.clip(0.5 + percentile / 100 * n_samples, 1, n_samples)
+    assert blank.value == pytest.approx(np.interp(rank, np.arange(1, n_samples + 1), fractions))
+    assert blank.n_samples == n_samples
+    assert list(blank.frame().index) == list(pd.unique(cohort.obs["sample"]))
+
+
+def test_limit_follows_the_classifiers_own_threshold() -> None:
+    cohort = negative_cohort(30)
+    values = [
+        limit_of_blank(ThresholdClassifier(t), cohort, population="blast").value
+        for t in (0.0, 1.0, 2.0, np.inf)
+    ]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > values[2] > values[3] == 0
+
+
+def test_disease_free_samples_are_mostly_within_their_blank_and_diseased_ones_are_not() -> None:
+    clf = ThresholdClassifier(1.5)
+    blank = limit_of_blank(
+        clf, negative_cohort(60, 1000), population="blast", denominator="intact"
+    ).value
+
+    def share_within(cohort: AnnData) -> float:
+        table = mrd_table(
+            clf.predict(cohort) == "blast",
+            denominator=cohort.obs["intact"],
+            denominator_name="intact",
+            groups=cohort.obs["sample"],
+            limit_of_blank=blank,
+            sensitivity=0.5,
+        )
+        return table["status"].isin(["within blank", "not detected"]).mean()
+
+    unseen = negative_cohort(60, 1000, seed=1)
+    assert share_within(unseen) > 0.8
+    diseased = unseen.copy()
+    diseased.X[::3] += 3
+    assert share_within(diseased) == 0
+
+
+def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
+    cohort = negative_cohort(4)
+    clf = ThresholdClassifier(0.5)
+    found = clf.predict(cohort) == "blast"
+    by_name = limit_of_blank(clf, cohort, population="blast", denominator="intact")
+    inside = cohort.obs["intact"].to_numpy()
+    by_value = limit_of_blank(
+        clf, cohort, population="blast", denominator=inside, groups=cohort.obs["sample"].to_numpy()
+    )
+    pd.testing.assert_frame_equal(by_name.frame(), by_value.frame())
+    first = (cohort.obs["sample"] == "s0").to_numpy()
+    row = by_name.frame().loc["s0"]
+    assert row["numerator"] == (found & inside & first).sum()
+    assert row["denominator"] == (inside & first).sum()
+    by_name.frame()["fraction"] = 9
+    assert by_name.frame()["fraction"].max() < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"population": "blasts"}, r"'blasts' is none of .*'blast'"),
+        ({"groups": "patient"}, "obs has no column 'patient'"),
+        ({"denominator": "syto"}, "obs has no column 'syto'"),
+        ({"denominator": [True]}, "1 values for 600 cells"),
+        ({"groups": ["a"]}, "1 values for 600 cells"),
+        ({"percentile": 100}, "percentile"),
+        ({"percentile": 0}, "percentile"),
+        ({"negatives": negative_cohort(3)[:0]}, "no cells"),
+        ({"denominator": np.arange(600) < 200}, r"\['s1', 's2'\] have no cell"),
+    ],
+)
+def test_bad_blank_input_is_a_clear_error(arguments: dict, message: str) -> None:
+    good = {"negatives": negative_cohort(3), "population": "blast"}
+    options = {**good, **arguments}
+    with pytest.raises(FcmError, match=message):
+        limit_of_blank(ThresholdClassifier(1.0), options.pop("negatives"), **options)
+
+
+def test_classifier_without_sample_key_needs_groups() -> None:
+    class Bare:
+        def predict(self, X: AnnData) -> np.ndarray:
+            return np.repeat("other", X.n_obs)
+
+    with pytest.raises(InvalidInputError, match="pass groups"):
+        limit_of_blank(Bare(), negative_cohort(2), population="blast")
+    blank = limit_of_blank(Bare(), negative_cohort(2), population="blast", groups="sample")
+    assert blank.value == 0
+
+
+# --- error of residual disease
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 1e-5, 3e-4, 0.001, 0.02, 0.1, 0.7, 1]), st.floats(0, 1)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_every_sample_is_in_exactly_one_order_of_magnitude(pairs: list[tuple]) -> None:
+    true, predicted = map(np.array, zip(*pairs, strict=True))
+    table = mrd_error(true, predicted)
+    assert table["n_samples"].sum() == len(true)
+    assert ("0" in table.index) == (true == 0).any()
+    for name, row in table.iterrows():
+        if name == "0":
+            here = true == 0
+            assert np.isnan(row["bias_log10"])
+        else:
+            low, high = map(float, name.split(" to "))
+            here = (true >= low) & ((true < high) | ((high == 1) & (true == 1)))
+        assert row["n_samples"] == here.sum()
+        assert row["share_detected"] == pytest.approx((predicted[here] > 0).mean())
+
+
+def test_error_is_the_ratio_on_a_log_scale() -> None:
+    table = mrd_error([1e-4, 2e-4, 4e-4, 0.5, 0.0], [1e-3, 2e-5, 0.0, 0.5, 1e-6])
+    assert list(table.index) == ["0", "1e-04 to 1e-03", "1e-01 to 1e+00"]
+    row = table.loc["1e-04 to 1e-03"]
+    assert row["median_abs_log10_ratio"] == pytest.approx(1)
+    assert row["bias_log10"] == pytest.approx(0, abs=1e-12)
+    assert row["share_detected"] == pytest.approx(2 / 3)
+    assert table.loc["1e-01 to 1e+00", "median_abs_log10_ratio"] == 0
+    assert table.loc["0", ["share_detected", "median_predicted"]].tolist() == [1, 1e-6]
+    # Control: predictions that belong to other samples err.
+    turned = mrd_error([1e-4, 1e-2], [1e-2, 1e-4])
+    assert turned["median_abs_log10_ratio"].tolist() == pytest.approx([2, 2])
+    assert turned["bias_log10"].tolist() == pytest.approx([2, -2])
+
+
+def test_powers_of_ten_open_their_own_row() -> None:
+    exponents = range(-12, 0)
+    table = mrd_error([float(f"1e{e}") for e in exponents], [0.5] * len(exponents))
+    assert (table["n_samples"] == 1).all()
+    assert list(table.index) == [f"{10.0**e:.0e} to {10.0 ** (e + 1):.0e}" for e in exponents]
+
+
+@pytest.mark.parametrize(
+    ("true", "predicted"),
+    [([0.1], [0.1, 0.2]), ([], []), ([1.1], [0.1]), ([np.nan], [0.1]), ([0.1], [-0.1])],
+)
+def test_impossible_fractions_are_errors(true: list, predicted: list) -> None:
+    with pytest.raises(InvalidInputError):
+        mrd_error(true, predicted)
+
+
+@pytest.mark.parametrize("name", ["_classification", "_mrd", "_blank"])
+def test_examples_in_the_documentation_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"fcm_estimators.metrics.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
