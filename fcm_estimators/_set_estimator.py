@@ -153,7 +153,9 @@ class SetEstimator(BaseEstimator):
         net = self._make_net(module, criterion, patience)
         if valid_draws is not None:
             net.train_split = lambda data, y=None: (data, valid_draws)
-        net.partial_fit(train_draws)
+        # The loader takes a number from torch's global generator, which is the caller's.
+        with torch.random.fork_rng():
+            net.partial_fit(train_draws)
         # The split holds the validation cells; the fitted model must not.
         net.train_split = None
         module.eval()

@@ -7,8 +7,6 @@ it into one class per cell. What is not known stays unlabelled (missing), never 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import anndata as ad
@@ -21,8 +19,6 @@ from fcm_estimators._fcs_record import UNS_KEY
 from fcm_estimators._gate_exports import match_export
 
 __all__ = ["gates_from_csv", "gates_from_exports", "labels_from_channel", "labels_from_gates"]
-
-PathName = str | PathLike[str]
 
 
 def gates_from_csv(
@@ -81,30 +77,22 @@ def gates_from_csv(
     >>> adata.obsm["gates"]["blast"].tolist()
     [False, True]
     """
-    _require_own_data(adata)
+    require_own_data(adata)
     require_columns(adata.obs, "obs", "sample", "event")
     tables = {}
-    for sample, file in _per_sample(adata, path, "path").items():
-        events = _events(adata, sample)
-        table = _read_csv(Path(file), event_column)
-        if event_column is None:
-            _check_row_count(adata, sample, table, events, Path(file))
-            table = table.loc[:, [not _is_counter(table[column]) for column in table]]
-        wanted = list(table.columns) if gates is None else [g for g in gates if g in table]
-        chosen = table[wanted].apply(_as_membership, file=Path(file))
-        if absent := np.setdiff1d(events, table.index.to_numpy()).size:
-            raise InvalidInputError(
-                f"{Path(file).name} has no row for {absent} of the {len(events)} events of sample "
-                f"{sample!r}. Use the table of the same file, with all its events."
-            )
-        tables[sample] = chosen.loc[events]
-    missing = [g for g in gates or () if not any(g in table for table in tables.values())]
-    if missing:
-        raise MissingKeyError(
-            f"No table has the gate(s) {', '.join(missing)}; the first has "
-            f"{', '.join(next(iter(tables.values())).columns) or 'no others of those asked for'}."
+    for sample, file in per_sample(adata, path, "path").items():
+        table = read_gate_table(adata, sample, file, event_column)
+        chosen = [gate for gate in table.columns if gates is None or gate in gates]
+        tables[sample] = pd.DataFrame(
+            {gate: as_membership(table[gate], file) for gate in chosen}, index=table.index
         )
-    _store_gates(adata, tables, key_added)
+    found = list(dict.fromkeys(gate for table in tables.values() for gate in table))
+    if missing := [gate for gate in gates or () if gate not in found]:
+        raise MissingKeyError(
+            f"No table has the gate(s) {', '.join(missing)}; "
+            f"of those asked for there are {', '.join(found) or 'none'}."
+        )
+    store_gates(adata, tables, found if gates is None else gates, key_added)
 
 
 def gates_from_exports(
@@ -166,7 +154,7 @@ def gates_from_exports(
     >>> adata.obsm["gates"]["T"].tolist()
     [False, True, False]
     """
-    _require_own_data(adata)
+    require_own_data(adata)
     require_columns(adata.obs, "obs", "sample", "event")
     require_columns(adata.var, "var", "channel", "marker")
     if not exports:
@@ -175,15 +163,11 @@ def gates_from_exports(
     in_seconds = bool(adata.uns.get(UNS_KEY, {}).get("time_scaled", False))
     columns: dict[str, dict[str, np.ndarray]] = {}
     for gate, paths in exports.items():
-        for sample, file in _per_sample(adata, paths, f"exports[{gate!r}]").items():
-            rows = _rows(adata, sample)
-            inside = match_export(Path(file), raw[rows], adata.var, in_seconds)
+        for sample, file in per_sample(adata, paths, f"exports[{gate!r}]").items():
+            inside = match_export(file, raw[rows_of(adata, sample)], adata.var, in_seconds)
             columns.setdefault(sample, {})[gate] = inside
-    tables = {
-        sample: pd.DataFrame(found).reindex(columns=[g for g in exports if g in found])
-        for sample, found in columns.items()
-    }
-    _store_gates(adata, tables, key_added, order=list(exports))
+    tables = {sample: pd.DataFrame(inside) for sample, inside in columns.items()}
+    store_gates(adata, tables, exports, key_added)
 
 
 def labels_from_gates(
@@ -243,7 +227,7 @@ def labels_from_gates(
     >>> adata.obs["cell_type"].astype(object).fillna("unlabelled").tolist()
     ['blast', 'other', 'unlabelled']
     """
-    _require_own_data(adata)
+    require_own_data(adata)
     if overlap not in ("error", "first"):
         raise InvalidInputError(f'overlap must be "error" or "first", got {overlap!r}.')
     if isinstance(gates, str):
@@ -251,25 +235,23 @@ def labels_from_gates(
     names = dict(gates) if isinstance(gates, Mapping) else {gate: gate for gate in gates}
     if not names:
         raise InvalidInputError("gates is empty; name at least one gate.")
-    membership = _membership(adata, gates_key, [*names, *([within] if within else [])])
-    categories = list(dict.fromkeys([*names.values(), *([default] if default else [])]))
-    codes = np.full(adata.n_obs, -1)
-    unknown = np.zeros(adata.n_obs, dtype=bool)
-    inside = {}
-    for gate, label in names.items():
-        values, known = membership[gate]
-        unknown |= ~known
+    inside, unknown = {}, np.zeros(adata.n_obs, dtype=bool)
+    for gate, (values, known) in membership(adata, gates_key, names).items():
         inside[gate] = values
-        codes[values & (codes < 0)] = categories.index(label)
-    allowed = np.ones(adata.n_obs, dtype=bool)
-    if within:
-        allowed, known = membership[within]
         unknown |= ~known
+    allowed = np.ones(adata.n_obs, dtype=bool)
+    if within is not None:
+        # Unknown in the parent counts as outside it: unlabelled.
+        allowed = membership(adata, gates_key, [within])[within][0]
+        inside = {gate: values & allowed for gate, values in inside.items()}
     if overlap == "error":
-        _refuse_overlap({gate: values & allowed for gate, values in inside.items()}, names)
-    if default:
-        codes[(codes < 0) & ~unknown] = categories.index(default)
-    codes[~allowed] = -1
+        refuse_overlap(inside, names)
+    categories = list(dict.fromkeys([*names.values(), *([] if default is None else [default])]))
+    codes = np.full(adata.n_obs, -1)
+    for gate, values in inside.items():
+        codes[values & (codes < 0)] = categories.index(names[gate])
+    if default is not None:
+        codes[(codes < 0) & allowed & ~unknown] = categories.index(default)
     adata.obs[key_added] = pd.Categorical.from_codes(codes, categories=pd.Index(categories))
 
 
@@ -328,7 +310,7 @@ def labels_from_channel(
     >>> adata.var["kind"].tolist()
     ['other']
     """
-    _require_own_data(adata)
+    require_own_data(adata)
     require_columns(adata.var, "var", "channel", "kind")
     if not names:
         raise InvalidInputError("names is empty; give the label of every code.")
@@ -355,7 +337,7 @@ def labels_from_channel(
         )
     categories = pd.Index(dict.fromkeys(names.values()))
     adata.obs[key_added] = pd.Categorical(
-        pd.Series(codes).map({code: label for code, label in names.items() if code in found}),
+        pd.Series(codes).map({float(code): label for code, label in names.items()}),
         categories=categories,
     )
     # As text: a saved file comes back with a categorical that may lack "other".

@@ -80,8 +80,12 @@ def test_rows_do_not_depend_on_the_order_of_cells_or_on_other_samples(
 
     def table_of(cells: np.ndarray) -> pd.DataFrame:
         return classification_table(
-            truth[cells], predicted[cells], groups=sample[cells], pos_label=pos_label, labels=CLASSES
-        )  # fmt: skip
+            truth[cells],
+            predicted[cells],
+            groups=sample[cells],
+            pos_label=pos_label,
+            labels=CLASSES,
+        )
 
     table = table_of(np.arange(len(truth)))
     assert list(table.index) == list(pd.unique(sample))
@@ -155,9 +159,11 @@ def test_cells_without_label_are_counted_and_change_no_score(
     more_truth = [*truth, missing, missing]
     for form in (list, pd.Series, pd.Categorical, lambda v: np.array(v, dtype=object)):
         table = classification_table(
-            form(more_truth), [*predicted, "B", "T"], groups=[*sample, "s1", "s1"],
+            form(more_truth),
+            [*predicted, "B", "T"],
+            groups=[*sample, "s1", "s1"],
             pos_label=pos_label,
-        )  # fmt: skip
+        )
         assert table.loc["s1", "n_unlabelled"] == 2
         assert table["n_cells"].sum() == len(truth) + 2
         same = [c for c in table if c not in ("n_cells", "n_unlabelled")]
@@ -338,9 +344,7 @@ def test_another_denominator_gives_another_fraction() -> None:
         (0, 0, {"limit_of_blank": 1.0}, "insufficient events"),
     ],
 )
-def test_status_follows_its_order_of_precedence(
-    k: int, n: int, options: dict, status: str
-) -> None:  # fmt: skip
+def test_status_follows_its_order_of_precedence(k: int, n: int, options: dict, status: str) -> None:
     assert mrd_of(k, n, **options)["status"] == status
 
 
@@ -573,10 +577,17 @@ def test_error_is_the_ratio_on_a_log_scale() -> None:
 
 
 def test_powers_of_ten_open_their_own_row() -> None:
-    exponents = range(-12, 0)
-    table = mrd_error([float(f"1e{e}") for e in exponents], [0.5] * len(exponents))
-    assert (table["n_samples"] == 1).all()
-    assert list(table.index) == [f"{10.0**e:.0e} to {10.0 ** (e + 1):.0e}" for e in exponents]
+    def rows(exponents: range) -> list[str]:
+        return [f"1e-{-e:02d} to 1e{e + 1:+03d}" for e in exponents]
+
+    powers = np.array([float(f"1e{e}") for e in range(-12, 0)])
+    for values, expected in (
+        (powers, rows(range(-12, 0))),
+        (np.nextafter(powers, 0), rows(range(-13, -1))),
+    ):
+        table = mrd_error(values, np.full(12, 0.5))
+        assert (table["n_samples"] == 1).all()
+        assert list(table.index) == expected
 
 
 @pytest.mark.parametrize(

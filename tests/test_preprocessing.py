@@ -33,6 +33,7 @@ from fcm_estimators._exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators._fcs_record import pack_fcs_record
+from fcm_estimators.io import read_fcs
 from fcm_estimators.preprocessing import (
     Arcsinh,
     ArcsinhTransform,
@@ -275,8 +276,8 @@ def test_nothing_is_done_twice(step: BaseEstimator) -> None:
     # The state survives subsetting, which drops uns in other tools but never var.
     with pytest.raises(ProcessingStateError, match="Already"):
         fitted.transform(out[:5].copy())
-    assert_allowed_again = fitted.transform(fitted.inverse_transform(out))
-    np.testing.assert_allclose(assert_allowed_again.X, X, rtol=1e-5, atol=1e-2)
+    again = fitted.transform(fitted.inverse_transform(out))
+    np.testing.assert_allclose(again.X, X, rtol=1e-5, atol=1e-2)
 
 
 def test_no_scale_goes_on_top_of_another() -> None:
@@ -450,9 +451,7 @@ def bad_inputs() -> dict[str, object]:
 
 @pytest.mark.parametrize("step", ALL_STEPS, ids=repr)
 @pytest.mark.parametrize("message", list(bad_inputs()))
-def test_bad_input_is_a_clear_error_and_changes_nothing(
-    step: BaseEstimator, message: str
-) -> None:  # fmt: skip
+def test_bad_input_is_a_clear_error_and_changes_nothing(step: BaseEstimator, message: str) -> None:
     fitted = clone(step).fit(make_adata())
     bad = bad_inputs()[message]
     columns = list(bad.var) if isinstance(bad, AnnData) else None
@@ -708,24 +707,7 @@ PUBLISHED_R = {  # raw values r of W = (4.5 - log10(262144 / r)) / 2, recovered 
 
 @pytest.fixture(scope="module")
 def all494() -> AnnData:
-    folder = Path(os.environ["FCM_DATA_HOME"]) / "all494"
-    file = flowio.FlowData(folder / "494.fcs")
-    channel = file.pnn_labels
-    values, names = flowutils.compensate.get_spill(file.text["spill"])
-    kind = ["scatter" if c[1:3] == "SC" else "fluorescence" for c in channel]
-    kind[channel.index("Time")] = "time"
-    ranges = [float(file.text[f"p{i + 1}r"]) for i in range(len(channel))]
-    adata = AnnData(
-        file.as_array(preprocess=False).astype(np.float32),
-        var=pd.DataFrame(
-            {"channel": channel, "kind": kind, "range": ranges},
-            index=[s or c for s, c in zip(file.pns_labels, channel, strict=True)],
-        ),
-    )
-    adata.obs["sample"] = "494"
-    spill = pd.DataFrame(values, names, names)
-    adata.uns["fcs"] = pack_fcs_record(["494"], [{}], [adata.n_obs], [spill])
-    return adata
+    return read_fcs(Path(os.environ["FCM_DATA_HOME"]) / "all494" / "494.fcs")
 
 
 @pytest.mark.real_data

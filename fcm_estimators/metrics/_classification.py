@@ -170,7 +170,8 @@ def _known_labels(
         if isinstance(labels, str) or not known or len(set(known)) < len(known):
             raise InvalidInputError(f"labels={labels!r}; expected a list of different labels.")
         return known
-    present = {*pd.unique(truth).tolist(), *pd.unique(predicted).tolist()}
+    # Predictions first: integer labels become floats where some truth is NaN.
+    present = {*pd.unique(predicted).tolist(), *pd.unique(truth).tolist()}
     try:
         return sorted(present)
     except TypeError as error:

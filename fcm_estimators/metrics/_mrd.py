@@ -212,11 +212,11 @@ def mrd_error(true_fraction: ArrayLike, predicted_fraction: ArrayLike) -> pd.Dat
     if len(true) == 0:
         raise InvalidInputError("true_fraction is empty; expected at least one sample.")
     with np.errstate(divide="ignore", invalid="ignore"):
-        # Zero has no order of magnitude; -inf sorts it first. 1 belongs to 0.1 to 1.
-        exponent = np.minimum(_floor_log10(true), -1)
-        ratio = np.where((true > 0) & (predicted > 0), np.log10(predicted / true), np.nan)
-    cells = pd.DataFrame({"exponent": exponent, "predicted": predicted, "ratio": ratio})
-    grouped = cells.assign(detected=predicted > 0, size=np.abs(ratio)).groupby("exponent")
+        ratio = np.where((true > 0) & (predicted > 0), np.log10(predicted) - np.log10(true), np.nan)
+    samples = pd.DataFrame(
+        {"exponent": _order_of_magnitude(true), "predicted": predicted, "ratio": ratio}
+    )
+    grouped = samples.assign(detected=predicted > 0, size=np.abs(ratio)).groupby("exponent")
     table = pd.DataFrame(
         {
             "n_samples": grouped.size(),
@@ -266,9 +266,9 @@ def _fractions(values: ArrayLike, name: str) -> np.ndarray:
     return fractions
 
 
-def _floor_log10(fractions: np.ndarray) -> np.ndarray:
-    """Exponent of the power of ten at or below; exact at the powers themselves."""
-    exponent = np.floor(np.log10(fractions))
-    above = fractions >= 10.0 ** (exponent + 1)
-    below = fractions < 10.0**exponent
-    return exponent + above - below
+def _order_of_magnitude(fractions: np.ndarray) -> np.ndarray:
+    """Exponent of the power of ten at or below, -1 for 1, and -inf for 0."""
+    # Powers from their decimal text: computed ones and log10 are off by a rounding here and there.
+    powers = [float(f"1e{e}") for e in range(-323, 0)]
+    exponents = np.searchsorted(powers, fractions, side="right") - 324.0
+    return np.where(fractions > 0, exponents, -np.inf)

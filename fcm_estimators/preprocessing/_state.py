@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy.sparse import issparse
 
 from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError
+from fcm_estimators._fcs_channels import COMPENSATED_PREFIX
 from fcm_estimators._validation import require_finite
 
 RAW_LAYER = "raw"
@@ -57,7 +58,7 @@ def recorded_transforms(adata: AnnData) -> pd.Series:
 
 def recorded_compensation(adata: AnnData) -> pd.Series:
     """Whether each marker is compensated: recorded, or named so by the exporting software."""
-    exported = channels(adata).str.startswith("Comp-")
+    exported = channels(adata).str.startswith(COMPENSATED_PREFIX)
     if "compensated" not in adata.var:
         return exported
     return adata.var["compensated"].astype(bool) | exported

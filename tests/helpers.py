@@ -1,0 +1,42 @@
+"""Small data that several test modules use."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+MARKERS = ["CD10", "CD19", "CD34", "CD45"]
+
+
+def toy_cohort(n_samples=6, n_cells=200, *, seed=0, patients=None, classes=("blast", "other")):
+    """Samples of two shifted clouds; the class is which cloud, unequal shares."""
+    rng = np.random.default_rng(seed)
+    blocks, labels = [], []
+    for _ in range(n_samples):
+        y = rng.choice(
+            len(classes), n_cells, p=np.r_[0.3, np.full(len(classes) - 1, 0.7 / (len(classes) - 1))]
+        )
+        centre = np.zeros((len(classes), len(MARKERS)))
+        for c in range(len(classes)):
+            centre[c, c % len(MARKERS)] = 4
+        x = (
+            centre[y]
+            + rng.normal(size=(n_cells, len(MARKERS)))
+            + 0.3 * rng.normal(size=len(MARKERS))
+        )
+        blocks.append(x)
+        labels.append(np.array(classes)[y])
+    sample = np.repeat([f"s{i}" for i in range(n_samples)], n_cells)
+    event = np.tile(np.arange(n_cells), n_samples)
+    obs = pd.DataFrame(
+        {
+            "sample": pd.Categorical(sample, categories=list(dict.fromkeys(sample))),
+            "event": event,
+            "cell_type": pd.Categorical(np.concatenate(labels)),
+            "patient": np.repeat(patients or [f"p{i}" for i in range(n_samples)], n_cells),
+        },
+        index=[f"{s}:{e}" for s, e in zip(sample, event, strict=True)],
+    )
+    x = np.concatenate(blocks).astype(np.float32)
+    return ad.AnnData(x, obs=obs, var=pd.DataFrame(index=MARKERS))

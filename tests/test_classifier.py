@@ -1,0 +1,677 @@
+"""ReluFormerClassifier as scikit-learn and scanpy users meet it."""
+
+from __future__ import annotations
+
+import json
+
+import anndata as ad
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    cross_val_predict,
+    cross_validate,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fcm_estimators import FcmError, ReluFormerClassifier
+from fcm_estimators._exceptions import (
+    InvalidInputError,
+    MarkerMismatchError,
+    MissingKeyError,
+    ModelFormatError,
+    NotFittedError,
+)
+from tests.helpers import MARKERS, toy_cohort
+
+QUICK = {"max_epochs": 4, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "random_state": 0}
+
+
+def quick(**kwargs):
+    return ReluFormerClassifier(
+        **{"sample_key": "sample", "label_key": "cell_type", **QUICK, **kwargs}
+    )
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return toy_cohort()
+
+
+@pytest.fixture(scope="module")
+def fitted(cohort):
+    return quick(pos_label="blast").fit(cohort)
+
+
+def same_anndata(a, b):
+    return (
+        np.array_equal(a.X, b.X)
+        and a.obs.equals(b.obs)
+        and set(a.obsm) == set(b.obsm)
+        and set(a.uns) == set(b.uns)
+        and set(a.layers) == set(b.layers)
+    )
+
+
+@parametrize_with_checks(
+    [ReluFormerClassifier(**{**QUICK, "steps_per_epoch": 25})],
+    expected_failed_checks=lambda _: {
+        "check_methods_subset_invariance": "a cell's prediction depends on the other cells of its sample"
+    },
+)
+def test_scikit_learn_check(estimator, check, monkeypatch):
+    if check.func.__name__ == "check_array_api_input":
+        # It would skip: arrays of other libraries are no input of this estimator.
+        assert not estimator.__sklearn_tags__().array_api_support
+        return
+    check(estimator)
+
+
+# -- learning -----------------------------------------------------------------------------------
+
+
+def test_learns_classes_of_unseen_shifted_samples(fitted):
+    new = toy_cohort(3, seed=7)
+    assert fitted.score(new) > 0.97
+
+
+def test_three_classes_are_learnt(cohort):
+    data = toy_cohort(classes=("B", "T", "blast"))
+    clf = quick().fit(data)
+    assert clf.classes_.tolist() == ["B", "T", "blast"]
+    assert clf.threshold_ is None
+    assert clf.score(toy_cohort(2, seed=3, classes=("B", "T", "blast"))) > 0.95
+    np.testing.assert_allclose(clf.predict_proba(data).sum(1), 1, rtol=1e-5)
+
+
+def test_equal_random_state_gives_equal_predictions(cohort, fitted):
+    again = quick(pos_label="blast").fit(cohort)
+    np.testing.assert_array_equal(again.predict_proba(cohort), fitted.predict_proba(cohort))
+
+
+def test_global_random_state_is_left_alone(cohort):
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002 - the global state is what is tested
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    quick(max_epochs=1).fit(cohort)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_every_kind_of_x_gives_the_same_model(cohort, fitted):
+    want = fitted.predict_proba(cohort)
+    table = cohort.to_df().assign(sample=cohort.obs["sample"], cell_type=cohort.obs["cell_type"])
+    from_table = quick(pos_label="blast").fit(table)
+    np.testing.assert_array_equal(from_table.predict_proba(table), want)
+    codes = cohort.obs["sample"].cat.codes.to_numpy()
+    array = np.column_stack([cohort.X, codes]).astype(np.float32)
+    y = cohort.obs["cell_type"]
+    from_array = quick(sample_key=4, label_key=None, pos_label="blast").fit(array, y)
+    np.testing.assert_array_equal(from_array.predict_proba(array), want)
+    by_groups = quick(sample_key=None, label_key=None, pos_label="blast")
+    by_groups.fit(cohort.X, y, groups=codes)
+    np.testing.assert_array_equal(by_groups.predict_proba(cohort.X, groups=codes), want)
+
+
+def test_sparse_backed_layer_and_view_are_read(cohort, fitted, tmp_path):
+    want = fitted.predict_proba(cohort)
+    sparse = cohort.copy()
+    sparse.X = ad.AnnData(cohort.X).X.copy()
+    import scipy.sparse as sp
+
+    sparse.X = sp.csr_matrix(cohort.X)
+    np.testing.assert_array_equal(fitted.predict_proba(sparse), want)
+    cohort.write_h5ad(tmp_path / "c.h5ad")
+    backed = ad.read_h5ad(tmp_path / "c.h5ad", backed="r")
+    np.testing.assert_array_equal(fitted.predict_proba(backed), want)
+    backed.file.close()
+    layered = cohort.copy()
+    layered.layers["scaled"] = layered.X.copy()
+    layered.X = np.zeros_like(layered.X)
+    with_layer = clone(fitted).set_params(layer="scaled").fit(layered)
+    np.testing.assert_array_equal(with_layer.predict_proba(layered), want)
+    view = cohort[cohort.obs["sample"] == "s0"]
+    np.testing.assert_allclose(fitted.predict_proba(view), want[:200], atol=1e-6)
+
+
+def test_double_precision_goes_through(cohort, fitted):
+    double = cohort.copy()
+    double.X = double.X.astype(np.float64)
+    proba = fitted.predict_proba(double)
+    assert proba.dtype == np.float64
+    np.testing.assert_allclose(proba, fitted.predict_proba(cohort), atol=1e-5)
+    assert next(fitted.net_.module_.parameters()).dtype == torch.float32
+
+
+def test_rows_of_samples_may_be_interleaved(cohort, fitted):
+    order = np.random.default_rng(0).permutation(cohort.n_obs)
+    shuffled = cohort[order].copy()
+    np.testing.assert_allclose(
+        fitted.predict_proba(shuffled), fitted.predict_proba(cohort)[order], atol=1e-6
+    )
+
+
+def test_markers_are_matched_by_name(cohort, fitted):
+    want = fitted.predict_proba(cohort)
+    reordered = cohort[:, ["CD45", "CD10", "CD34", "CD19"]].copy()
+    np.testing.assert_allclose(fitted.predict_proba(reordered), want, atol=1e-6)
+    extra = ad.concat(
+        [
+            cohort,
+            ad.AnnData(
+                np.ones((cohort.n_obs, 1), "f4"),
+                obs=cohort.obs[[]],
+                var=pd.DataFrame(index=["CD3"]),
+            ),
+        ],
+        axis=1,
+        merge="same",
+    )
+    extra.obs = cohort.obs.copy()
+    np.testing.assert_array_equal(fitted.predict_proba(extra), want)
+    renamed = cohort.copy()
+    renamed.var_names = ["cd-10", "CD19", "CD34", "CD45"]
+    with pytest.raises(
+        MarkerMismatchError, match=r"lack 1 of the 4.*'CD10'.*cd-10.*marker_aliases"
+    ):
+        fitted.predict(renamed)
+    with_alias = ReluFormerClassifier.load(save(fitted, cohort)).set_params(
+        marker_aliases={"cd-10": "CD10"}
+    )
+    np.testing.assert_array_equal(with_alias.predict_proba(renamed), want)
+
+
+def save(clf, cohort, path=None):
+    import tempfile
+
+    path = path or tempfile.mkdtemp()
+    clf.save(path)
+    return path
+
+
+def test_time_and_unstained_channels_are_no_markers():
+    data = toy_cohort(2)
+    data.var["kind"] = ["scatter", "fluorescence", "fluorescence", "time"]
+    data.var["marker"] = ["", "CD19", "", ""]
+    assert quick(max_epochs=1).fit(data).markers_ == ["CD10", "CD19"]
+    assert quick(max_epochs=1, markers=["CD45", "CD34"]).fit(data).markers_ == ["CD45", "CD34"]
+    table = (
+        data.to_df()
+        .rename(columns={"CD45": "Time"})
+        .assign(sample="a", cell_type=data.obs["cell_type"])
+    )
+    assert quick(max_epochs=1).fit(table).markers_ == ["CD10", "CD19", "CD34"]
+
+
+# -- labels -------------------------------------------------------------------------------------
+
+
+def test_unlabelled_cells_carry_no_loss_but_are_context(cohort):
+    hidden = np.arange(cohort.n_obs) % 2 == 0
+    y = cohort.obs["cell_type"].astype(object).where(~hidden)
+    clf = quick(label_key=None, pos_label="blast").fit(cohort, y)
+    assert clf.classes_.tolist() == ["blast", "other"]
+    assert clf.score(cohort, y) > 0.95
+    moved = cohort.copy()
+    moved.X[hidden] += 3
+    other = quick(label_key=None, pos_label="blast").fit(moved, y)
+    assert not np.allclose(other.predict_proba(moved)[~hidden], clf.predict_proba(cohort)[~hidden])
+
+
+@pytest.mark.parametrize("kind", ["int", "bool", "float with NaN", "text"])
+def test_label_types_are_kept(cohort, kind):
+    is_blast = (cohort.obs["cell_type"] == "blast").to_numpy()
+    y = {
+        "int": np.where(is_blast, 7, 3),
+        "bool": is_blast,
+        "float with NaN": np.where(np.arange(len(is_blast)) < 5, np.nan, is_blast.astype(float)),
+        "text": np.where(is_blast, "b", "a"),
+    }[kind]
+    clf = quick(label_key=None).fit(cohort, y)
+    known = ~pd.isna(y)
+    assert (clf.predict(cohort) == y)[known].mean() > 0.95
+    assert clf.predict(cohort).dtype == clf.classes_.dtype
+
+
+def test_rare_class_is_found_and_its_probability_fits_its_share():
+    """0.3 % positives: a draw of 300 cells holds one; the prior is that of the samples."""
+    rng = np.random.default_rng(0)
+    n, data = 4000, toy_cohort(6, 4000)
+    rare = rng.random(6 * n) < 0.003
+    data.X[:] = rng.normal(size=data.X.shape)
+    data.X[rare, 0] += 2.5
+    y = np.where(rare, "blast", "other")
+    clf = quick(
+        label_key=None, pos_label="blast", cells_per_sample=300, augmentation=0, max_epochs=15
+    )
+    clf.fit(data, y)
+    proba = clf.predict_proba(data)[:, 0]
+    assert 0.5 < proba.sum() / rare.sum() < 2
+    assert np.mean(proba[rare]) > 20 * rare.mean()
+
+
+def test_class_weight_moves_the_balance(cohort):
+    heavy = quick(class_weight={"blast": 50.0, "other": 1.0}, threshold=0.5, max_epochs=2).fit(
+        cohort
+    )
+    light = quick(class_weight={"blast": 0.02, "other": 1.0}, threshold=0.5, max_epochs=2).fit(
+        cohort
+    )
+    assert (heavy.predict(cohort) == "blast").sum() > (light.predict(cohort) == "blast").sum()
+
+
+# -- threshold, validation, history ---------------------------------------------------------------
+
+
+def test_patients_are_never_on_both_sides(cohort):
+    data = toy_cohort(8, 100, patients=["a", "a", "b", "b", "c", "c", "d", "d"])
+    clf = quick(patient_key="patient", validation_fraction=0.25).fit(data)
+    held_out = set(clf.validation_samples_)
+    pairs = [{"s0", "s1"}, {"s2", "s3"}, {"s4", "s5"}, {"s6", "s7"}]
+    assert held_out in pairs
+
+
+def test_a_class_of_one_patient_stays_in_training():
+    data = toy_cohort(6, 100)
+    data.obs["cell_type"] = np.where(
+        (data.obs["sample"] == "s3") & (data.X[:, 0] > 2), "blast", "other"
+    )
+    for seed in range(5):
+        clf = quick(random_state=seed, max_epochs=1).fit(data)
+        assert clf.validation_samples_
+        assert "s3" not in clf.validation_samples_
+
+
+def test_few_samples_are_all_trained_on(caplog):
+    with caplog.at_level("INFO", logger="fcm_estimators"):
+        clf = quick(max_epochs=1).fit(toy_cohort(4))
+    assert clf.validation_samples_ == []
+    assert "no validation split" in caplog.text
+    assert "valid_loss" not in clf.history_
+
+
+def test_best_epoch_is_kept_and_training_stops_early(cohort):
+    clf = quick(max_epochs=40, n_iter_no_change=2, learning_rate=0.05).fit(cohort)
+    losses = clf.history_["valid_loss"].to_numpy()
+    assert len(losses) < 40
+    assert len(losses) - 1 - losses.argmin() == 2
+    assert clf.history_.columns.tolist() == [
+        "epoch", "train_loss", "valid_loss", "learning_rate", "seconds",
+    ]  # fmt: skip
+    draws = fixed_validation_loss(clf, cohort)
+    assert draws == pytest.approx(losses.min(), rel=1e-4)
+
+
+def fixed_validation_loss(clf, cohort):
+    """Loss of the final weights on the validation draws, recomputed."""
+    from fcm_estimators._targets import encode_labels
+
+    samples = clf._read_to_predict(cohort, None)
+    _, codes = encode_labels(cohort.obs["cell_type"].astype(object).to_numpy())
+    valid = [list(samples.names).index(name) for name in clf.validation_samples_]
+    module = clf.net_.module_
+    draws = clf._draws(samples, codes, valid, module, clf._seed(), fixed=True)
+    losses, sizes = [], []
+    with torch.no_grad():
+        for inputs, y in (draws[i] for i in range(len(draws))):
+            losses.append(clf.net_.get_loss(clf.net_.infer(inputs), y, inputs).item())
+            sizes.append(len(y))
+    return np.average(losses, weights=sizes)
+
+
+def test_threshold_decides_everywhere(cohort, fitted):
+    clf = ReluFormerClassifier.load(save(fitted, cohort))
+    for threshold in (0.02, 0.5, 0.98):
+        clf.threshold_ = threshold
+        called = clf.predict_proba(cohort)[:, 0] >= threshold
+        np.testing.assert_array_equal(clf.predict(cohort) == "blast", called)
+        np.testing.assert_array_equal(clf.decision_function(cohort) < 0, called)
+        annotated = clf.annotate(cohort, copy=True)
+        np.testing.assert_array_equal(annotated.obs["reluformer"] == "blast", called)
+        assert clf.score(cohort) == np.mean(called == (cohort.obs["cell_type"] == "blast"))
+
+
+def test_stated_false_positive_rate_holds_on_held_out_patients():
+    data = toy_cohort(8, 1000)
+    noise = np.random.default_rng(0).random(data.n_obs) < 0.2
+    y = np.where(noise, "blast", data.obs["cell_type"].astype(str))
+    rate = 0.01
+    clf = quick(label_key=None, pos_label="blast", false_positive_rate=rate).fit(data, y)
+    inside = data.obs["sample"].isin(clf.validation_samples_).to_numpy()
+    called = clf.predict(data)[inside & (y == "other")] == "blast"
+    assert called.mean() <= rate
+    lower = clf.predict_proba(data)[inside & (y == "other"), 0] >= clf.threshold_ - 1e-3
+    assert lower.mean() > rate / 2
+
+
+# -- warm start, saving --------------------------------------------------------------------------
+
+
+def test_warm_start_goes_on_from_a_saved_model(cohort, fitted, tmp_path):
+    fitted.save(tmp_path / "m")
+    clf = ReluFormerClassifier.load(tmp_path / "m")
+    new_lab = toy_cohort(5, seed=11)
+    new_lab.X += 1.5
+    before = clf.net_.module_.state_dict()
+    clf.set_params(warm_start=True, max_epochs=1, learning_rate=1e-5).fit(new_lab)
+    after = clf.net_.module_.state_dict()
+    moved = max((after[k] - before[k]).abs().max().item() for k in before)
+    assert 0 < moved < 1e-3
+    assert len(clf.history_) == len(fitted.history_) + 1
+    assert clf.history_["epoch"].is_monotonic_increasing
+    unknown = new_lab.obs["cell_type"].astype(str).replace("other", "T")
+    with pytest.raises(InvalidInputError, match=r"warm_start.*'blast', 'other'.*'T'"):
+        clf.fit(new_lab, unknown)
+
+
+def test_saved_model_predicts_the_same(cohort, fitted, tmp_path):
+    fitted.save(tmp_path / "m")
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.json", "model.safetensors"]
+    loaded = ReluFormerClassifier.load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.predict_proba(cohort), fitted.predict_proba(cohort))
+    np.testing.assert_array_equal(loaded.predict(cohort), fitted.predict(cohort))
+    pd.testing.assert_frame_equal(loaded.history_, fitted.history_)
+    params, again = fitted.get_params(), loaded.get_params()
+    assert params == again
+    joblib.dump(fitted, tmp_path / "m.joblib")
+    unpickled = joblib.load(tmp_path / "m.joblib")
+    np.testing.assert_array_equal(unpickled.predict_proba(cohort), fitted.predict_proba(cohort))
+
+
+def test_fitted_model_holds_no_training_cells(fitted, tmp_path):
+    joblib.dump(fitted, tmp_path / "small")
+    joblib.dump(quick(pos_label="blast").fit(toy_cohort(6, 2000)), tmp_path / "large")
+    sizes = [(tmp_path / name).stat().st_size for name in ("small", "large")]
+    assert abs(sizes[1] - sizes[0]) < 0.05 * sizes[0]
+
+
+def test_model_trained_on_cuda_loads_on_cpu(cohort, fitted, tmp_path):
+    fitted.save(tmp_path / "m")
+    text = json.loads((tmp_path / "m" / "model.json").read_text())
+    pairs = dict(map(tuple, text["params"]["pairs"])) | {"device": "cuda"}
+    text["params"]["pairs"] = [[k, v] for k, v in pairs.items()]
+    (tmp_path / "m" / "model.json").write_text(json.dumps(text))
+    loaded = ReluFormerClassifier.load(tmp_path / "m", device="cpu")
+    np.testing.assert_array_equal(loaded.predict(cohort), fitted.predict(cohort))
+
+
+def damage(folder, how):
+    weights, text = folder / "model.safetensors", folder / "model.json"
+    if how == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    elif how == "altered weights":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(bytes(content))
+    elif how == "no weights":
+        weights.unlink()
+    elif how == "no description":
+        text.unlink()
+    elif how == "truncated description":
+        text.write_text(text.read_text()[:100])
+    elif how == "newer format":
+        text.write_text(text.read_text().replace('"format_version": 1', '"format_version": 99'))
+    elif how == "other class":
+        text.write_text(text.read_text().replace('"ReluFormerClassifier"', '"PolygonRegressor"'))
+    elif how == "other shape":
+        text.write_text(text.read_text().replace('"n_layers",\n    2', '"n_layers",\n    3'))
+    elif how == "other json":
+        text.write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("truncated weights", "checksum"),
+        ("altered weights", "checksum"),
+        ("no weights", r"model\.safetensors cannot be read"),
+        ("no description", r"No model at.*model\.json"),
+        ("truncated description", "not valid JSON"),
+        ("newer format", r"format version 99.*Update the package"),
+        ("other class", r"PolygonRegressor\.load"),
+        ("other shape", "does not fit its weights"),
+        ("other json", "does not describe a model"),
+    ],
+)
+def test_damaged_model_directory_is_refused(fitted, tmp_path, how, says):
+    fitted.save(tmp_path / "m")
+    damage(tmp_path / "m", how)
+    with pytest.raises(ModelFormatError, match=says):
+        ReluFormerClassifier.load(tmp_path / "m")
+
+
+# -- scikit-learn's tools ------------------------------------------------------------------------
+
+
+def test_works_in_pipeline_grid_search_and_cross_validation_by_group(cohort):
+    groups = cohort.obs["sample"]
+    y = cohort.obs["cell_type"].astype(str).to_numpy()
+    pipeline = make_pipeline(FunctionTransformer(), quick(max_epochs=2))
+    scores = cross_validate(pipeline, cohort, y, groups=groups, cv=GroupKFold(3))["test_score"]
+    assert scores.min() > 0.9
+    assert (
+        cross_validate(quick(max_epochs=2), cohort, groups=groups, cv=GroupKFold(3))[
+            "test_score"
+        ].min()
+        > 0.9
+    )
+    predicted = cross_val_predict(quick(max_epochs=2), cohort, y, groups=groups, cv=GroupKFold(3))
+    assert (predicted == y).mean() > 0.9
+    search = GridSearchCV(quick(max_epochs=2), {"learning_rate": [1e-6, 3e-3]}, cv=GroupKFold(3))
+    search.fit(cohort, y, groups=groups)
+    assert search.best_params_ == {"learning_rate": 3e-3}
+    assert search.predict(cohort).shape == y.shape
+
+
+def test_calibration_works_on_a_table(cohort):
+    table = cohort.to_df().assign(sample=cohort.obs["sample"].cat.codes.to_numpy())
+    y = cohort.obs["cell_type"].astype(str).to_numpy()
+    folds = list(GroupKFold(3).split(table, y, groups=table["sample"]))
+    calibrated = CalibratedClassifierCV(quick(label_key=None, max_epochs=2), cv=folds).fit(table, y)
+    assert (calibrated.predict(table) == y).mean() > 0.9
+
+
+# -- subset --------------------------------------------------------------------------------------
+
+
+def test_cells_outside_the_parent_gate_are_neither_context_nor_classified(cohort):
+    data = cohort.copy()
+    inside = np.arange(data.n_obs) % 3 > 0
+    data.obsm["gates"] = pd.DataFrame({"intact": inside}, index=data.obs_names)
+    clf = quick(subset_key="intact", pos_label="blast").fit(data)
+    predicted = clf.predict(data)
+    assert set(predicted[~inside]) == {"not analysed"}
+    assert set(predicted[inside]) == {"blast", "other"}
+    assert np.isnan(clf.predict_proba(data)[~inside]).all()
+    assert np.isnan(clf.decision_function(data)[~inside]).all()
+    changed = data.copy()
+    changed.X[~inside] = 1e6
+    np.testing.assert_array_equal(
+        clf.predict_proba(changed)[inside], clf.predict_proba(data)[inside]
+    )
+    clf.annotate(data)
+    assert data.obs["reluformer"].cat.categories.tolist() == ["blast", "other", "not analysed"]
+
+
+# -- annotate ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_annotation_survives_stores(cohort, fitted, tmp_path, store):
+    data = cohort.copy()
+    assert fitted.annotate(data) is None
+    path = tmp_path / f"a.{store}"
+    getattr(data, f"write_{store}")(path)
+    back = getattr(ad, f"read_{store}")(path)
+    pd.testing.assert_series_equal(back.obs["reluformer"], data.obs["reluformer"])
+    pd.testing.assert_frame_equal(back.obsm["reluformer_proba"], data.obsm["reluformer_proba"])
+    assert back.obsm["reluformer_proba"].dtypes.tolist() == [np.float32] * 2
+    assert back.uns["reluformer"]["markers"].tolist() == MARKERS
+    assert json.loads(back.uns["reluformer"]["params"])["n_layers"] == 2
+    assert back.uns["reluformer"]["threshold"] == fitted.threshold_
+
+
+def test_annotation_touches_its_own_keys_only(cohort, fitted):
+    data = cohort.copy()
+    data.uns["mine"] = 1
+    fitted.annotate(data, key_added="net")
+    assert set(data.obs) - set(cohort.obs) == {"net"}
+    assert set(data.obsm) == {"net_proba"}
+    assert set(data.uns) == {"net", "mine"}
+    np.testing.assert_array_equal(data.X, cohort.X)
+    copied = fitted.annotate(cohort, copy=True)
+    assert "reluformer" in copied.obs
+    assert "reluformer" not in cohort.obs
+
+
+@pytest.mark.filterwarnings("ignore:The set_bad function")  # scanpy on newer matplotlib
+def test_scanpy_plots_the_annotation(cohort, fitted, tmp_path):
+    import matplotlib.pyplot as plt
+
+    data = fitted.annotate(cohort, copy=True)
+    data.obsm["X_umap"] = data.X[:, :2]
+    ax = sc.pl.umap(data, color="reluformer", show=False)
+    assert {t.get_text() for t in ax.get_legend().get_texts()} == {"blast", "other"}
+    plt.close("all")
+
+
+# -- bad input -----------------------------------------------------------------------------------
+
+
+def broken(data, how):
+    if how == "nan":
+        data.X[3:5, 1] = np.nan
+        data.X[7, 2] = np.inf
+    elif how == "empty":
+        return data[:0].copy()
+    elif how == "nan sample":
+        data.obs["sample"] = data.obs["sample"].astype(object)
+        data.obs.loc[data.obs_names[:3], "sample"] = np.nan
+    elif how == "duplicate markers":
+        data.var_names = ["CD10", "CD10", "CD34", "CD45"]
+    elif how == "no sample column":
+        del data.obs["sample"]
+    elif how == "complex":
+        data.X = data.X.astype(np.complex64)
+    elif how == "missing marker":
+        return data[:, ["CD19", "CD34", "CD45"]].copy()
+    return data
+
+
+BAD = [
+    ("nan", InvalidInputError, r"'CD19' \(2 NaN, 0 inf\), 'CD34' \(0 NaN, 1 inf\)"),
+    ("empty", InvalidInputError, "0 cells"),
+    ("nan sample", InvalidInputError, "3 of 1200 cells have no sample id"),
+    ("duplicate markers", InvalidInputError, "'CD10' occur"),
+    ("no sample column", MissingKeyError, r"'sample' was not found; there is 'event'"),
+    ("complex", InvalidInputError, "complex64"),
+]
+
+
+@pytest.mark.parametrize(("how", "error", "says"), BAD)
+@pytest.mark.parametrize("method", ["fit", "predict", "annotate"])
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+def test_bad_cells_are_named_and_nothing_changes(cohort, fitted, how, error, says, method):
+    data = broken(cohort.copy(), how)
+    before = data.copy()
+    probabilities = fitted.predict_proba(cohort)
+    with pytest.raises(error, match=says) as caught:
+        getattr(fitted, method)(data)
+    assert isinstance(caught.value, FcmError)
+    if how != "nan":
+        assert same_anndata(data, before)
+    assert "reluformer" not in data.obs
+    np.testing.assert_array_equal(fitted.predict_proba(cohort), probabilities)
+
+
+def test_missing_marker_lists_those_present(cohort, fitted):
+    with pytest.raises(MarkerMismatchError, match=r"lack 1 of the 4.*'CD10'.*Present are 'CD19'"):
+        fitted.predict(broken(cohort, "missing marker"))
+    with pytest.raises(MarkerMismatchError, match="'CD3'"):
+        quick(markers=["CD3", "CD10"]).fit(cohort)
+
+
+@pytest.mark.parametrize(
+    ("params", "y", "error", "says"),
+    [
+        ({}, ["a"] * 1200, InvalidInputError, r"one class only \('a'\)"),
+        ({}, ["a", "b"] * 100, InvalidInputError, "200 labels for 1200 cells"),
+        ({}, np.array([np.nan] * 1200), InvalidInputError, "one class only"),
+        ({"label_key": None}, None, InvalidInputError, "label_key"),
+        ({"label_key": "type"}, None, MissingKeyError, "'type' was not found"),
+        ({"layer": "raw"}, None, MissingKeyError, "'raw' was not found; there is none"),
+        ({"subset_key": "intact"}, None, MissingKeyError, "'intact' was not found"),
+        ({"subset_key": "event"}, None, InvalidInputError, "True or False"),
+        ({"patient_key": "event"}, None, InvalidInputError, "more than one patient"),
+        ({"pos_label": "T"}, None, InvalidInputError, "'T' is not among the labels"),
+        ({"hidden_dim": 10, "n_heads": 4}, None, InvalidInputError, "not a multiple"),
+        ({"device": "abacus"}, None, InvalidInputError, "'abacus' is not a device"),
+        ({"max_epochs": 0}, None, ValueError, "max_epochs"),
+        ({"early_stopping": False, "false_positive_rate": 0.1}, None, FcmError, "held-out"),
+    ],
+)  # fmt: skip
+def test_bad_parameters_and_labels_are_named(cohort, params, y, error, says):
+    clf = quick(**params)
+    with pytest.raises(error, match=says):
+        clf.fit(cohort, y)
+    assert not hasattr(clf, "net_")
+
+
+def test_one_cell_is_too_little_to_fit_but_enough_to_predict(cohort, fitted):
+    one = cohort[:1].copy()
+    with pytest.raises(InvalidInputError, match="single cell"):
+        quick().fit(one)
+    assert fitted.predict(one).shape == (1,)
+
+
+def test_predicting_before_fit_says_so(cohort):
+    for method in ("predict", "predict_proba", "decision_function", "annotate", "save"):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            getattr(quick(), method)(cohort if method != "save" else "x")
+
+
+def test_model_fitted_with_groups_needs_groups(cohort):
+    clf = quick(sample_key=None, label_key=None)
+    clf.fit(cohort.X, cohort.obs["cell_type"], groups=cohort.obs["sample"])
+    with pytest.raises(InvalidInputError, match="fitted with groups"):
+        clf.predict(cohort.X)
+    with pytest.raises(InvalidInputError, match="given twice"):
+        quick().fit(cohort, groups=cohort.obs["sample"])
+
+
+def test_unread_sample_column_is_warned_of(cohort):
+    with pytest.warns(UserWarning, match="names 6 samples"):
+        quick(sample_key=None, max_epochs=1).fit(cohort)
+
+
+def test_views_and_bad_keys_are_refused_by_annotate(cohort, fitted):
+    view = cohort[:200]
+    with pytest.raises(InvalidInputError, match="view"):
+        fitted.annotate(view)
+    with pytest.raises(InvalidInputError, match="'/'"):
+        fitted.annotate(cohort, key_added="a/b")
+    with pytest.raises(InvalidInputError, match="DataFrame"):
+        fitted.annotate(cohort.to_df())
+
+
+def test_documented_defaults_are_the_real_ones():
+    import inspect
+    import re
+
+    signature = inspect.signature(ReluFormerClassifier).parameters
+    documented = dict(
+        re.findall(r"^    (\w+) : .*?default (\S+)$", ReluFormerClassifier.__doc__, flags=re.M)
+    )
+    assert set(documented) == set(signature)
+    for name, parameter in signature.items():
+        assert eval(documented[name]) == parameter.default, name
