@@ -93,7 +93,7 @@ class SampleDraws(Dataset):
             chosen = (np.arange(size) + step * size) % n_samples
         else:
             chosen = rng.integers(n_samples, size=size)
-        parts = [self._draw(s, rng) for s in chosen]
+        parts = [self._draw(int(s), rng) for s in chosen]
         sample = np.repeat(np.arange(size), [len(part[1]) for part in parts])
         x, y, weight, ratio = (np.concatenate(column) for column in zip(*parts, strict=True))
         inputs = {"x": x, "sample": sample, "context_weight": weight, "log_odds_ratio": ratio}
@@ -110,7 +110,7 @@ class SampleDraws(Dataset):
         if plan.augmentation is not None:
             z = (x - self.mean) / self.scale
             x = plan.augmentation.distort(z, rng) * self.scale + self.mean
-        weight = np.repeat(np.float32([1, 0]), [len(chosen), len(extra)])
+        weight = np.repeat(np.array([1, 0], dtype=np.float32), [len(chosen), len(extra)])
         ratio = np.broadcast_to(log_ratio, (len(rows), self.n_classes))
         return x.astype(np.float32, copy=False), y[rows], weight, ratio
 
@@ -124,7 +124,8 @@ class SampleDraws(Dataset):
         plan, size = self.plan, min(self.plan.cells_per_sample, len(y))
         # Entry 0 counts cells without label.
         counts = np.bincount(y + 1, minlength=self.n_classes + 1)
-        factors = plan.augmentation and plan.augmentation.class_factors(len(counts), rng)
+        change = plan.augmentation
+        factors = None if change is None else change.class_factors(len(counts), rng)
         if factors is None:
             factors = np.ones(len(counts))
             chosen = np.arange(len(y))

@@ -77,7 +77,7 @@ def write_classes(
     codes = np.where(predicted < 0, len(categories), predicted)
     if (predicted < 0).any():
         categories.append(NOT_ANALYSED)
-    labels = pd.Categorical.from_codes(codes, categories=categories)
+    labels = pd.Categorical(np.array(categories, dtype=object)[codes], categories=categories)
     frame = pd.DataFrame(
         probabilities.astype(np.float32),
         index=adata.obs_names,

@@ -247,7 +247,7 @@ def _require_complete(ids: np.ndarray, what: str, where: Hashable) -> None:
 
 
 def _require_one_patient(
-    patients: np.ndarray, expected: np.ndarray, counts: np.ndarray, names: Sequence[Any]
+    patients: np.ndarray, expected: np.ndarray, counts: np.ndarray, names: np.ndarray
 ) -> None:
     differs = patients != np.repeat(expected, counts)
     if differs.any():

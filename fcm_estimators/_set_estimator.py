@@ -29,6 +29,7 @@ from fcm_estimators._exceptions import InvalidInputError, ModelFormatError, NotF
 from fcm_estimators._persistence import from_json, read_model, to_json, write_model
 from fcm_estimators._samples import Samples, Source, read_samples
 from fcm_estimators._training import PackedNet, history_frame, make_net
+from fcm_estimators.nn import SetModule
 
 logger = logging.getLogger("fcm_estimators")
 
@@ -42,7 +43,7 @@ class SetEstimator(BaseEstimator):
     Subclasses list their parameters in ``__init__`` and provide ``_make_module``.
     """
 
-    _parameter_constraints: dict[str, list] = {
+    _parameter_constraints: dict[str, Any] = {
         "sample_key": [str, Integral, None],
         "label_key": [str, None],
         "patient_key": [str, Integral, None],
@@ -69,6 +70,12 @@ class SetEstimator(BaseEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    markers_: list[str]
+    history_: pd.DataFrame
+    validation_samples_: list[Any]
+    net_: PackedNet
+    fitted_with_groups_: bool
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "net_")
@@ -126,7 +133,7 @@ class SetEstimator(BaseEstimator):
 
     # -- training -----------------------------------------------------------------------------
 
-    def _make_module(self, n_markers: int) -> nn.Module:
+    def _make_module(self, n_markers: int) -> SetModule:
         raise TypeError(f"{type(self).__name__} has to provide _make_module")
 
     def _augmentation(self) -> Augmentation | None:
@@ -143,7 +150,7 @@ class SetEstimator(BaseEstimator):
 
     def _train(
         self,
-        module: nn.Module,
+        module: SetModule,
         criterion: nn.Module,
         train_draws: Dataset,
         valid_draws: Dataset | None,
@@ -163,10 +170,10 @@ class SetEstimator(BaseEstimator):
         if self._goes_on():
             history["epoch"] += len(self.history_)
             history = pd.concat([self.history_, history], ignore_index=True)
-        self.net_: PackedNet = net
+        self.net_ = net
         self.history_ = history
 
-    def _make_net(self, module: nn.Module, criterion: nn.Module, patience: int | None) -> PackedNet:
+    def _make_net(self, module: SetModule, criterion: nn.Module, patience: int | None) -> PackedNet:
         net = make_net(
             module,
             criterion,
@@ -180,7 +187,7 @@ class SetEstimator(BaseEstimator):
         )
         return net.initialize()
 
-    def _initial_module(self, samples: Samples, seed: int) -> nn.Module:
+    def _initial_module(self, samples: Samples, seed: int) -> SetModule:
         """Build a new module with the training scale inside, or a copy of the fitted one."""
         if self._goes_on():
             return copy.deepcopy(self.net_.module_).train()
@@ -242,7 +249,7 @@ class SetEstimator(BaseEstimator):
 
     # -- prediction ---------------------------------------------------------------------------
 
-    def _module(self, dtype: np.dtype) -> nn.Module:
+    def _module(self, dtype: np.dtype) -> SetModule:
         """Fitted module in the data's precision; a cast copy where that differs."""
         module = self.net_.module_
         if dtype == np.float64:

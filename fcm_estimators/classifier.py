@@ -25,7 +25,7 @@ from fcm_estimators._threshold import best_f1_threshold, false_positive_threshol
 from fcm_estimators._training import CellCrossEntropy
 from fcm_estimators._validation import listed
 from fcm_estimators._version import __version__
-from fcm_estimators.nn import ReluFormer
+from fcm_estimators.nn import ReluFormer, SetModule
 
 # Every held-out sample is drawn this often, each time distorted otherwise.
 _VALIDATION_DRAWS = 4
@@ -156,7 +156,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     (600,)
     """
 
-    _parameter_constraints = {
+    _parameter_constraints: dict[str, Any] = {
         **SetEstimator._parameter_constraints,
         "pos_label": "no_validation",
         "min_class_fraction": [Interval(Real, 0, 1, closed="both")],
@@ -235,6 +235,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         tags.target_tags.required = self.label_key is None
         return tags
 
+    classes_: np.ndarray
+    threshold_: float | None
+    pos_label_: Any
+
     # -- fit ----------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -274,8 +278,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             return self._fit(X, y, groups)
         except Exception:
             # A fit that fails leaves an earlier model as it was.
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__ = before
             raise
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Self:
@@ -346,7 +349,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         samples: Samples,
         codes: np.ndarray,
         chosen: list[int],
-        module: ReluFormer,
+        module: SetModule,
         seed: int,
         fixed: bool = False,
     ) -> SampleDraws:

@@ -16,7 +16,18 @@ import pandas as pd
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators._fcs_export import raw_values, require_columns
 from fcm_estimators._fcs_record import UNS_KEY
-from fcm_estimators._gate_exports import match_export
+from fcm_estimators._gate_membership import (
+    PathName,
+    as_membership,
+    match_export,
+    membership,
+    per_sample,
+    read_gate_table,
+    refuse_overlap,
+    require_own_data,
+    rows_of,
+    store_gates,
+)
 
 __all__ = ["gates_from_csv", "gates_from_exports", "labels_from_channel", "labels_from_gates"]
 
@@ -29,7 +40,7 @@ def gates_from_csv(
     gates: Sequence[str] | None = None,
     key_added: str = "gates",
 ) -> None:
-    """
+    r"""
     Read expert gates from a table with one row per event and one 0/1 column per gate.
 
     Parameters
@@ -63,12 +74,12 @@ def gates_from_csv(
 
     Examples
     --------
-    >>> import io, tempfile
+    >>> import tempfile
     >>> from pathlib import Path
     >>> import anndata as ad, numpy as np, pandas as pd
     >>> from fcm_estimators.labels import gates_from_csv
     >>> path = Path(tempfile.mkdtemp()) / "gates.csv"
-    >>> _ = path.write_text("index,blast\\n0,1\\n1,0\\n")
+    >>> _ = path.write_text("index,blast\n0,1\n1,0\n")
     >>> adata = ad.AnnData(
     ...     np.zeros((2, 1), dtype="float32"),
     ...     obs=pd.DataFrame({"sample": "a", "event": [1, 0]}, index=["a:1", "a:0"]),
@@ -86,7 +97,7 @@ def gates_from_csv(
         tables[sample] = pd.DataFrame(
             {gate: as_membership(table[gate], file) for gate in chosen}, index=table.index
         )
-    found = list(dict.fromkeys(gate for table in tables.values() for gate in table))
+    found = list(dict.fromkeys(str(gate) for table in tables.values() for gate in table))
     if missing := [gate for gate in gates or () if gate not in found]:
         raise MissingKeyError(
             f"No table has the gate(s) {', '.join(missing)}; "

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fcm_estimators.nn.relu_attention import AttentionContext
-from fcm_estimators.nn.reluformer import LayerTrace, ReluFormer, ReluFormerLayer
+from fcm_estimators.nn.reluformer import LayerTrace, ReluFormer, ReluFormerLayer, SetModule
 
-__all__ = ["AttentionContext", "LayerTrace", "ReluFormer", "ReluFormerLayer"]
+__all__ = ["AttentionContext", "LayerTrace", "ReluFormer", "ReluFormerLayer", "SetModule"]

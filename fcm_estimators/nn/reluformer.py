@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,29 @@ class ReluFormerLayer(nn.Module):
         return LayerTrace(q, k, context, y)
 
 
-class ReluFormer(nn.Module):
+class SetModule(nn.Module):
+    """A net on packed samples that standardises its input.
+
+    Parameters
+    ----------
+    n_markers : int
+        Markers M; ``input_mean`` and ``input_scale`` are buffers of that length.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+
+    def __init__(self, n_markers: int) -> None:
+        super().__init__()
+        self.register_buffer("input_mean", torch.zeros(n_markers))
+        self.register_buffer("input_scale", torch.ones(n_markers))
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Cells in training SD around the training mean."""
+        return (x - self.input_mean) / self.input_scale
+
+
+class ReluFormer(SetModule):
     """Per-cell outputs from all cells of a sample.
 
     Inputs are standardised inside (buffers ``input_mean`` and ``input_scale``), so gradients are
@@ -129,9 +151,6 @@ class ReluFormer(nn.Module):
     torch.Size([300, 2])
     """
 
-    input_mean: Tensor
-    input_scale: Tensor
-
     def __init__(
         self,
         n_markers: int,
@@ -142,23 +161,17 @@ class ReluFormer(nn.Module):
         n_layers: int = 4,
         eps: float = 1e-2,
     ) -> None:
-        super().__init__()
+        super().__init__(n_markers)
         if hidden_dim % n_heads:
             raise ValueError(
                 f"hidden_dim={hidden_dim} is not a multiple of n_heads={n_heads}; "
                 "heads are equal blocks of the width"
             )
-        self.register_buffer("input_mean", torch.zeros(n_markers))
-        self.register_buffer("input_scale", torch.ones(n_markers))
         widths = [n_markers] + [hidden_dim] * n_layers
         self.layers = nn.ModuleList(
             ReluFormerLayer(width, hidden_dim, n_heads, eps) for width in widths[:-1]
         )
         self.output = nn.Linear(hidden_dim, n_outputs)
-
-    def standardise(self, x: Tensor) -> Tensor:
-        """Cells in training SD around the training mean."""
-        return (x - self.input_mean) / self.input_scale
 
     def trace(
         self,
@@ -175,7 +188,7 @@ class ReluFormer(nn.Module):
         offsets = [0, len(x)] if offsets is None else offsets
         h = self.standardise(x)
         for i, layer in enumerate(self.layers):
-            step = layer.trace(
+            step = cast(ReluFormerLayer, layer).trace(
                 h,
                 offsets,
                 context=None if contexts is None else contexts[i],

@@ -1,0 +1,199 @@
+"""Public data sets, fetched once and checked every time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pooch
+from anndata import AnnData
+
+from fcm_estimators._exceptions import DataUnavailableError, InvalidInputError
+from fcm_estimators.datasets._checksums import ALL494, MULTICENTER_CYTOF
+
+_ALL494_ORIGIN = (
+    "https://raw.githubusercontent.com/CaRniFeXeR/python4FCM_Examples/"
+    "9f1fc6a047ab89f2b58d96242cf34761bc7f3d83/data/"
+)
+_CYTOF_ORIGIN = (
+    "https://raw.githubusercontent.com/KlugerLab/deepcytof/"
+    "ac924b10a77cf2d5c7ea43ea39a172898d71abb1/Data/MultiCenter_16sample/"
+)
+_CYTOF_CLASSES = ["other", "B", "CD4 T", "CD8 T", "monocyte"]
+_CYTOF_NOTES = {
+    "c0": "B-cell marker",
+    "c1": "B-cell marker",
+    "c2": "CD45-like",
+    "c3": "CD33- or CD14-like",
+    "c4": "unknown",
+    "c5": "CD8",
+    "c6": "CD3",
+    "c7": "CD4",
+}
+
+
+def _fetch(folder: str, names: Sequence[str], hashes: Mapping[str, str], origin: str) -> list[Path]:
+    """Paths of checked local files; downloads those that are missing.
+
+    Raises
+    ------
+    DataUnavailableError
+        A file is neither there nor downloadable, or does not have its checksum.
+    """
+    home = os.environ.get("FCM_DATA_HOME")
+    base = Path(home) if home else Path(pooch.os_cache("fcm-estimators"))
+    paths = []
+    for name in names:
+        path = base / folder / name
+        if path.exists():
+            found = pooch.file_hash(str(path))
+            if found != hashes[name]:
+                raise DataUnavailableError(
+                    f"{path} has SHA-256 {found}, expected {hashes[name]}: the file is damaged or "
+                    f"not the published one. Remove it to download it again from {origin}{name}."
+                )
+        else:
+            _download(path, origin + name, hashes[name])
+        paths.append(path)
+    return paths
+
+
+def _download(path: Path, url: str, sha256: str) -> None:
+    try:
+        pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=path.parent)
+    except (OSError, ValueError) as error:
+        # requests' errors are OSErrors; ValueError is pooch's for another checksum.
+        raise DataUnavailableError(
+            f"{path.name} is not in {path.parent} and could not be downloaded from {url} "
+            f"({type(error).__name__}). Connect to the network, or download it by hand into that "
+            "folder, or set the environment variable FCM_DATA_HOME to a folder that has it. "
+            "datasets.simulate_cohort needs no download."
+        ) from error
+
+
+def fetch_all494() -> AnnData:
+    """Bone marrow of a child with B-cell acute lymphoblastic leukaemia, with expert gates.
+
+    83,411 events, 12 channels, raw: neither compensated nor transformed (the spillover matrix
+    is in the file). FCS 3.0, BD FACSDiva. 41.0 % of all and 44.1 % of intact events are blasts.
+
+    Returns
+    -------
+    AnnData
+        As :func:`~fcm_estimators.read_fcs` returns it, sample "494", with
+
+        - ``obsm["gates"]``: DataFrame of bool, expert gates allevents, syto, singlets, intact,
+          erythropoiesis, cd19, cd20, blast;
+        - ``obs["cell_type"]``: Categorical, "blast" or "other".
+
+    Raises
+    ------
+    DataUnavailableError
+        The files are neither in ``FCM_DATA_HOME`` (folder ``all494``) or the user's cache nor
+        downloadable, or do not have their checksum.
+
+    References
+    ----------
+    github.com/CaRniFeXeR/python4FCM_Examples, MIT licence, (c) 2023 Florian Kowarsch.
+
+    Examples
+    --------
+    >>> from fcm_estimators.datasets import fetch_all494
+    >>> adata = fetch_all494()  # doctest: +SKIP
+    >>> adata.obs["cell_type"].value_counts()["blast"]  # doctest: +SKIP
+    34174
+    """
+    from fcm_estimators.io import read_fcs
+    from fcm_estimators.labels import gates_from_csv, labels_from_gates
+
+    fcs, csv = _fetch("all494", list(ALL494), ALL494, _ALL494_ORIGIN)
+    adata = read_fcs(fcs)
+    gates_from_csv(adata, csv)
+    labels_from_gates(adata, {"blast": "blast"}, default="other")
+    return adata
+
+
+def fetch_multicenter_cytof(samples: Sequence[int] | None = None) -> AnnData:
+    """Blood of 16 healthy donors by mass cytometry, in two batches with a clear shift.
+
+    28,637 to 77,094 cells each, 8 markers, raw dual counts: transform with
+    ``ArcsinhTransform(cofactor=5)``. CyTOF data need no compensation.
+
+    Parameters
+    ----------
+    samples : sequence of int, optional
+        Which of the samples 1 to 16. Default: all.
+
+    Returns
+    -------
+    AnnData
+        Cells x 8 markers, float32, ``var_names`` ``c0`` to ``c7``. The origin names no markers;
+        ``var["note"]`` holds what class medians suggest.
+
+        - ``obs["sample"]``: Categorical "sample1" ... in the order asked for;
+        - ``obs["event"]``: int, row in the file;
+        - ``obs["batch"]``: "batch1" for samples 1 to 8, "batch2" for 9 to 16;
+        - ``obs["cell_type"]``: Categorical "other" (unlabelled in the origin), "B", "CD4 T",
+          "CD8 T", "monocyte";
+        - ``obsm["gates"]``: DataFrame of bool: T (CD4 or CD8), CD4, CD8, B, Mono.
+
+    Raises
+    ------
+    InvalidInputError
+        A sample that is not among 1 to 16, or none.
+    DataUnavailableError
+        As for :func:`fetch_all494`; the folder is ``multicenter_cytof``.
+
+    References
+    ----------
+    github.com/KlugerLab/deepcytof, Apache-2.0; Li et al., *Gating mass cytometry data by deep
+    learning*, Bioinformatics 2017.
+
+    Examples
+    --------
+    >>> from fcm_estimators.datasets import fetch_multicenter_cytof
+    >>> fetch_multicenter_cytof([15]).shape  # doctest: +SKIP
+    (28637, 8)
+    """
+    numbers = list(range(1, 17)) if samples is None else list(samples)
+    wrong = [n for n in numbers if n not in range(1, 17)]
+    if wrong or not numbers or len(set(numbers)) < len(numbers):
+        raise InvalidInputError(f"samples must be different numbers from 1 to 16, got {numbers}.")
+    names = [f"{kind}{n}.csv" for n in numbers for kind in ("sample", "labels")]
+    paths = _fetch("multicenter_cytof", names, MULTICENTER_CYTOF, _CYTOF_ORIGIN)
+    x = [pd.read_csv(path, header=None, dtype=np.float32).to_numpy() for path in paths[::2]]
+    codes = np.concatenate([np.loadtxt(path, dtype=np.int64) for path in paths[1::2]])
+    sizes = [len(block) for block in x]
+    number = np.repeat(numbers, sizes)
+    event = np.concatenate([np.arange(n) for n in sizes])
+    sample_names = [f"sample{n}" for n in numbers]
+    sample = pd.Categorical(np.repeat(sample_names, sizes), categories=sample_names)
+    obs = pd.DataFrame(
+        {
+            "sample": sample,
+            "event": event,
+            "batch": pd.Categorical(np.where(number <= 8, "batch1", "batch2")),
+            "cell_type": pd.Categorical(np.array(_CYTOF_CLASSES)[codes], categories=_CYTOF_CLASSES),
+        },
+        index=[f"sample{n}:{e}" for n, e in zip(number, event, strict=True)],
+    )
+    var = pd.DataFrame(
+        {
+            "channel": list(_CYTOF_NOTES),
+            "marker": list(_CYTOF_NOTES),
+            "kind": "mass",
+            "range": np.max([block.max(0) for block in x], axis=0).astype(np.float64),
+            "compensated": False,
+            "transform": "none",
+            "note": list(_CYTOF_NOTES.values()),
+        },
+        index=list(_CYTOF_NOTES),
+    )
+    cd4, cd8 = codes == 2, codes == 3
+    gates = {"T": cd4 | cd8, "CD4": cd4, "CD8": cd8, "B": codes == 1, "Mono": codes == 4}
+    return AnnData(
+        np.concatenate(x), obs=obs, var=var, obsm={"gates": pd.DataFrame(gates, index=obs.index)}
+    )
