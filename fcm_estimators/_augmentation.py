@@ -35,7 +35,7 @@ class Augmentation:
         SD of the logarithm of the factor on each class's share.
     """
 
-    shift: float = 0.4
+    shift: float = 0.8
     scale: float = 0.2
     warp: float = 0.3
     mixing: float = 0.03

@@ -334,9 +334,9 @@ def _from_source(
         zip(segment.channels, parameters, strict=True), start=1
     ):
         gain = segment.keywords.get(f"P{number}G")
-        # Readers exempt Time from the gain, so it goes back as it was.
-        if channel.kind == "time" and gain:
-            parameter["G"] = gain
+        if gain:
+            # Readers exempt Time from the gain, so it goes back as it was; others are decoded.
+            parameter["G"] = gain if channel.kind == "time" else "1.0"
     return block, parameters, dict(segment.keywords)
 
 

@@ -36,6 +36,8 @@ _PARSE_ERRORS = (
     EOFError,
     OverflowError,
     NotImplementedError,
+    OSError,
+    MemoryError,
     re.error,
 )
 
@@ -115,7 +117,7 @@ def open_segment(path: Path, dataset: int | None = None) -> Segment:
     size = _file_size(path)
     if dataset is not None:
         found = list(islice(_parsed_segments(path, size), dataset + 1)) if dataset >= 0 else []
-        if len(found) != dataset + 1:
+        if not 0 <= dataset < len(found):
             count = len(list(_parsed_segments(path, size)))
             raise InvalidInputError(
                 f"{path.name} holds {count} data set(s), so dataset must be 0 to {count - 1}, "

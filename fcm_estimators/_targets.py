@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
 from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._samples import Samples
 from fcm_estimators._validation import listed
 
 
@@ -72,6 +74,63 @@ def recode(classes: np.ndarray, codes: np.ndarray, fitted: np.ndarray) -> np.nda
         )
     table = np.append(np.searchsorted(fitted, classes), -1)
     return table[codes]
+
+
+def require_learnable(codes: np.ndarray, classes: np.ndarray, *, one_class_will_do: bool) -> None:
+    """Raise InvalidInputError unless there is something to tell apart.
+
+    Parameters
+    ----------
+    codes : ndarray of int of shape (N,)
+        Of the analysed cells.
+    classes : ndarray of shape (C,)
+    one_class_will_do : bool
+        Fine-tuning may see one class only.
+    """
+    if len(codes) < 2:
+        raise InvalidInputError(
+            "n_samples=1: a single cell cannot be learnt from. Pass whole samples."
+        )
+    present = np.unique(codes[codes >= 0])
+    if len(present) == 0 or (len(present) == 1 and not one_class_will_do):
+        raise InvalidInputError(
+            f"The labelled cells are of one class only ({listed(classes[present])}); two or more "
+            "are needed. Check label_key, and that subset_key keeps cells of each class."
+        )
+
+
+def positive_class(pos_label: Any, classes: np.ndarray) -> Any:
+    """Positive class of two, the last unless named; None for more than two.
+
+    Raises
+    ------
+    InvalidInputError
+        ``pos_label`` is no class, or there are more than two.
+    """
+    require_two_classes("pos_label", pos_label, classes)
+    if len(classes) > 2:
+        return None
+    if pos_label is None:
+        return classes[-1]
+    if pos_label not in classes:
+        raise InvalidInputError(
+            f"pos_label={pos_label!r} is not among the labels {listed(classes)}."
+        )
+    return pos_label
+
+
+def require_two_classes(name: str, value: Any, classes: np.ndarray) -> None:
+    """Raise InvalidInputError where a parameter for two classes is set and there are more."""
+    if value is not None and len(classes) > 2:
+        raise InvalidInputError(
+            f"{name}={value!r} is for two classes; the labels hold {len(classes)}: "
+            f"{listed(classes)}. Leave it None, or merge the others."
+        )
+
+
+def codes_of(samples: Samples, codes: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+    """Codes of the cells of some samples, in the order of ``samples.take(chosen)``."""
+    return np.concatenate([codes[samples.offsets[s] : samples.offsets[s + 1]] for s in chosen])
 
 
 def class_presence(codes: np.ndarray, offsets: list[int], n_classes: int) -> np.ndarray:

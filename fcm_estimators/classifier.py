@@ -20,10 +20,18 @@ from fcm_estimators._draws import SampleDraws
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples, read_labels
 from fcm_estimators._set_estimator import SetEstimator
-from fcm_estimators._targets import class_presence, class_weights, encode_labels, recode
+from fcm_estimators._targets import (
+    class_presence,
+    class_weights,
+    codes_of,
+    encode_labels,
+    positive_class,
+    recode,
+    require_learnable,
+    require_two_classes,
+)
 from fcm_estimators._threshold import best_f1_threshold, false_positive_threshold
 from fcm_estimators._training import CellCrossEntropy
-from fcm_estimators._validation import listed
 from fcm_estimators._version import __version__
 from fcm_estimators.nn import ReluFormer, SetModule
 
@@ -69,7 +77,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         Width of the net.
     eps : float, default 1e-2
         Added to the mean normaliser of the attention.
-    max_epochs : int, default 20
+    max_epochs : int, default 40
     steps_per_epoch : int, default 25
     samples_per_step : int, default 4
         Samples of one training step, drawn with replacement.
@@ -91,9 +99,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     early_stopping : bool, default True
         Hold out patients, stop when their loss no longer falls, and keep the best epoch. Below
         5 samples or 2 patients nothing can be held out and the last weights are kept.
-    validation_fraction : float, default 0.2
+    validation_fraction : float, default 0.15
         Share of patients held out.
-    n_iter_no_change : int, default 10
+    n_iter_no_change : int, default 15
         Epochs without improvement before training stops.
     threshold : "f1" or float, default "f1"
         Probability of ``pos_label`` from which a cell is called positive (binary problems):
@@ -180,7 +188,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         n_heads: int = 4,
         hidden_dim: int = 32,
         eps: float = 1e-2,
-        max_epochs: int = 20,
+        max_epochs: int = 40,
         steps_per_epoch: int = 25,
         samples_per_step: int = 4,
         cells_per_sample: int = 3000,
@@ -190,8 +198,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         weight_decay: float = 1e-2,
         class_weight: dict[Any, float] | str | None = None,
         early_stopping: bool = True,
-        validation_fraction: float = 0.2,
-        n_iter_no_change: int = 10,
+        validation_fraction: float = 0.15,
+        n_iter_no_change: int = 15,
         threshold: str | float = "f1",
         false_positive_rate: float | None = None,
         warm_start: bool = False,
@@ -288,9 +296,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         if self._goes_on():
             codes = recode(classes, codes, self.classes_)
             classes = self.classes_
-        self._require_learnable(samples, classes, codes)
+        require_learnable(codes, classes, one_class_will_do=self._goes_on())
         self.classes_ = classes
-        self.pos_label_ = self._positive(classes)
+        self.pos_label_ = positive_class(self.pos_label, classes)
+        require_two_classes("false_positive_rate", self.false_positive_rate, classes)
         seed = self._seed()
         module = self._initial_module(samples, seed)
         weights = class_weights(self.class_weight, classes, codes)
@@ -305,34 +314,6 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         self.validation_samples_ = samples.names[valid].tolist()
         self.threshold_ = self._choose_threshold(samples, codes, valid)
         return self
-
-    def _require_learnable(self, samples: Samples, classes: np.ndarray, codes: np.ndarray) -> None:
-        if len(samples.x) < 2:
-            raise InvalidInputError(
-                "n_samples=1: a single cell cannot be learnt from. Pass whole samples."
-            )
-        present = np.unique(codes[codes >= 0])
-        if len(present) == 0 or (len(present) == 1 and not self._goes_on()):
-            raise InvalidInputError(
-                f"The labelled cells are of one class only ({listed(classes[present])}); two or "
-                "more are needed. Check label_key, and that subset_key keeps cells of each class."
-            )
-
-    def _positive(self, classes: np.ndarray) -> Any:
-        if len(classes) > 2:
-            if self.pos_label is not None:
-                raise InvalidInputError(
-                    f"pos_label={self.pos_label!r} is for two classes; the labels hold "
-                    f"{len(classes)}: {listed(classes)}. Leave it None, or merge the others."
-                )
-            return None
-        if self.pos_label is None:
-            return classes[-1]
-        if self.pos_label not in classes:
-            raise InvalidInputError(
-                f"pos_label={self.pos_label!r} is not among the labels {listed(classes)}."
-            )
-        return self.pos_label
 
     def _make_module(self, n_markers: int) -> ReluFormer:
         return ReluFormer(
@@ -360,7 +341,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             n_steps = math.ceil(_VALIDATION_DRAWS * len(chosen) / self.samples_per_step)
         return SampleDraws(
             part.x,
-            np.concatenate([codes[samples.offsets[s] : samples.offsets[s + 1]] for s in chosen]),
+            codes_of(samples, codes, chosen),
             part.offsets,
             mean=module.input_mean.numpy(force=True),
             scale=module.input_scale.numpy(force=True),
@@ -375,31 +356,25 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     ) -> float | None:
         """Probability of the positive class from which a cell is positive."""
         if self.pos_label_ is None:
-            if self.false_positive_rate is not None:
-                raise InvalidInputError(
-                    f"false_positive_rate is for two classes; the labels hold {len(self.classes_)}."
-                )
             return None
-        if self.false_positive_rate is None and self.threshold != "f1":
+        rate = self.false_positive_rate
+        if rate is not None and not valid:
+            raise InvalidInputError(
+                "false_positive_rate needs held-out patients, and there are none: pass 5 or more "
+                "samples of 2 or more patients with early_stopping=True, or a number as threshold."
+            )
+        if rate is None and self.threshold != "f1":
             return float(self.threshold)
         if not valid:
-            if self.false_positive_rate is not None:
-                raise InvalidInputError(
-                    "false_positive_rate needs held-out patients, and there are none: pass 5 or "
-                    "more samples of 2 or more patients with early_stopping=True, or a number as "
-                    "threshold."
-                )
             return 0.5
         held_out = samples.take(valid)
-        truth = np.concatenate([codes[samples.offsets[s] : samples.offsets[s + 1]] for s in valid])
+        truth = codes_of(samples, codes, valid)
         known = truth >= 0
         log_odds = self._log_odds(self._outputs(held_out))[known]
         positive = self.classes_[truth[known]] == self.pos_label_
-        if self.false_positive_rate is not None:
-            cut = false_positive_threshold(log_odds, positive, self.false_positive_rate)
-        else:
-            cut = best_f1_threshold(log_odds, positive, held_out.sample_of_cell[known])
-        return float(expit(cut))
+        if rate is not None:
+            return float(expit(false_positive_threshold(log_odds, positive, rate)))
+        return float(expit(best_f1_threshold(log_odds, positive, held_out.sample_of_cell[known])))
 
     # -- prediction ---------------------------------------------------------------------------
 

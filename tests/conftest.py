@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+
+import pytest
 
 # Before torch is imported: two multi-threaded workers on two cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,3 +15,25 @@ from hypothesis import settings
 
 settings.register_profile("default", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _real_data_or_skip(request: pytest.FixtureRequest) -> None:
+    """Skip real-data tests where the data cannot be had; fail where they were promised."""
+    if request.node.get_closest_marker("real_data") and "FCM_DATA_HOME" not in os.environ:
+        reason = _why_unavailable()
+        if reason:
+            pytest.skip(reason)
+
+
+@functools.cache
+def _why_unavailable() -> str:
+    from fcm_estimators._exceptions import DataUnavailableError
+    from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
+
+    try:
+        fetch_all494()
+        fetch_multicenter_cytof([15])
+    except DataUnavailableError as error:
+        return f"the public data are not available: {error}"
+    return ""

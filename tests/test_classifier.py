@@ -675,3 +675,11 @@ def test_documented_defaults_are_the_real_ones():
     assert set(documented) == set(signature)
     for name, parameter in signature.items():
         assert eval(documented[name]) == parameter.default, name
+
+
+def test_parameters_for_two_classes_are_refused_for_three():
+    data = toy_cohort(classes=("B", "T", "blast"))
+    with pytest.raises(InvalidInputError, match=r"pos_label='B' is for two classes.*hold 3"):
+        quick(pos_label="B").fit(data)
+    with pytest.raises(InvalidInputError, match=r"false_positive_rate=0.1 is for two classes"):
+        quick(false_positive_rate=0.1).fit(data)

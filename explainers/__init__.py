@@ -1,0 +1,1 @@
+"""Explanations of fitted estimators, written into AnnData for scanpy."""

@@ -1,0 +1,80 @@
+"""The package as it is installed and imported."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code, python=sys.executable, **kwargs):
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, **kwargs)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import sys, fcm_estimators, explainers;"
+        "print([m for m in ('torch', 'matplotlib', 'scanpy', 'skorch') if m in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+def test_reading_and_preparing_data_needs_no_torch():
+    code = (
+        "import sys; from fcm_estimators import read_fcs, datasets, labels, metrics, preprocessing;"
+        "print('torch' in sys.modules)"
+    )
+    assert run(code) == "False"
+
+
+def test_every_public_name_loads():
+    code = (
+        "import fcm_estimators as f; [getattr(f, name) for name in f.__all__]; print(f.__version__)"
+    )
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", run(code))
+
+
+def test_wheel_installs_and_imports_both_packages(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for needed in ("fcm_estimators/py.typed", "explainers/py.typed", "fcm_estimators/__init__.pyi"):
+        assert needed in names
+    assert not [n for n in names if n.startswith(("tests/", "benchmarks/"))]
+    # The dependencies are those of this environment; the package itself comes from the wheel.
+    venv.create(tmp_path / "env", with_pip=True, system_site_packages=False)
+    python = tmp_path / "env" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--no-deps", "--quiet", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    site = Path(run("import sysconfig; print(sysconfig.get_path('purelib'))"))
+    code = (
+        f"import sys; sys.path.append({str(site)!r});"
+        "import fcm_estimators, explainers;"
+        "from fcm_estimators import ReluFormerClassifier;"
+        "print(fcm_estimators.__file__, explainers.__file__)"
+    )
+    loaded = run(code, python=str(python), cwd=tmp_path)
+    assert loaded.count(str(tmp_path / "env")) == 2
+
+
+@pytest.mark.filterwarnings("ignore:The set_bad function")
+def test_readme_example_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 16
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "f1" in capsys.readouterr().out
+    assert (tmp_path / "model" / "model.safetensors").exists()
