@@ -6,8 +6,7 @@ times and couples the decoding of log amplifiers and gains to the scaling of Tim
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import flowio
 import numpy as np
 import pandas as pd
-from flowio.exceptions import FlowIOException
 
 from fcm_estimators._exceptions import FcsError, InvalidInputError
 from fcm_estimators._fcs_channels import (
@@ -25,21 +23,17 @@ from fcm_estimators._fcs_channels import (
     parse_spillover,
     unique_channels,
 )
-
-_VERSIONS = ("2.0", "3.0", "3.1", "3.2")
-_HEADER_SIZE = 58
-# What flowio raises on damaged files beside its own exceptions.
-_PARSE_ERRORS = (
-    FlowIOException,
-    ValueError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    NotImplementedError,
-    OSError,
-    MemoryError,
-    re.error,
+from fcm_estimators._fcs_text import (
+    HEADER_SIZE,
+    file_size,
+    number,
+    parsed_segments,
+    supplemental_text,
+    whole_number,
 )
+
+# As many as float32 holds.
+_MOST_DECADES = 38
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ class Segment:
     def time_step(self) -> float | None:
         """Seconds per unit of Time, None if the file does not say."""
         text = self.keywords.get("TIMESTEP", "")
-        return _number(self.path, "TIMESTEP", text) if text else None
+        return number(self.path, "TIMESTEP", text) if text else None
 
     def spillover(self) -> pd.DataFrame | None:
         """Labelled spillover matrix, None if the file has none."""
@@ -114,17 +108,17 @@ def open_segment(path: Path, dataset: int | None = None) -> Segment:
     InvalidInputError
         If the file has no data set number `dataset`.
     """
-    size = _file_size(path)
+    size = file_size(path)
     if dataset is not None:
-        found = list(islice(_parsed_segments(path, size), dataset + 1)) if dataset >= 0 else []
+        found = list(islice(parsed_segments(path, size), dataset + 1)) if dataset >= 0 else []
         if not 0 <= dataset < len(found):
-            count = len(list(_parsed_segments(path, size)))
+            count = len(list(parsed_segments(path, size)))
             raise InvalidInputError(
                 f"{path.name} holds {count} data set(s), so dataset must be 0 to {count - 1}, "
                 f"got {dataset}."
             )
         return _checked_segment(path, size, *found[dataset])
-    parsed = list(_parsed_segments(path, size))
+    parsed = list(parsed_segments(path, size))
     modern = [entry for entry in parsed if not entry[1].version.startswith("2")]
     chosen = modern if len(modern) == 1 else parsed
     if len(chosen) > 1:
@@ -155,7 +149,8 @@ def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time
     Raises
     ------
     FcsError
-        If `scale_time` is set and the file has a Time channel but no ``$TIMESTEP``.
+        If `scale_time` is set and the file has a Time channel but no ``$TIMESTEP``, or if values
+        exceed float32.
 
     Notes
     -----
@@ -168,114 +163,43 @@ def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time
     for index, (channel, column) in enumerate(zip(segment.channels, columns, strict=True)):
         if column < 0:
             continue
-        values = raw[f"f{index}"]
-        if values.dtype.kind == "u":
-            mask = (1 << (int(channel.stored_range) - 1).bit_length()) - 1
-            # Bits above $PnR are not data: the standard lets instruments put anything there.
-            if mask < np.iinfo(values.dtype).max:
-                values = values & values.dtype.type(mask)
-        if channel.decades > 0:
-            exponent = channel.decades / channel.stored_range
-            values = channel.log_zero * 10 ** (values.astype(np.float64) * exponent)
-        if channel.gain != 1:
-            values = values / np.float64(channel.gain)
-        if scale_time and channel.kind == "time":
-            step = segment.time_step
-            if step is None:
-                raise FcsError(
-                    f"{segment.path.name} has no $TIMESTEP, so its Time cannot be given in "
-                    "seconds. Read it with scale_time=False."
-                )
-            values = values * np.float64(step)
-        out[:, column] = values
-
-
-def _file_size(path: Path) -> int:
-    try:
-        if path.is_dir():
-            raise FcsError(f"{path} is a folder; pass the list of its FCS files.")
-        with path.open("rb"):
-            size = path.stat().st_size
-    except OSError as error:
-        raise FcsError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
-    if size == 0:
-        raise FcsError(f"{path.name} is empty (0 bytes); copy it again from its origin.")
-    return size
-
-
-def _parsed_segments(path: Path, size: int) -> Iterator[tuple[int, flowio.FlowData]]:
-    """Offset and parsed TEXT of every data set, following ``$NEXTDATA``."""
-    offset = 0
-    while True:
-        _check_header(path, offset, size)
-        flow = _parse_text(path, offset)
-        yield offset, flow
-        step = _whole(path, "NEXTDATA", flow.text.get("nextdata", "0"))
-        if step == 0:
-            return
-        # The standard counts from the start of this data set, some writers from the file's.
-        ahead = [o for o in (offset + step, step) if offset < o and _has_magic(path, o)]
-        if not ahead:
+        factor = _time_step(segment) if scale_time and channel.kind == "time" else 1.0
+        try:
+            with np.errstate(over="raise"):
+                out[:, column] = _scale_values(raw[f"f{index}"], channel, factor)
+        except FloatingPointError as error:
             raise FcsError(
-                f"{path.name}: $NEXTDATA promises another data set {step} bytes after byte "
-                f"{offset}, but none starts there ({size} bytes in the file). The file is "
-                f"truncated or the keyword is wrong; dataset=0 reads the first data set alone."
-            )
-        offset = ahead[0]
+                f"{segment.path.name}: channel {channel.name} holds values beyond the range of "
+                "float32. Its $PnE, $PnG or data are wrong."
+            ) from error
 
 
-def _has_magic(path: Path, offset: int) -> bool:
-    with path.open("rb") as handle:
-        handle.seek(offset)
-        return handle.read(3) == b"FCS"
+def _scale_values(values: np.ndarray, channel: Channel, factor: float) -> np.ndarray:
+    if values.dtype.kind == "u":
+        mask = (1 << (int(channel.stored_range) - 1).bit_length()) - 1
+        # Bits above $PnR are not data: the standard lets instruments put anything there.
+        if mask < np.iinfo(values.dtype).max:
+            values = values & values.dtype.type(mask)
+    if channel.decades > 0:
+        exponent = channel.decades / channel.stored_range
+        values = channel.log_zero * 10 ** (values.astype(np.float64) * exponent)
+    if channel.gain != 1 or factor != 1:
+        values = values.astype(np.float64) / channel.gain * factor
+    return values
 
 
-def _check_header(path: Path, offset: int, size: int) -> None:
-    with path.open("rb") as handle:
-        handle.seek(offset)
-        header = handle.read(_HEADER_SIZE)
-    if header[:3] != b"FCS":
+def _time_step(segment: Segment) -> float:
+    if segment.time_step is None:
         raise FcsError(
-            f"{path.name} is not an FCS file: it starts with {header[:12]!r} instead of 'FCS'."
+            f"{segment.path.name} has no $TIMESTEP, so its Time cannot be given in seconds. Read "
+            "it with scale_time=False."
         )
-    version = header[3:6].decode("ascii", errors="replace")
-    if version not in _VERSIONS:
-        raise FcsError(
-            f"{path.name} is FCS version {version!r}; versions {', '.join(_VERSIONS)} are read."
-        )
-    try:
-        start, stop = int(header[10:18]), int(header[18:26])
-    except ValueError as error:
-        raise FcsError(
-            f"{path.name}: the HEADER has no valid TEXT offsets ({header[10:26]!r})."
-        ) from error
-    if not _HEADER_SIZE <= start < stop < size - offset:
-        raise FcsError(
-            f"{path.name}: the HEADER puts TEXT at bytes {start} to {stop}, but the file has "
-            f"{size - offset} bytes. It is truncated or its offsets are wrong."
-        )
-
-
-def _parse_text(path: Path, offset: int) -> flowio.FlowData:
-    try:
-        with path.open("rb") as handle:
-            return flowio.FlowData(
-                handle, only_text=True, ignore_offset_discrepancy=True, nextdata_offset=offset
-            )
-    except KeyError as error:
-        raise FcsError(
-            f"{path.name}: TEXT lacks the required keyword ${str(error.args[0]).upper()}."
-        ) from error
-    except _PARSE_ERRORS as error:
-        raise FcsError(
-            f"{path.name}: HEADER or TEXT cannot be read ({error}). The file is truncated, damaged "
-            "or has wrong offsets; copy it again from its origin."
-        ) from error
+    return segment.time_step
 
 
 def _checked_segment(path: Path, size: int, offset: int, flow: flowio.FlowData) -> Segment:
     keywords = {name.upper(): value.strip() for name, value in flow.text.items()}
-    keywords = {**_supplemental_text(path, size, offset, keywords), **keywords}
+    keywords = {**supplemental_text(path, size, offset, keywords), **keywords}
     if keywords.get("MODE", "L").upper() != "L":
         raise FcsError(f"{path.name}: $MODE is {keywords['MODE']!r}; only list mode (L) is read.")
     if flow.channel_count < 1 or flow.event_count < 0:
@@ -294,37 +218,6 @@ def _checked_segment(path: Path, size: int, offset: int, flow: flowio.FlowData) 
     return Segment(path, flow.version, keywords, channels, flow.event_count, start, dtype)
 
 
-def _supplemental_text(
-    path: Path, size: int, offset: int, keywords: Mapping[str, str]
-) -> dict[str, str]:
-    """Keywords of the supplemental TEXT segment of FCS 3, which flowio leaves unread."""
-    start = _whole(path, "BEGINSTEXT", keywords.get("BEGINSTEXT", "0"))
-    stop = _whole(path, "ENDSTEXT", keywords.get("ENDSTEXT", "0"))
-    if start == 0 or stop <= start:
-        return {}
-    if offset + stop >= size:
-        raise FcsError(
-            f"{path.name}: $ENDSTEXT is {stop}, but the file ends at byte {size - offset - 1}. It "
-            "is truncated or its offsets are wrong."
-        )
-    with path.open("rb") as handle:
-        handle.seek(offset + start)
-        raw = handle.read(stop - start + 1)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    delimiter = text[0]
-    # A doubled delimiter is a literal one.
-    tokens = [
-        t.replace("\0", delimiter) for t in text[1:].replace(delimiter * 2, "\0").split(delimiter)
-    ]
-    return {
-        name.removeprefix("$").upper(): value.strip()
-        for name, value in zip(tokens[0::2], tokens[1::2], strict=False)
-    }
-
-
 def _channels(path: Path, keywords: Mapping[str, str], count: int) -> tuple[Channel, ...]:
     numbers = range(1, count + 1)
     names = unique_channels([keywords.get(f"P{n}N", "") for n in numbers])
@@ -333,16 +226,16 @@ def _channels(path: Path, keywords: Mapping[str, str], count: int) -> tuple[Chan
     for n, name, kind in zip(numbers, names, channel_kinds(names, added), strict=True):
         amplifier = keywords.get(f"P{n}E") or "0,0"
         decades, _, log_zero = amplifier.partition(",")
-        f1, f2 = _number(path, f"P{n}E", decades), _number(path, f"P{n}E", log_zero)
-        gain = _number(path, f"P{n}G", keywords.get(f"P{n}G") or "1")
-        stored_range = _number(path, f"P{n}R", keywords.get(f"P{n}R", ""))
+        f1, f2 = number(path, f"P{n}E", decades), number(path, f"P{n}E", log_zero)
+        gain = number(path, f"P{n}G", keywords.get(f"P{n}G") or "1")
+        stored_range = number(path, f"P{n}R", keywords.get(f"P{n}R", ""))
         # Files of floats exist whose Time has the range 0; it decodes nothing there.
         lowest = 1 if f1 > 0 or keywords.get("DATATYPE", "").upper() == "I" else 0
-        if min(f1, f2, gain) < 0 or stored_range < lowest:
+        if min(f1, f2, gain) < 0 or f1 > _MOST_DECADES or stored_range < lowest:
             raise FcsError(
                 f"{path.name}: parameter {n} ({name}) has $P{n}E={amplifier}, $P{n}G={gain:g} and "
-                f"$P{n}R={stored_range:g}; no amplification may be negative, and this range must "
-                f"be at least {lowest}."
+                f"$P{n}R={stored_range:g}; amplification must be 0 to {_MOST_DECADES} "
+                f"decades, gain not negative, and this range at least {lowest}."
             )
         # f2 = 0 with f1 > 0 and gain 0 are invalid but common; the standard reads both as 1.
         unity = kind == "time" or gain == 0
@@ -367,7 +260,7 @@ def _event_dtype(
             "all parameters is read."
         )
     if data_type == "I":
-        widths = [_whole(path, f"P{n}B", keywords.get(f"P{n}B", "")) for n in numbers]
+        widths = [whole_number(path, f"P{n}B", keywords.get(f"P{n}B", "")) for n in numbers]
         if odd := sorted(set(widths) - {8, 16, 32, 64}):
             raise FcsError(f"{path.name}: $PnB is {odd} bits; 8, 16, 32 and 64 are read.")
         formats = [f"u{width // 8}" for width in widths]
@@ -387,8 +280,8 @@ def _data_start(path: Path, size: int, offset: int, flow: flowio.FlowData, expec
     """Absolute position of the first event, after checking every number that leads there."""
     header = (flow.header["data_start"], flow.header["data_stop"])
     text = (
-        _whole(path, "BEGINDATA", flow.text.get("begindata", "0")),
-        _whole(path, "ENDDATA", flow.text.get("enddata", "0")),
+        whole_number(path, "BEGINDATA", flow.text.get("begindata", "0")),
+        whole_number(path, "ENDDATA", flow.text.get("enddata", "0")),
     )
     if expected == 0:
         return size
@@ -403,7 +296,7 @@ def _data_start(path: Path, size: int, offset: int, flow: flowio.FlowData, expec
             f"to {text[1]}. One of them is wrong; export the file again."
         )
     start, stop = text
-    if not (_HEADER_SIZE <= start <= stop):
+    if not (HEADER_SIZE <= start <= stop):
         raise FcsError(f"{path.name}: DATA at bytes {start} to {stop} is impossible.")
     # Some writers give the byte after the last one; $TOT proves which is meant.
     if stop - start not in (expected - 1, expected):
@@ -418,22 +311,3 @@ def _data_start(path: Path, size: int, offset: int, flow: flowio.FlowData, expec
             f"the file at byte {size - 1}. Copy it again from its origin."
         )
     return offset + int(start)
-
-
-def _number(path: Path, keyword: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise FcsError(f"{path.name}: keyword ${keyword} is {text!r}; a number is needed.")
-    return value
-
-
-def _whole(path: Path, keyword: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise FcsError(
-            f"{path.name}: keyword ${keyword} is {text!r}; a whole number is needed."
-        ) from error

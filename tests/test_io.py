@@ -323,17 +323,10 @@ def test_the_record_refuses_lists_that_do_not_fit():
 # Several data sets in a file
 
 
-def two_segments(first_version: str, second_version: str, *, absolute: bool = False) -> bytes:
-    second = fcs_bytes(
-        float_bytes([[7, 8, 9]]), [{}, {}, {}], 1, version=second_version
-    )  # fmt: skip
-    length = 2048 + 8
-    # The second one again follows the standard or counts from the start of the file: same here.
-    first = fcs_bytes(
-        float_bytes([[1, 2]]), [{}, {}], 1, version=first_version, **{"$NEXTDATA": str(length)}
-    )
-    assert len(first) == length
-    return first + second
+def two_segments(first_version: str, second_version: str) -> bytes:
+    second = fcs_bytes(float_bytes([[7, 8, 9]]), [{}, {}, {}], 1, version=second_version)
+    step = {"$NEXTDATA": str(2048 + 8)}
+    return fcs_bytes(float_bytes([[1, 2]]), [{}, {}], 1, version=first_version, **step) + second
 
 
 def test_several_data_sets_are_listed_until_one_is_chosen(tmp_path):
@@ -523,9 +516,11 @@ DAMAGED = {
     ),
     "integer range": (
         fcs_bytes(GOOD, [{"R": "0"}, {}], 2, **{"$DATATYPE": "I"}),
-        "must be at least 1",
+        "this range at least 1",
     ),
-    "gain": (fcs_bytes(GOOD, [{"G": "-1"}, {}], 2), "no amplification may be negative"),
+    "gain": (fcs_bytes(GOOD, [{"G": "-1"}, {}], 2), "gain not negative"),
+    "decades": (fcs_bytes(GOOD, [{"E": "400,1"}, {}], 2), "0 to 38 decades"),
+    "gain too small": (fcs_bytes(GOOD, [{"G": "1e-300"}, {}], 2), "beyond the range of float32"),
     "gain no number": (fcs_bytes(GOOD, [{"G": "high"}, {}], 2), "cannot be read"),
     "supplement": (
         fcs_bytes(GOOD, TWO, 2, **{"$BEGINSTEXT": "9000", "$ENDSTEXT": "9100"}),

@@ -33,10 +33,11 @@ def make(values: np.ndarray, samples: list[str] | None = None) -> ad.AnnData:
     names = ["a"] * len(values) if samples is None else samples
     event = pd.Series(names).groupby(names).cumcount().to_numpy(dtype=np.int64)
     channels = [f"FL{i + 1}-A" for i in range(values.shape[1])]
+    categories = list(dict.fromkeys(names))
     adata = ad.AnnData(
         values,
         obs=pd.DataFrame(
-            {"sample": pd.Categorical(names, categories=list(dict.fromkeys(names))), "event": event},
+            {"sample": pd.Categorical(names, categories=categories), "event": event},
             index=[f"{s}:{e}" for s, e in zip(names, event, strict=True)],
         ),
         var=pd.DataFrame(
@@ -45,9 +46,8 @@ def make(values: np.ndarray, samples: list[str] | None = None) -> ad.AnnData:
             index=channels,
         ),
     )  # fmt: skip
-    unique = list(adata.obs["sample"].cat.categories)
-    counts = [names.count(name) for name in unique]
-    adata.uns["fcs"] = pack_fcs_record(unique, [{}] * len(counts), counts, [None] * len(counts))
+    counts = [names.count(name) for name in categories]
+    adata.uns["fcs"] = pack_fcs_record(categories, [{}] * len(counts), counts, [None] * len(counts))
     return adata
 
 

@@ -82,23 +82,21 @@ def attention_context(
     phi = torch.relu(k)
     if weight is not None:
         phi = phi * weight.to(phi.dtype).unsqueeze(-1)
+    weights = [None] * (len(offsets) - 1) if weight is None else _split(weight, offsets)
     key_values, keys = [], []
-    for start, stop in pairwise(offsets):
+    for phi_s, v_s, weight_s in zip(_split(phi, offsets), _split(v, offsets), weights, strict=True):
         kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=k.device)
         k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=k.device)
-        for i in range(start, stop, _CHUNK):
-            j = min(i + _CHUNK, stop)
+        for phi_part, v_part in zip(phi_s.split(_CHUNK), v_s.split(_CHUNK), strict=True):
             # One product of all heads and its diagonal blocks: cheaper than a batched product
             # of strided heads at the widths in use.
-            full = (
-                (phi[i:j].T @ v[i:j]).unflatten(0, (n_heads, width)).unflatten(2, (n_heads, width))
-            )
+            full = (phi_part.T @ v_part).view(n_heads, width, n_heads, width)
             kv_sum = kv_sum + full.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
-            k_sum = k_sum + split_heads(phi[i:j].sum(0), n_heads).double()
-        if weight is None:
-            total = torch.tensor(float(max(stop - start, 1)), dtype=torch.float64, device=k.device)
+            k_sum = k_sum + split_heads(phi_part.sum(0), n_heads).double()
+        if weight_s is None:
+            total = torch.tensor(float(max(len(phi_s), 1)), dtype=torch.float64, device=k.device)
         else:
-            total = weight[start:stop].double().sum()
+            total = weight_s.double().sum()
             total = torch.where(total > 0, total, torch.ones_like(total))
         key_values.append(kv_sum / total)
         keys.append(k_sum / total)
@@ -129,11 +127,16 @@ def attend(
     phi = torch.relu(q)
     scale = q.shape[-1] ** -0.5
     out = []
-    for s, (start, stop) in enumerate(pairwise(offsets)):
+    for s, rows in enumerate(_split(phi, offsets)):
         kv = torch.block_diag(*(context.key_value[s] * scale).to(q.dtype))
-        numerator = split_heads(phi[start:stop] @ kv, n_heads)
-        out.append((numerator / _normaliser(phi[start:stop], context.key[s], eps)).flatten(1))
+        numerator = split_heads(rows @ kv, n_heads)
+        out.append((numerator / _normaliser(rows, context.key[s], eps)).flatten(1))
     return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _split(x: Tensor, offsets: Sequence[int]) -> tuple[Tensor, ...]:
+    """Rows of each sample. Splitting once costs one copy backward, slices cost one each."""
+    return x.split([stop - start for start, stop in pairwise(offsets)])
 
 
 def _normaliser(phi: Tensor, key: Tensor, eps: float) -> Tensor:
