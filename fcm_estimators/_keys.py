@@ -64,7 +64,7 @@ def write_classes(
 ) -> None:
     """Write class, probabilities and run record.
 
-    Sets the following fields:
+    Raises InvalidInputError for class names with "/". Sets the following fields:
 
     ``adata.obs[key]`` : Categorical
         Class; categories in the order of ``classes``, then "not analysed" where cells are.
@@ -74,6 +74,12 @@ def write_classes(
         The run record.
     """
     categories = [str(c) for c in classes]
+    with_slash = [c for c in categories if "/" in c]
+    if with_slash:
+        raise InvalidInputError(
+            f"Class name(s) {with_slash} hold '/', which h5ad files cannot have in column names. "
+            "Rename those labels before fit."
+        )
     codes = np.where(predicted < 0, len(categories), predicted)
     if (predicted < 0).any():
         categories.append(NOT_ANALYSED)

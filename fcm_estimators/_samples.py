@@ -271,11 +271,12 @@ def _marker_names(data: Any, source: Source) -> list[str]:
 
 def _default_markers(data: Any, source: Source, names: list[str]) -> list[str]:
     if isinstance(data, AnnData) and "kind" in data.var:
-        kind = data.var["kind"].to_numpy()
-        stained = np.ones(len(names), dtype=bool)
+        # As text: a stored AnnData comes back with categorical columns.
+        kind = data.var["kind"].astype(str)
+        keep = kind.isin(_DEFAULT_KINDS).to_numpy()
         if "marker" in data.var:
-            stained = (data.var["marker"].fillna("") != "").to_numpy() | (kind == "scatter")
-        keep = np.isin(kind, _DEFAULT_KINDS) & stained
+            unstained = data.var["marker"].isna() | (data.var["marker"].astype(str) == "")
+            keep &= ~(unstained & (kind != "scatter")).to_numpy()
     else:
         keep = np.array([name.lower() != "time" for name in names], dtype=bool)
     chosen = [name for name, kept in zip(names, keep, strict=True) if kept]

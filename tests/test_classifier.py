@@ -203,6 +203,8 @@ def test_time_and_unstained_channels_are_no_markers():
     data.var["kind"] = ["scatter", "fluorescence", "fluorescence", "time"]
     data.var["marker"] = ["", "CD19", "", ""]
     assert quick(max_epochs=1).fit(data).markers_ == ["CD10", "CD19"]
+    data.var = data.var.astype("category")  # as it comes back from a store
+    assert quick(max_epochs=1).fit(data).markers_ == ["CD10", "CD19"]
     assert quick(max_epochs=1, markers=["CD45", "CD34"]).fit(data).markers_ == ["CD45", "CD34"]
     table = (
         data.to_df()
@@ -662,6 +664,11 @@ def test_views_and_bad_keys_are_refused_by_annotate(cohort, fitted):
         fitted.annotate(cohort, key_added="a/b")
     with pytest.raises(InvalidInputError, match="DataFrame"):
         fitted.annotate(cohort.to_df())
+    y = cohort.obs["cell_type"].astype(str).replace("other", "T/NK")
+    slashed = quick(max_epochs=1).fit(cohort, y)
+    with pytest.raises(InvalidInputError, match="T/NK"):
+        slashed.annotate(cohort)
+    assert "reluformer" not in cohort.obs
 
 
 def test_documented_defaults_are_the_real_ones():
