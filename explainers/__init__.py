@@ -1,1 +1,7 @@
 """Explanations of fitted estimators, written into AnnData for scanpy."""
+
+from __future__ import annotations
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -94,3 +94,32 @@ def write_classes(
     adata.uns[key] = run
     # Colours of an earlier run may have another length than the categories.
     adata.uns.pop(f"{key}_colors", None)
+
+
+def write_gradient(
+    adata: AnnData, key: str, *, gradient: np.ndarray, columns: Sequence[int], run: dict[str, Any]
+) -> None:
+    """Write gradients, their length and strongest marker, and the run record.
+
+    Parameters
+    ----------
+    adata : AnnData
+    key : str
+    gradient : ndarray of shape (n_cells, n_markers)
+        NaN rows for cells not analysed.
+    columns : sequence of int
+        Column of ``adata`` of each marker.
+    run : dict
+        The run record.
+    """
+    whole = np.full(adata.shape, np.nan, dtype=np.float32)
+    whole[:, columns] = gradient
+    names = adata.var_names[list(columns)]
+    norm = np.sqrt(np.square(gradient.astype(np.float64)).sum(1))
+    strongest = np.abs(np.nan_to_num(gradient)).argmax(1)
+    labels = np.where(norm > 0, names.to_numpy(dtype=object)[strongest], None)
+    adata.layers[key] = whole
+    adata.obs[f"{key}_norm"] = norm.astype(np.float32)
+    adata.obs[f"{key}_marker"] = pd.Categorical(labels, categories=list(names))
+    adata.uns[key] = run
+    adata.uns.pop(f"{key}_marker_colors", None)

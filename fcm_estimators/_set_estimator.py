@@ -254,7 +254,7 @@ class SetEstimator(BaseEstimator):
         module = self.net_.module_
         if dtype == np.float64:
             module = copy.deepcopy(module).double()
-        return module.eval()
+        return module
 
     def _outputs(self, samples: Samples) -> np.ndarray:
         """Module outputs of all cells, sample by sample, in the dtype of ``samples.x``."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from flowutils.gating import points_in_polygon
 
 from fcm_estimators.datasets._instrument import Shift
-from fcm_estimators.datasets._marrow import COLUMNS, LINEAR, LOGICLE, N_SCATTER, Phenotype
+from fcm_estimators.datasets._marrow import COLUMNS, LINEAR, LOGICLE, N_SCATTER
+from fcm_estimators.preprocessing import Scale
 
 # name, parent, x, y
 PLANES = (
@@ -24,21 +23,44 @@ PLANES = (
 GATES = (*(plane[0] for plane in PLANES), "blast")
 _BLAST_PLANES = tuple(plane[0] for plane in PLANES if plane[1] == "cd19")
 
+# Vertices on a sample without shift, in Gating-ML units.
+_POLYGONS = {
+    "syto": [(0.60, 0.0), (1.0, 0.0), (1.0, 1.0), (0.62, 1.0), (0.60, 0.3)],
+    "singlets": [(0.18, -0.02), (0.275, -0.02), (0.30, 0.4), (0.315, 1.0), (0.18, 1.0)],
+    "intact": [(0.13, -0.02), (1.0, -0.02), (1.0, 1.0), (0.24, 1.0), (0.14, 0.2)],
+    "cd19": [(0.46, -0.02), (1.0, -0.02), (1.0, 0.6), (0.56, 0.45), (0.46, 0.3)],
+}
 # An edge on the border of the plot is drawn beyond it, so that saturated events stay inside.
 _BORDER = 1.05
 _JITTER = 0.006
-_BLAST_RADIUS = 2.8
+# Width of the blast gates in standard deviations, from the one an expert prefers to the narrowest.
+_BLAST_RADII = (3.2, 2.9, 2.6, 2.3, 2.0)
+_TAIL = 0.01
+_DIM_BLASTS = 0.005
+_LARGEST_ADAPTATION = 0.08
+_ALL = slice(None)
 _BLAST_VERTICES = 10
 
 
-def draw_polygons(blasts: Phenotype, shift: Shift, rng: np.random.Generator) -> list[np.ndarray]:
+def draw_polygons(
+    blasts: np.ndarray,
+    precursors: np.ndarray,
+    tolerated: float,
+    shift: Shift,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
     """
     Draw the gates of one sample, moved along with the sample's shift.
 
     Parameters
     ----------
-    blasts : Phenotype
-        The patient's blasts: the three blast gates lie around them, also where the sample has none.
+    blasts, precursors : ndarray of float32, shape (B, 10)
+        Compensated values of some blasts of this patient and of some normal precursors, measured
+        like the sample. The expert knows the blasts from the diagnosis and looks for them there,
+        also where the sample has none.
+    tolerated : float
+        Share of the normal precursors inside the blast gates for which the expert does not yet
+        narrow them.
     shift : Shift
         Of this sample.
     rng : Generator
@@ -50,54 +72,58 @@ def draw_polygons(blasts: Phenotype, shift: Shift, rng: np.random.Generator) -> 
         Vertices in the order of PLANES, in Gating-ML units of compensated values.
     """
     polygons = []
-    for name, _, x, y in PLANES:
+    for name, _, x, y in PLANES[: -len(_BLAST_PLANES)]:
+        vertices = np.array(_POLYGONS[name])
         columns = [COLUMNS.index(x), COLUMNS.index(y)]
-        if name in _BLAST_PLANES:
-            vertices = _around(blasts, columns, rng)
-        else:
-            vertices = np.array(_fixed_polygon(name, blasts))
-        border = vertices >= 1.0
         moved = np.column_stack([shift.on_axis(c, vertices[:, i]) for i, c in enumerate(columns)])
+        if name == "cd19":
+            # The expert starts the gate lower for a patient whose blasts are dim.
+            lower = np.quantile(_axis(blasts, x), _DIM_BLASTS) - moved[0, 0]
+            moved[vertices[:, 0] < 1.0, 0] += np.clip(lower, -_LARGEST_ADAPTATION, 0.0)
         moved += _JITTER * rng.standard_normal(moved.shape)
-        polygons.append(np.where(border, _BORDER, moved))
+        polygons.append(np.where(vertices >= 1.0, _BORDER, moved))
+    return polygons + _blast_polygons(blasts, precursors, tolerated, rng)
+
+
+def _blast_polygons(
+    blasts: np.ndarray, precursors: np.ndarray, tolerated: float, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Rounded polygons around the blasts, as wide as normal precursors allow."""
+    shapes, normal = [], []
+    for _, _, x, y in PLANES[-len(_BLAST_PLANES) :]:
+        points = np.column_stack([_axis(blasts, x), _axis(blasts, y)])
+        normal.append(np.column_stack([_axis(precursors, x), _axis(precursors, y)]))
+        # Without the tails, in which few events would decide about the width.
+        central = np.clip(points, *np.quantile(points, [_TAIL, 1.0 - _TAIL], axis=0))
+        angle = 2.0 * np.pi * (np.arange(_BLAST_VERTICES) + rng.random()) / _BLAST_VERTICES
+        uneven = rng.uniform(0.93, 1.07, size=(_BLAST_VERTICES, 1))
+        circle = uneven * np.column_stack([np.cos(angle), np.sin(angle)])
+        shapes.append((np.median(points, axis=0), circle @ np.linalg.cholesky(np.cov(central.T)).T))
+    for radius in _BLAST_RADII:
+        polygons = [centre + radius * outline for centre, outline in shapes]
+        taken = np.logical_and.reduce(
+            [points_in_polygon(p, n) for p, n in zip(polygons, normal, strict=True)]
+        )
+        if taken.mean() <= tolerated:
+            break
     return polygons
 
 
-def _fixed_polygon(name: str, blasts: Phenotype) -> list[tuple[float, float]]:
-    if name == "syto":
-        return [(0.60, 0.0), (1.0, 0.0), (1.0, 1.0), (0.62, 1.0), (0.60, 0.3)]
-    if name == "singlets":
-        return [(0.18, -0.02), (0.275, -0.02), (0.30, 0.4), (0.315, 1.0), (0.18, 1.0)]
-    if name == "intact":
-        return [(0.13, -0.02), (1.0, -0.02), (1.0, 1.0), (0.24, 1.0), (0.14, 0.2)]
-    cd19 = COLUMNS.index("CD19")
-    # The expert starts the gate lower for a patient whose blasts are dim.
-    spread = np.sqrt(blasts.plane_covariance([cd19])[0, 0])
-    low = min(0.46, blasts.mean[cd19] - 2.8 * spread)
-    return [(low, -0.02), (1.0, -0.02), (1.0, 0.6), (low + 0.1, 0.45), (low, 0.3)]
+def compensate(raw: np.ndarray, spillover: np.ndarray) -> np.ndarray:
+    """Compensated copy of raw values with the columns of COLUMNS, float32."""
+    linear = raw.copy()
+    linear[:, N_SCATTER:] = raw[:, N_SCATTER:] @ np.linalg.inv(spillover).astype(np.float32)
+    return linear
 
 
-def _around(blasts: Phenotype, columns: list[int], rng: np.random.Generator) -> np.ndarray:
-    """Rounded polygon around the blasts in a plane of fluorescence, with an uneven radius."""
-    factor = np.linalg.cholesky(blasts.plane_covariance(columns))
-    angle = 2.0 * np.pi * (np.arange(_BLAST_VERTICES) + rng.random()) / _BLAST_VERTICES
-    radius = _BLAST_RADIUS * rng.uniform(0.93, 1.07, size=_BLAST_VERTICES)
-    circle = np.column_stack([np.cos(angle), np.sin(angle)]) * radius[:, None]
-    return blasts.mean[columns] + circle @ factor.T
-
-
-def apply_polygons(
-    raw: np.ndarray, spillover: np.ndarray, polygons: list[np.ndarray]
-) -> np.ndarray:
+def apply_polygons(linear: np.ndarray, polygons: list[np.ndarray]) -> np.ndarray:
     """
     Membership of the events of one sample, each gate applied inside its parent.
 
     Parameters
     ----------
-    raw : ndarray of float32, shape (N, 10)
-        Raw values, columns as COLUMNS.
-    spillover : ndarray of float64, shape (7, 7)
-        Of this sample.
+    linear : ndarray of float32, shape (N, 10)
+        Compensated values, columns as COLUMNS.
     polygons : list of ndarray
         As :func:`draw_polygons` returns them.
 
@@ -106,24 +132,28 @@ def apply_polygons(
     ndarray of bool, shape (N, 8)
         Columns as GATES; "blast" is what lies inside all three blast gates.
     """
-    linear = raw.copy()
-    linear[:, N_SCATTER:] = raw[:, N_SCATTER:] @ np.linalg.inv(spillover).astype(np.float32)
-    inside = np.zeros((len(raw), len(GATES)), dtype=bool)
-    position = {name: i for i, name in enumerate(GATES)}
+    rows = {"": np.arange(len(linear))}
+    axes: dict[tuple[str, str], np.ndarray] = {}
     for (name, parent, x, y), vertices in zip(PLANES, polygons, strict=True):
-        rows = np.flatnonzero(inside[:, position[parent]]) if parent else np.arange(len(raw))
-        points = np.column_stack([_axis(linear, rows, marker) for marker in (x, y)])
-        inside[rows, position[name]] = points_in_polygon(vertices, points)
-    inside[:, position["blast"]] = inside[:, [position[n] for n in _BLAST_PLANES]].all(axis=1)
+        for marker in (x, y):
+            if (parent, marker) not in axes:
+                axes[parent, marker] = _axis(linear, marker, rows[parent])
+        points = np.column_stack([axes[parent, x], axes[parent, y]])
+        rows[name] = rows[parent][points_in_polygon(vertices, points)]
+    inside = np.zeros((len(linear), len(GATES)), dtype=bool)
+    for position, (name, *_) in enumerate(PLANES):
+        inside[rows[name], position] = True
+    first, second, third = (inside[:, GATES.index(name)] for name in _BLAST_PLANES)
+    inside[:, GATES.index("blast")] = first & second & third
     return inside
 
 
-def _axis(linear: np.ndarray, rows: np.ndarray, marker: str) -> np.ndarray:
-    column = COLUMNS.index(marker)
-    return _scale(marker).transform(linear[rows, column])
+def _axis(linear: np.ndarray, marker: str, rows: np.ndarray | slice = _ALL) -> np.ndarray:
+    """Coordinate of some events on a marker's axis, float64."""
+    return _scale(marker).transform(linear[rows, COLUMNS.index(marker)])
 
 
-def _scale(marker: str) -> Any:
+def _scale(marker: str) -> Scale:
     return LINEAR if COLUMNS.index(marker) < N_SCATTER else LOGICLE
 
 
@@ -137,7 +167,7 @@ def pack_polygons(samples: list[str], polygons: list[list[np.ndarray]]) -> dict[
     table["transform_x"] = [str(_scale(x)) for x in table["x"]]
     table["transform_y"] = [str(_scale(y)) for y in table["y"]]
     table["compensation"] = "spillover"
-    arrays = {name: np.asarray(column, dtype=object) for name, column in table.items()}
+    arrays = {str(name): np.asarray(column, dtype=object) for name, column in table.items()}
     arrays["vertex_offsets"] = np.cumsum([0, *map(len, flat)], dtype=np.int64)
     arrays["vertices"] = np.concatenate(flat)
     return arrays

@@ -10,7 +10,6 @@ import pandas as pd
 from fcm_estimators.datasets._marrow import (
     COLUMNS,
     FLUORESCENCE,
-    LINEAR,
     LOGICLE,
     N_SCATTER,
 )
@@ -34,15 +33,15 @@ _SPILLOVER_SPREAD = 0.1
 
 # Spread over samples of one unit of shift. Offsets: log gain of the scatter, logicle units of the
 # fluorescence. Scales stretch fluorescence around the negative populations.
-_OFFSET = np.array([0.06, 0.015, 0.08, *[0.035] * len(FLUORESCENCE)])
+_OFFSET = np.array([0.06, 0.015, 0.08, *[0.04] * len(FLUORESCENCE)])
 _SCALE = np.array([0.0, 0.0, 0.0, *[0.05] * len(FLUORESCENCE)])
 _PIVOT = 0.2
 
 # 1,500 events a second.
 _EVENTS_PER_TICK = 15.0
 # Variance of a detector: electronics, and photons in proportion to the signal.
-_ELECTRONIC_SD = 25.0
-_PHOTON_VARIANCE = 4.0
+_ELECTRONIC_SD = 30.0
+_PHOTON_VARIANCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Shift:
         )
 
     def then(self, other: Shift) -> Shift:
-        """This shift followed by another one."""
+        """Combine this shift with another one that follows."""
         return Shift(self.offset * other.scale + other.offset, self.scale * other.scale)
 
     def apply(self, cells: np.ndarray) -> None:

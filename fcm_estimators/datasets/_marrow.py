@@ -85,8 +85,10 @@ _MATURATION_MEDIANS = (
 # How blasts differ from the precursor they resemble: mean and spread over patients.
 _ABERRATION = np.array([0.15, 0.01, 0.30, 0.04, 0.07, -0.06, 0.0, -0.01, 0.03, -0.14])
 _ABERRATION_SPREAD = np.array([0.12, 0.01, 0.15, 0.10, 0.07, 0.08, 0.0, 0.02, 0.04, 0.08])
-# Least distance of a patient's blasts from normal precursors, in within-population spreads, so
-# that an expert who sees the whole sample can separate them.
+_BLAST_LIMITS = (0.15, 0.95)
+# Least distance of a patient's blasts from normal precursors, so that an expert who sees the whole
+# sample can separate them in the planes of these markers.
+_GATED = [COLUMNS.index(name) for name in ("CD20", "CD10", "CD45", "CD38")]
 _LEAST_DISTANCE = 4.5
 
 
@@ -115,36 +117,32 @@ class Phenotype:
     mean: np.ndarray
     factor: np.ndarray
 
-    def plane_covariance(self, columns: list[int]) -> np.ndarray:
-        """Covariance of some columns, shape (len(columns), len(columns))."""
-        rows = self.factor[columns]
-        return rows @ rows.T
-
 
 def draw_blast_phenotype(rng: np.random.Generator) -> Phenotype:
     """One patient's blasts: a B-cell precursor, displaced, with its own marker correlations."""
-    stage = rng.uniform(0.0, 0.5)
-    mean = precursor_means(np.array([stage]))[0]
-    # CD34 is lost or kept by the whole clone, whatever its stage.
-    mean[COLUMNS.index("CD34")] = rng.normal(0.52, 0.06) if rng.random() < 0.65 else 0.22
     spread = np.array(_SPREADS["blast"])
-    shift = rng.normal(_ABERRATION, _ABERRATION_SPREAD)
-    normal = precursor_means(np.linspace(0.0, 1.0, 101))
-    markers = slice(N_SCATTER, None)
-
-    def distance(scale: float) -> float:
-        difference = (mean + scale * shift - normal)[:, markers] / spread[markers]
-        return float(np.sqrt((difference**2).sum(axis=1).min()))
-
-    scales = np.linspace(1.0, 4.0, 61)
-    far = [scale for scale in scales if distance(scale) >= _LEAST_DISTANCE]
-    # A displacement along the maturation curve may never leave it: then the largest one serves.
-    mean = mean + (far[0] if far else scales[-1]) * shift
-    upper = np.r_[np.log([0.7, 0.27, 0.5]), np.full(len(FLUORESCENCE), 0.95)]
+    mean = _draw_blast_mean(rng)
+    while distance_from_precursors(mean) < _LEAST_DISTANCE:
+        mean = _draw_blast_mean(rng)
     loadings = rng.normal(0.0, 0.45, size=(len(COLUMNS), 2))
     own = np.sqrt(np.clip(1.0 - (loadings**2).sum(axis=1), 0.3, None))
-    factor = spread[:, None] * np.hstack([np.diag(own), loadings])
-    return Phenotype(np.minimum(mean, upper), factor)
+    return Phenotype(mean, spread[:, None] * np.hstack([np.diag(own), loadings]))
+
+
+def _draw_blast_mean(rng: np.random.Generator) -> np.ndarray:
+    mean = precursor_means(rng.uniform(0.0, 0.5, size=1))[0]
+    # CD34 is kept or lost by the whole clone, whatever its stage.
+    mean[COLUMNS.index("CD34")] = rng.normal(0.52, 0.06) if rng.random() < 0.65 else 0.22
+    mean += rng.normal(_ABERRATION, _ABERRATION_SPREAD)
+    mean[N_SCATTER:] = np.clip(mean[N_SCATTER:], *_BLAST_LIMITS)
+    return mean
+
+
+def distance_from_precursors(mean: np.ndarray) -> float:
+    """Distance of a blast mean from the maturation curve in the gated markers, in spreads."""
+    curve = precursor_means(np.linspace(0.0, 1.0, 101))
+    apart = ((mean - curve) / np.array(_SPREADS["blast"]))[:, _GATED]
+    return float(np.sqrt((apart**2).sum(axis=1).min()))
 
 
 def precursor_means(maturation: np.ndarray) -> np.ndarray:
@@ -172,7 +170,7 @@ def draw_cells(codes: np.ndarray, blasts: Phenotype, rng: np.random.Generator) -
     """
     # Populations sit and mature a little differently in every sample.
     individual = rng.normal(0.0, _INDIVIDUAL, size=(len(POPULATIONS), len(COLUMNS)))
-    maturity = 1.0 + 2.0 * rng.random(2)
+    early, late = 1.0 + 2.0 * rng.random(2)
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(len(POPULATIONS) + 1))
     blocks = np.empty((len(codes), len(COLUMNS)), dtype=np.float32)
@@ -182,7 +180,7 @@ def draw_cells(codes: np.ndarray, blasts: Phenotype, rng: np.random.Generator) -
         noise = rng.standard_normal((len(block), phenotype.factor.shape[1]), dtype=np.float32)
         np.matmul(noise, phenotype.factor.T.astype(np.float32), out=block)
         if code == HAEMATOGONE:
-            block += precursor_means(rng.beta(*maturity, size=len(block))).astype(np.float32)
+            block += precursor_means(rng.beta(early, late, size=len(block))).astype(np.float32)
         block += (phenotype.mean + individual[code]).astype(np.float32)
     cells = np.empty_like(blocks)
     cells[order] = blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +65,11 @@ def _download(path: Path, url: str, sha256: str) -> None:
     try:
         pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=path.parent)
     except (OSError, ValueError) as error:
-        # requests' errors are OSErrors; ValueError is pooch's for another checksum.
+        # requests' errors are OSErrors; ValueError is pooch's, and tells the checksum it found.
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise DataUnavailableError(
             f"{path.name} is not in {path.parent} and could not be downloaded from {url} "
-            f"({type(error).__name__}). Connect to the network, or download it by hand into that "
+            f"({reason}). Connect to the network, or download it by hand into that "
             "folder, or set the environment variable FCM_DATA_HOME to a folder that has it. "
             "datasets.simulate_cohort needs no download."
         ) from error
@@ -116,6 +117,17 @@ def fetch_all494() -> AnnData:
     return adata
 
 
+def _sample_numbers(samples: Sequence[int] | None) -> list[int]:
+    if samples is None:
+        return list(range(1, 17))
+    known = isinstance(samples, Iterable) and all(n in range(1, 17) for n in samples)
+    if not known or not len(samples) or len(set(samples)) < len(samples):
+        raise InvalidInputError(
+            f"samples must be a list of different numbers from 1 to 16, got {samples!r}."
+        )
+    return [int(n) for n in samples]
+
+
 def fetch_multicenter_cytof(samples: Sequence[int] | None = None) -> AnnData:
     """Blood of 16 healthy donors by mass cytometry, in two batches with a clear shift.
 
@@ -158,10 +170,7 @@ def fetch_multicenter_cytof(samples: Sequence[int] | None = None) -> AnnData:
     >>> fetch_multicenter_cytof([15]).shape  # doctest: +SKIP
     (28637, 8)
     """
-    numbers = list(range(1, 17)) if samples is None else list(samples)
-    wrong = [n for n in numbers if n not in range(1, 17)]
-    if wrong or not numbers or len(set(numbers)) < len(numbers):
-        raise InvalidInputError(f"samples must be different numbers from 1 to 16, got {numbers}.")
+    numbers = _sample_numbers(samples)
     names = [f"{kind}{n}.csv" for n in numbers for kind in ("sample", "labels")]
     paths = _fetch("multicenter_cytof", names, MULTICENTER_CYTOF, _CYTOF_ORIGIN)
     x = [pd.read_csv(path, header=None, dtype=np.float32).to_numpy() for path in paths[::2]]

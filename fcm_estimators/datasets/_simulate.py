@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,18 +13,7 @@ from numpy.typing import ArrayLike
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._fcs_record import pack_fcs_record
 from fcm_estimators.datasets import _expert_gates, _instrument, _marrow
-
-_SAMPLES_PER_PATIENT = 4
-_LARGEST_FRACTION = 0.95
-# Randomness is spawned by kind and number, so nothing depends on how many others follow.
-_PATIENT, _BATCH, _SAMPLE = range(3)
-# A batch's common shift, in units of the shift of a sample.
-_BATCH_STRENGTH = 2.0
-
-_DAYS = (0, 15, 33, 78)
-_DAYS_BETWEEN = 28
-# For every follow-up: log10 of the largest blast fraction, probability of none.
-_FOLLOW_UP = ((-0.5, 0.1), (-1.5, 0.35), (-2.5, 0.5))
+from fcm_estimators.datasets._cohort_plan import DAYS, SamplePlan, count, plan_cohort
 
 # Shares of the events that are no blasts, on average.
 _SHARES = {
@@ -46,6 +33,11 @@ _SHARES = {
 _HAEMATOGONE_FACTORS = (0.1, 0.3, 0.7, 3.0)
 # Of the Dirichlet distribution of the shares: the smaller, the more samples differ.
 _CONCENTRATION = 40.0
+# Blasts and haematogones, measured like the sample, by which the expert draws the gates.
+_SHOWN = 500
+# Normal precursors inside the blast gates that the expert accepts, whichever are more.
+_TOLERATED_OF_BLASTS = 0.02
+_TOLERATED_OF_ALL = 2e-4
 _UNPAIRED = ("debris", "dead", "doublet")
 
 
@@ -80,7 +72,7 @@ def simulate_cohort(
         over the visits to 1e-5 or 0. A fraction that is no whole number of cells is rounded up
         or down at random, so that it holds on average.
     shift : float, default 1.0
-        Strength of each sample's shift of gain, stain and background; 0 for none.
+        Strength of each sample's shift of gain, stain and background, 0 (none) to 3.
     n_batches : int, default 1
         Batches, at most the number of patients, to which patients are assigned in turn. All but
         the first have a shift of twice the strength in common, on top of each sample's.
@@ -118,8 +110,8 @@ def simulate_cohort(
     ------
     InvalidInputError
         A number that is not an integer or below 1, more patients than samples or batches than
-        patients, a range of cells upside down, a negative or infinite shift, a blast fraction
-        outside of 0 to 0.95 or of another length than `n_samples`, or a negative seed.
+        patients, a range of cells upside down, a shift outside of 0 to 3, a blast fraction outside
+        of 0 to 0.95 or of another length than `n_samples`, or a negative seed.
 
     References
     ----------
@@ -138,83 +130,23 @@ def simulate_cohort(
     blast    300
     Name: count, dtype: int64
     """
-    n_samples = _count(n_samples, "n_samples")
     cells = _cell_range(n_cells)
-    visits = _visits(n_samples, n_patients)
-    n_batches = _count(n_batches, "n_batches", most=visits[-1][0] + 1, of="patients")
-    if not isinstance(shift, Real) or not 0 <= shift < np.inf:
-        raise InvalidInputError(f"shift must be a finite number of at least 0, got {shift!r}.")
-    entropy = _entropy(random_state)
-    given = _given_fractions(blast_fraction, n_samples)
-    patients = {p: _Patient.draw(_rng(entropy, _PATIENT, p)) for p in dict(visits)}
-    batches = [_batch_shift(shift, entropy, b) for b in range(n_batches)]
-    samples = []
-    for number, (patient, visit) in enumerate(visits):
-        target = patients[patient].fraction(visit) if given is None else given[number]
-        batch = patient % n_batches
-        rng = _rng(entropy, _SAMPLE, number)
-        moved = _instrument.Shift.draw(shift, rng).then(batches[batch])
-        plan = _Plan(patient, visit, batch, float(target), moved, patients[patient].blasts)
-        samples.append(_draw_sample(plan, cells, rng))
-    return _assemble(samples)
-
-
-@dataclass(frozen=True)
-class _Patient:
-    """Blasts of a patient and their share at every visit that has a default."""
-
-    blasts: _marrow.Phenotype
-    course: np.ndarray
-
-    @classmethod
-    def draw(cls, rng: np.random.Generator) -> _Patient:
-        blasts = _marrow.draw_blast_phenotype(rng)
-        course = [rng.uniform(0.2, _LARGEST_FRACTION)]
-        for largest, free in _FOLLOW_UP:
-            fraction = 10.0 ** rng.uniform(-5.0, largest)
-            course.append(0.0 if rng.random() < free else fraction)
-        # A patient who is free of blasts stays so: relapses are not simulated.
-        return cls(blasts, np.minimum.accumulate(course))
-
-    def fraction(self, visit: int) -> float:
-        return float(self.course[min(visit, len(self.course) - 1)])
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is decided about a sample before its cells are drawn."""
-
-    patient: int
-    visit: int
-    batch: int
-    target: float
-    shift: _instrument.Shift
-    blasts: _marrow.Phenotype
-
-    @property
-    def name(self) -> str:
-        return f"{self.patient_name}_{self.timepoint}"
-
-    @property
-    def patient_name(self) -> str:
-        return f"patient{self.patient + 1}"
-
-    @property
-    def timepoint(self) -> str:
-        later = self.visit - len(_DAYS) + 1
-        day = _DAYS[self.visit] if later <= 0 else _DAYS[-1] + _DAYS_BETWEEN * later
-        return f"d{day}"
-
-    @property
-    def batch_name(self) -> str:
-        return f"batch{self.batch + 1}"
+    plans = plan_cohort(
+        n_samples,
+        n_patients=n_patients,
+        blast_fraction=blast_fraction,
+        shift=shift,
+        n_batches=n_batches,
+        random_state=random_state,
+    )
+    return _assemble([_draw_sample(plan, cells) for plan in plans])
 
 
 @dataclass(frozen=True)
 class _Sample:
     """One simulated file."""
 
-    plan: _Plan
+    plan: SamplePlan
     X: np.ndarray
     population: np.ndarray
     gates: np.ndarray
@@ -222,7 +154,8 @@ class _Sample:
     spillover: pd.DataFrame
 
 
-def _draw_sample(plan: _Plan, cells: tuple[int, int], rng: np.random.Generator) -> _Sample:
+def _draw_sample(plan: SamplePlan, cells: tuple[int, int]) -> _Sample:
+    rng = plan.rng
     n = round(np.exp(rng.uniform(*np.log(cells))))
     n_blasts = int(plan.target * n + rng.random())
     shares = _draw_shares(plan.visit, rng)
@@ -231,22 +164,37 @@ def _draw_sample(plan: _Plan, cells: tuple[int, int], rng: np.random.Generator) 
     n_doublets = int(counts[_marrow.DOUBLET])
     single = np.repeat(np.arange(_marrow.DOUBLET), counts[: _marrow.DOUBLET])
     paired = rng.choice(len(shares), 2 * n_doublets, p=_pair_shares(shares, plan.target))
-    drawn = _marrow.draw_cells(np.concatenate([single, paired]), plan.blasts, rng)
+    shown = np.repeat([_marrow.BLAST, _marrow.HAEMATOGONE], _SHOWN)
+    drawn = _marrow.draw_cells(np.concatenate([single, shown, paired]), plan.blasts, rng)
     spillover = _instrument.draw_spillover(rng)
     raw = _instrument.measure(drawn, n_doublets, plan.shift, spillover.to_numpy(), rng)
+    known = _expert_gates.compensate(
+        raw[len(single) : len(single) + len(shown)], spillover.to_numpy()
+    )
+    tolerated = max(_TOLERATED_OF_BLASTS * n_blasts, _TOLERATED_OF_ALL * n)
+    polygons = _expert_gates.draw_polygons(
+        known[:_SHOWN],
+        known[_SHOWN:],
+        tolerated / max(counts[_marrow.HAEMATOGONE], 1),
+        plan.shift,
+        rng,
+    )
+    # The cells shown to the expert are no events of the sample.
     order = rng.permutation(n)
-    raw = raw[order]
+    rows = order + len(shown) * (order >= len(single))
     population = np.concatenate([single, np.full(n_doublets, _marrow.DOUBLET)])[order]
-    polygons = _expert_gates.draw_polygons(plan.blasts, plan.shift, rng)
-    gates = _expert_gates.apply_polygons(raw, spillover.to_numpy(), polygons)
-    X = np.column_stack([_instrument.draw_times(n, rng), raw])
+    X = np.empty((n, 1 + raw.shape[1]), dtype=np.float32)
+    X[:, 0] = _instrument.draw_times(n, rng)
+    X[:, 1:] = raw[rows]
+    linear = _expert_gates.compensate(X[:, 1:], spillover.to_numpy())
+    gates = _expert_gates.apply_polygons(linear, polygons)
     return _Sample(plan, X, population, gates, polygons, spillover)
 
 
 def _draw_shares(visit: int, rng: np.random.Generator) -> np.ndarray:
     """Share of every population among the events that are no blasts."""
     mean = np.array([_SHARES[name] for name in _marrow.POPULATIONS])
-    mean[_marrow.HAEMATOGONE] *= _HAEMATOGONE_FACTORS[min(visit, len(_DAYS) - 1)]
+    mean[_marrow.HAEMATOGONE] *= _HAEMATOGONE_FACTORS[min(visit, len(DAYS) - 1)]
     shares = np.zeros(len(mean))
     shares[mean > 0] = rng.dirichlet(_CONCENTRATION * mean[mean > 0] / mean.sum())
     return shares
@@ -275,9 +223,9 @@ def _assemble(samples: list[_Sample]) -> AnnData:
         {key: _repeated(values, sizes) for key, values in by_sample.items()}
         | {
             "event": np.concatenate([np.arange(n, dtype=np.int64) for n in sizes]),
-            "population": pd.Categorical.from_codes(population, list(_marrow.POPULATIONS)),
+            "population": pd.Categorical.from_codes(population, pd.Index(_marrow.POPULATIONS)),
             "cell_type": pd.Categorical.from_codes(
-                np.where(population == _marrow.BLAST, 0, 1), ["blast", "other"]
+                np.where(population == _marrow.BLAST, 0, 1), pd.Index(["blast", "other"])
             ),
         },
         index=index,
@@ -311,7 +259,7 @@ def _assemble(samples: list[_Sample]) -> AnnData:
 def _repeated(values: list[str], sizes: list[int]) -> pd.Categorical:
     """Categorical with one value per sample, categories in order of appearance."""
     codes, categories = pd.factorize(np.array(values, dtype=object))
-    return pd.Categorical.from_codes(np.repeat(codes, sizes), categories)
+    return pd.Categorical.from_codes(np.repeat(codes, sizes), pd.Index(categories))
 
 
 def _var() -> pd.DataFrame:
@@ -331,71 +279,13 @@ def _var() -> pd.DataFrame:
     )
 
 
-def _visits(n_samples: int, n_patients: int | None) -> list[tuple[int, int]]:
-    """Patient and visit of every sample."""
-    if n_patients is None:
-        return [divmod(number, _SAMPLES_PER_PATIENT) for number in range(n_samples)]
-    n_patients = _count(n_patients, "n_patients", most=n_samples, of="samples")
-    shares = np.array_split(np.arange(n_samples), n_patients)
-    return [(patient, visit) for patient, own in enumerate(shares) for visit in range(len(own))]
-
-
-def _batch_shift(strength: float, entropy: int, batch: int) -> _instrument.Shift:
-    # The first batch is the instrument that the populations were described on.
-    strength = 0.0 if batch == 0 else _BATCH_STRENGTH * strength
-    return _instrument.Shift.draw(strength, _rng(entropy, _BATCH, batch))
-
-
-def _rng(entropy: int, kind: int, number: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(kind, number)))
-
-
-def _entropy(random_state: int | None) -> int:
-    if random_state is None:
-        return int(np.random.SeedSequence().generate_state(4, np.uint64)[0])
-    if not isinstance(random_state, Integral) or random_state < 0:
-        raise InvalidInputError(
-            f"random_state must be an integer of at least 0 or None, got {random_state!r}."
-        )
-    return int(random_state)
-
-
-def _count(value: Any, name: str, *, most: int | None = None, of: str = "") -> int:
-    if not isinstance(value, Integral) or value < 1:
-        raise InvalidInputError(f"{name} must be an integer of at least 1, got {value!r}.")
-    if most is not None and value > most:
-        raise InvalidInputError(f"{name} is {value}, but there are only {most} {of}.")
-    return int(value)
-
-
 def _cell_range(n_cells: int | tuple[int, int]) -> tuple[int, int]:
     if not isinstance(n_cells, Sequence):
-        number = _count(n_cells, "n_cells")
+        number = count(n_cells, "n_cells")
         return number, number
     if len(n_cells) != 2:
         raise InvalidInputError(f"n_cells must be a number or (lowest, highest), got {n_cells!r}.")
-    low, high = (_count(value, "n_cells") for value in n_cells)
+    low, high = (count(value, "n_cells") for value in n_cells)
     if low > high:
         raise InvalidInputError(f"n_cells is {n_cells}: the lowest number must come first.")
     return low, high
-
-
-def _given_fractions(fraction: float | ArrayLike | None, n_samples: int) -> np.ndarray | None:
-    """Blast fraction of every sample, None for the default."""
-    if fraction is None:
-        return None
-    try:
-        values = np.asarray(fraction, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"blast_fraction must be numeric, got {fraction!r:.80}.") from error
-    if values.shape not in [(), (n_samples,)]:
-        raise InvalidInputError(
-            f"blast_fraction has shape {values.shape}; expected one number or one for each of "
-            f"the {n_samples} samples."
-        )
-    wrong = values[~((values >= 0) & (values <= _LARGEST_FRACTION))]
-    if wrong.size:
-        raise InvalidInputError(
-            f"blast_fraction must be from 0 to {_LARGEST_FRACTION}, got {wrong[0]}."
-        )
-    return np.broadcast_to(values, n_samples)

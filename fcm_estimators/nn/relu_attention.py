@@ -177,17 +177,38 @@ def received_attention(
     Tensor of shape (N, H)
         Sums over a sample's cells to the share of attention that ``eps`` does not absorb, <= 1.
     """
-    phi_q, phi_k = torch.relu(q), torch.relu(k)
+    phi_k = torch.relu(k)
     out = []
     for s, (start, stop) in enumerate(pairwise(offsets)):
-        rows = phi_q[start:stop]
-        if queries is not None:
-            rows = rows[queries[start:stop]]
-        ratio = split_heads(rows, n_heads) / _normaliser(rows, context.key[s], eps)
-        reader = ratio.double().sum(0) / max(len(rows), 1) / max(stop - start, 1)
+        rows = q[start:stop] if queries is None else q[start:stop][queries[start:stop]]
+        reader = query_readers(rows, context, s, n_heads, eps).double().sum(0)
+        reader = reader / (max(len(rows), 1) * max(stop - start, 1))
         per_head = torch.block_diag(*reader.to(k.dtype)).T
         out.append(phi_k[start:stop] @ per_head)
     return torch.cat(out)
+
+
+def query_readers(
+    q: Tensor, context: AttentionContext, sample: int, n_heads: int, eps: float
+) -> Tensor:
+    """``relu(q_i) / (relu(q_i)·K + eps)``: N times the row of A, before the product with the keys.
+
+    Parameters
+    ----------
+    q : Tensor of shape (n, D)
+        Queries of one sample.
+    context : AttentionContext of S samples
+    sample : int
+        Which of them.
+    n_heads : int
+    eps : float
+
+    Returns
+    -------
+    Tensor of shape (n, H, d)
+    """
+    phi = torch.relu(q)
+    return split_heads(phi, n_heads) / _normaliser(phi, context.key[sample], eps)
 
 
 def dense_attention(q: Tensor, k: Tensor, n_heads: int, eps: float) -> Tensor:

@@ -1,0 +1,3 @@
+from .gradient import GradientExplainer as GradientExplainer
+
+__all__ = ["GradientExplainer"]

@@ -1,0 +1,92 @@
+"""Gradients of per-cell outputs of one sample: tensors in, tensors out.
+
+Nothing of the module is changed: gradients are taken with respect to a fresh input, no parameter
+collects any, and modes and generators stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fcm_estimators.nn import AttentionContext, ReluFormer
+
+# Cells of one chunk where they are independent; bounds the memory of the graph.
+_CHUNK = 16_384
+
+Output = Callable[[Tensor], Tensor]
+
+
+def own_gradient(
+    module: ReluFormer,
+    contexts: Sequence[AttentionContext],
+    x: Tensor,
+    output: Output,
+    cells: Tensor,
+) -> Tensor:
+    """``[j in T] df_j/dx_j`` with the contexts held fixed.
+
+    Parameters
+    ----------
+    module : ReluFormer
+    contexts : sequence of L AttentionContext
+        Of the sample as it is; ``x`` may be moved.
+    x : Tensor of shape (N, M)
+        The cells of one sample.
+    output : callable
+        Logits (n, C) -> output (n,).
+    cells : bool Tensor of shape (N,)
+        The targets T.
+
+    Returns
+    -------
+    Tensor of shape (N, M)
+    """
+    out = torch.zeros_like(x)
+    rows = cells.nonzero().squeeze(1)
+    for chunk in rows.split(_CHUNK):
+        moved = x[chunk].detach().requires_grad_()
+        total = output(module(moved, contexts=contexts)).sum()
+        (out[chunk],) = torch.autograd.grad(total, moved)
+    return out
+
+
+def set_gradient(module: ReluFormer, x: Tensor, output: Output, cells: Tensor) -> Tensor:
+    """``d(sum_{i in T} f_i)/dx_j``, through the contexts too; shapes as :func:`own_gradient`."""
+    moved = x.detach().clone().requires_grad_()
+    total = output(module(moved))[cells].sum()
+    (gradient,) = torch.autograd.grad(total, moved)
+    return gradient
+
+
+def smoothed(
+    gradient: Callable[[Tensor], Tensor],
+    x: Tensor,
+    spread: Tensor,
+    n_draws: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean gradient over cells moved by Gaussian noise with SD ``spread`` per marker (M,)."""
+    total = torch.zeros_like(x, dtype=torch.float64)
+    for _ in range(n_draws):
+        # Drawn in double precision, so that the noise does not depend on the data's precision.
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        total += gradient(x + (noise.to(x) * spread))
+    return (total / n_draws).to(x.dtype)
+
+
+def integrated(
+    gradient: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, n_steps: int
+) -> Tensor:
+    """Contributions ``(x - x0) * mean gradient`` on the straight path from ``x0``, midpoint rule.
+
+    All cells of the sample move together, so for the set gradient the contributions add up to the
+    change of the summed output (completeness).
+    """
+    total = torch.zeros_like(x, dtype=torch.float64)
+    for step in range(n_steps):
+        share = (step + 0.5) / n_steps
+        total += gradient(baseline + share * (x - baseline))
+    return ((x - baseline) * (total / n_steps)).to(x.dtype)

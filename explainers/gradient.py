@@ -1,0 +1,361 @@
+"""Which cells matter, and in which direction of marker space the answer would change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from explainers._gradients import integrated, own_gradient, set_gradient, smoothed
+from explainers._outputs import ClassOutput, class_output
+from explainers._summary import summarise
+from fcm_estimators import _keys
+from fcm_estimators._exceptions import FcmError, InvalidInputError, MissingKeyError
+from fcm_estimators._samples import Samples
+from fcm_estimators._set_estimator import spans
+from fcm_estimators._validation import listed, require_key
+from fcm_estimators._version import __version__
+from fcm_estimators.classifier import ReluFormerClassifier
+
+MODES = ("own", "set", "context")
+METHODS = ("plain", "smooth", "integrated")
+UNITS = ("layer", "sd")
+
+
+class GradientExplainer:
+    """Gradient of a class's output with respect to every cell's markers.
+
+    The length of a cell's gradient says how much the cell matters, its direction in which
+    direction of marker space a change matters most. With targets T (the cells whose outputs f_i
+    are explained) there are three readings, and they differ:
+
+    - ``"own"``: ``own_j = [j in T] df_j/dx_j``, contexts held fixed: what moving this one cell
+      does to itself.
+    - ``"set"``: ``set_j = d(sum_{i in T} f_i)/dx_j``: everything, also through the contexts that
+      all cells of the sample share.
+    - ``"context"``: ``set - own``: what goes through the contexts, the cell's effect on itself by
+      that way included.
+
+    An arrow shows what the *model* is sensitive to. It is no statement about biology, no path that
+    a cell would take, and no proof that the marker is needed: see ``explainers.faithfulness``.
+
+    Parameters
+    ----------
+    estimator : ReluFormerClassifier
+        Fitted.
+    target : label, default None
+        Class to explain. None: the positive class of two.
+    versus : label, default None
+        Compare the target with this class alone (difference of their logits) instead of with the
+        rest.
+    output : {"log_odds", "probability"}, default "log_odds"
+        Probabilities saturate: their gradients vanish on confident cells.
+    mode : {"own", "set", "context"}, default "own"
+    method : {"plain", "smooth", "integrated"}, default "plain"
+        ``smooth``: mean over ``n_draws`` copies of the sample with Gaussian noise.
+        ``integrated``: contributions along the straight path from the training mean, where all
+        cells of a sample move together; in output units, adding up (``"set"``) to the change of
+        the summed output. In mode ``"own"`` the contexts stay those of the sample as it is.
+    units : {"layer", "sd"}, default "layer"
+        Output units per unit of the values explained, or per training SD of the marker, which
+        makes markers comparable.
+    noise : float, default 0.2
+        SD of the noise of ``smooth``, in training SD.
+    n_draws : int, default 16
+        Of ``smooth``.
+    n_steps : int, default 64
+        Of ``integrated``.
+    key_added : str, default "gradient"
+    random_state : int, default 0
+        Of the noise.
+
+    References
+    ----------
+    arXiv 2307.14581 (gradient-based visualisation). Smilkov et al., *SmoothGrad*,
+    arXiv 1706.03825. Sundararajan et al., *Axiomatic attribution*, arXiv 1703.01365. The split
+    into own and context part is exact because cells are independent given the contexts.
+
+    Examples
+    --------
+    >>> from explainers import GradientExplainer
+    >>> from fcm_estimators import ReluFormerClassifier
+    >>> from fcm_estimators.datasets import simulate_cohort
+    >>> adata = simulate_cohort(n_samples=2, n_cells=200, random_state=0)
+    >>> clf = ReluFormerClassifier(
+    ...     sample_key="sample", label_key="cell_type", pos_label="blast", max_epochs=1
+    ... ).fit(adata)
+    >>> GradientExplainer(clf, target="blast", mode="own").explain(adata)
+    >>> adata.layers["gradient"].shape == adata.shape
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: ReluFormerClassifier,
+        target: Any = None,
+        *,
+        versus: Any = None,
+        output: Literal["log_odds", "probability"] = "log_odds",
+        mode: Literal["own", "set", "context"] = "own",
+        method: Literal["plain", "smooth", "integrated"] = "plain",
+        units: Literal["layer", "sd"] = "layer",
+        noise: float = 0.2,
+        n_draws: int = 16,
+        n_steps: int = 64,
+        key_added: str = "gradient",
+        random_state: int = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.target = target
+        self.versus = versus
+        self.output = output
+        self.mode = mode
+        self.method = method
+        self.units = units
+        self.noise = noise
+        self.n_draws = n_draws
+        self.n_steps = n_steps
+        self.key_added = key_added
+        self.random_state = random_state
+
+    def attribute(self, X: Any, *, groups: Any = None, cells: Any = None) -> np.ndarray:
+        """Gradient of each cell, as an array.
+
+        Parameters
+        ----------
+        X : AnnData, DataFrame or array of shape (n_cells, n_columns)
+            Whole samples, as for ``predict``.
+        groups : array-like of shape (n_cells,), optional
+            Sample ids, for a model fitted with ``groups``.
+        cells : bool array of shape (n_cells,), obs column, cell name or number, optional
+            The targets T. Default: all cells.
+
+        Returns
+        -------
+        ndarray of shape (n_cells, n_markers)
+            Columns as ``estimator.markers_``, dtype of X; NaN for cells not analysed.
+
+        Raises
+        ------
+        NotFittedError
+            The estimator is not fitted.
+        InvalidInputError, MissingKeyError
+            An unknown class, mode, method, unit or selection of cells; the message lists what
+            there is. And as ``predict``.
+        """
+        samples = self.estimator._read_to_predict(X, groups)
+        chosen = target_cells(X, cells, samples.n_rows)[samples.rows]
+        return samples.scatter(self._attribute(samples, self._resolve(), chosen), np.nan)
+
+    def explain(self, adata: AnnData, *, cells: Any = None) -> None:
+        """Write the gradient of each cell into an AnnData.
+
+        Sets the following fields, ``key`` being ``key_added``:
+
+        ``adata.layers[key]`` : float32, cells x all vars
+            Signed gradient; NaN for markers the model does not use and cells not analysed.
+        ``adata.obs[f"{key}_norm"]`` : float32
+            Its length.
+        ``adata.obs[f"{key}_marker"]`` : Categorical
+            Marker with the largest absolute entry; missing where the gradient is zero.
+        ``adata.uns[key]`` : dict
+            What was explained, parameters, version.
+
+        Parameters
+        ----------
+        adata : AnnData
+            Whole samples.
+        cells : bool array, obs column, cell name or number, optional
+            The targets T. Default: all cells.
+
+        Raises
+        ------
+        As :meth:`attribute`, and InvalidInputError for a view or an unusable key.
+        """
+        _keys.require_writable(adata, self.key_added)
+        output = self._resolve()
+        gradient = self.attribute(adata, cells=cells)
+        names = [self._alias(name) for name in adata.var_names]
+        columns = [names.index(marker) for marker in self.estimator.markers_]
+        _keys.write_gradient(
+            adata,
+            self.key_added,
+            gradient=gradient,
+            columns=columns,
+            run=_keys.record(
+                {k: v for k, v in vars(self).items() if k != "estimator"},
+                version=__version__,
+                explained=output.name,
+                mode=self.mode,
+                method=self.method,
+                units=self.units,
+                markers=self.estimator.markers_,
+                layer=self.estimator.layer,
+                sample_key=self.estimator.sample_key,
+                targets="all cells" if cells is None else cells if isinstance(cells, str) else "mask",
+            ),
+        )
+
+    def summary(
+        self,
+        adata: AnnData,
+        population: str,
+        *,
+        confidence: float = 0.95,
+        n_bootstrap: int = 500,
+    ) -> pd.DataFrame:
+        """Mean signed gradient of each marker in each population, with intervals.
+
+        Parameters
+        ----------
+        adata : AnnData
+            Explained before.
+        population : str
+            Column of ``obs``, or of ``obsm["gates"]`` (inside and outside).
+        confidence : float, default 0.95
+        n_bootstrap : int, default 500
+
+        Returns
+        -------
+        DataFrame
+            A row per population and marker: ``population``, ``marker``, ``mean``, ``ci_low``,
+            ``ci_high``, ``share_strongest`` (share of the cells whose largest entry it is),
+            ``n_cells``, ``n_samples`` and ``resampled``: "samples", or "cells" where the
+            population is in one sample only, which knows nothing of other patients.
+
+        Raises
+        ------
+        MissingKeyError
+            Not explained yet, or no such column.
+        """
+        require_key(self.key_added, adata.layers.keys(), "the layer")
+        labels = population_labels(adata, population)
+        used = [name for name in adata.var_names if self._alias(name) in self.estimator.markers_]
+        positions = [adata.var_names.get_loc(name) for name in used]
+        key = self.estimator.sample_key
+        sample = adata.obs[key] if key in adata.obs else np.zeros(adata.n_obs)
+        return summarise(
+            np.asarray(adata.layers[self.key_added][:, positions]),
+            used,
+            labels,
+            np.asarray(sample),
+            confidence=confidence,
+            n_bootstrap=n_bootstrap,
+            seed=self.random_state,
+        )
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _alias(self, name: str) -> str:
+        return (self.estimator.marker_aliases or {}).get(name, name)
+
+    def _resolve(self) -> ClassOutput:
+        self.estimator._require_fitted()
+        for name, value, known in (
+            ("mode", self.mode, MODES),
+            ("method", self.method, METHODS),
+            ("units", self.units, UNITS),
+        ):
+            if value not in known:
+                raise InvalidInputError(f"{name}={value!r} is not among {listed(known)}.")
+        if self.method == "integrated" and self.units == "sd":
+            raise InvalidInputError(
+                "Integrated gradients are contributions in output units, not per unit of a marker; "
+                "leave units='layer'."
+            )
+        return class_output(
+            self.estimator.classes_, self.estimator.pos_label_, self.target, self.versus, self.output
+        )
+
+    def _attribute(self, samples: Samples, output: ClassOutput, chosen: np.ndarray) -> np.ndarray:
+        module = self.estimator._module(samples.x.dtype)
+        device = next(module.parameters()).device
+        parts = []
+        # Callers may be inside no_grad; nothing here depends on their mode.
+        with torch.inference_mode(False), torch.enable_grad():
+            for number, (start, stop) in enumerate(spans(samples)):
+                x = torch.from_numpy(samples.x[start:stop]).to(device)
+                cells = torch.from_numpy(chosen[start:stop]).to(device)
+                # Its own generator for every sample: samples together or alone are the same.
+                seed = [self.random_state, _stable(samples.names[number])]
+                parts.append(self._one_sample(module, x, output, cells, seed).cpu().numpy())
+        out = np.concatenate(parts)
+        return out * module.input_scale.numpy(force=True) if self.units == "sd" else out
+
+    def _one_sample(
+        self, module: Any, x: torch.Tensor, output: ClassOutput, cells: torch.Tensor, seed: list[int]
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            contexts = None if self.mode == "set" else module.contexts(x)
+        own = partial(own_gradient, module, contexts, output=output, cells=cells)
+        whole = partial(set_gradient, module, output=output, cells=cells)
+
+        def gradient(point: torch.Tensor) -> torch.Tensor:
+            if self.mode == "own":
+                return own(point)
+            return whole(point) - own(point) if self.mode == "context" else whole(point)
+
+        if self.method == "plain":
+            return gradient(x)
+        if self.method == "integrated":
+            return integrated(gradient, x, module.input_mean.expand_as(x), self.n_steps)
+        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        return smoothed(gradient, x, self.noise * module.input_scale, self.n_draws, generator)
+
+
+def _stable(name: Any) -> int:
+    """Turn a sample id into a number that does not change between runs."""
+    return int.from_bytes(str(name).encode()[-8:].rjust(8, b"\0"), "big")
+
+
+def target_cells(X: Any, cells: Any, n_rows: int) -> np.ndarray:
+    """Mask of the chosen cells: all, a mask, an obs column of booleans, or one cell."""
+    if cells is None:
+        return np.ones(n_rows, dtype=bool)
+    mask = np.zeros(n_rows, dtype=bool)
+    if isinstance(cells, str):
+        if not isinstance(X, AnnData):
+            raise InvalidInputError(f"cells={cells!r} names an obs column, but X is no AnnData.")
+        if cells in X.obs:
+            values = X.obs[cells]
+            if values.isna().any() or not values.isin([True, False]).all():
+                raise InvalidInputError(f"obs column {cells!r} must be True or False for every cell.")
+            return values.to_numpy().astype(bool)
+        if cells in X.obs_names:
+            mask[X.obs_names.get_loc(cells)] = True
+            return mask
+        raise MissingKeyError(
+            f"cells={cells!r} is neither an obs column ({listed(X.obs.columns)}) nor a cell's name."
+        )
+    if isinstance(cells, (int, np.integer)) and not isinstance(cells, bool):
+        if not -n_rows <= cells < n_rows:
+            raise InvalidInputError(f"cells={cells}: there are {n_rows} cells.")
+        mask[cells] = True
+        return mask
+    values = np.asarray(cells)
+    if values.dtype != bool or values.shape != (n_rows,):
+        raise InvalidInputError(
+            f"cells must be a bool per cell ({n_rows}), an obs column, a cell's name or its number; "
+            f"got {values.dtype} of shape {values.shape}."
+        )
+    return values
+
+
+def population_labels(adata: AnnData, population: str) -> np.ndarray:
+    """Population of each cell from an obs column or a gate; missing where unknown."""
+    if population in adata.obs:
+        return adata.obs[population].astype(object).to_numpy()
+    gates = adata.obsm.get("gates")
+    if isinstance(gates, pd.DataFrame) and population in gates:
+        inside = gates[population].to_numpy(dtype=bool)
+        return np.where(inside, population, f"not {population}").astype(object)
+    present: Sequence[str] = [*adata.obs.columns, *(gates if isinstance(gates, pd.DataFrame) else [])]
+    raise MissingKeyError(f"population {population!r} was not found; there is {listed(present)}.")
+
+
+__all__ = ["FcmError", "GradientExplainer"]
