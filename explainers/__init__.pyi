@@ -1,3 +1,4 @@
+from .attention import AttentionExplainer as AttentionExplainer
 from .gradient import GradientExplainer as GradientExplainer
 
-__all__ = ["GradientExplainer"]
+__all__ = ["AttentionExplainer", "GradientExplainer"]

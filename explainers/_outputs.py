@@ -45,7 +45,9 @@ class ClassOutput:
         return logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
 
 
-def class_output(classes: np.ndarray, default: Any, target: Any, versus: Any, kind: str) -> ClassOutput:
+def class_output(
+    classes: np.ndarray, default: Any, target: Any, versus: Any, kind: str
+) -> ClassOutput:
     """Resolve a target by name.
 
     Parameters
@@ -70,7 +72,7 @@ def class_output(classes: np.ndarray, default: Any, target: Any, versus: Any, ki
     chosen = default if target is None else target
     if chosen is None:
         raise InvalidInputError(
-            f"There are more than two classes: name the one to explain as target, of {listed(classes)}."
+            f"There are more than two classes: name one as target, of {listed(classes)}."
         )
     for what, label in (("target", chosen), ("versus", versus)):
         if label is not None and label not in classes:

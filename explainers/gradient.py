@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,9 +12,10 @@ from anndata import AnnData
 
 from explainers._gradients import integrated, own_gradient, set_gradient, smoothed
 from explainers._outputs import ClassOutput, class_output
+from explainers._populations import population_labels, target_cells
 from explainers._summary import summarise
 from fcm_estimators import _keys
-from fcm_estimators._exceptions import FcmError, InvalidInputError, MissingKeyError
+from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import spans
 from fcm_estimators._validation import listed, require_key
@@ -197,7 +197,11 @@ class GradientExplainer:
                 markers=self.estimator.markers_,
                 layer=self.estimator.layer,
                 sample_key=self.estimator.sample_key,
-                targets="all cells" if cells is None else cells if isinstance(cells, str) else "mask",
+                targets="all cells"
+                if cells is None
+                else cells
+                if isinstance(cells, str)
+                else "mask",
             ),
         )
 
@@ -269,7 +273,11 @@ class GradientExplainer:
                 "leave units='layer'."
             )
         return class_output(
-            self.estimator.classes_, self.estimator.pos_label_, self.target, self.versus, self.output
+            self.estimator.classes_,
+            self.estimator.pos_label_,
+            self.target,
+            self.versus,
+            self.output,
         )
 
     def _attribute(self, samples: Samples, output: ClassOutput, chosen: np.ndarray) -> np.ndarray:
@@ -288,10 +296,15 @@ class GradientExplainer:
         return out * module.input_scale.numpy(force=True) if self.units == "sd" else out
 
     def _one_sample(
-        self, module: Any, x: torch.Tensor, output: ClassOutput, cells: torch.Tensor, seed: list[int]
+        self,
+        module: Any,
+        x: torch.Tensor,
+        output: ClassOutput,
+        cells: torch.Tensor,
+        seed: list[int],
     ) -> torch.Tensor:
         with torch.no_grad():
-            contexts = None if self.mode == "set" else module.contexts(x)
+            contexts = [] if self.mode == "set" else module.contexts(x)
         own = partial(own_gradient, module, contexts, output=output, cells=cells)
         whole = partial(set_gradient, module, output=output, cells=cells)
 
@@ -304,58 +317,12 @@ class GradientExplainer:
             return gradient(x)
         if self.method == "integrated":
             return integrated(gradient, x, module.input_mean.expand_as(x), self.n_steps)
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence(seed).generate_state(1)[0])
+        )
         return smoothed(gradient, x, self.noise * module.input_scale, self.n_draws, generator)
 
 
 def _stable(name: Any) -> int:
     """Turn a sample id into a number that does not change between runs."""
     return int.from_bytes(str(name).encode()[-8:].rjust(8, b"\0"), "big")
-
-
-def target_cells(X: Any, cells: Any, n_rows: int) -> np.ndarray:
-    """Mask of the chosen cells: all, a mask, an obs column of booleans, or one cell."""
-    if cells is None:
-        return np.ones(n_rows, dtype=bool)
-    mask = np.zeros(n_rows, dtype=bool)
-    if isinstance(cells, str):
-        if not isinstance(X, AnnData):
-            raise InvalidInputError(f"cells={cells!r} names an obs column, but X is no AnnData.")
-        if cells in X.obs:
-            values = X.obs[cells]
-            if values.isna().any() or not values.isin([True, False]).all():
-                raise InvalidInputError(f"obs column {cells!r} must be True or False for every cell.")
-            return values.to_numpy().astype(bool)
-        if cells in X.obs_names:
-            mask[X.obs_names.get_loc(cells)] = True
-            return mask
-        raise MissingKeyError(
-            f"cells={cells!r} is neither an obs column ({listed(X.obs.columns)}) nor a cell's name."
-        )
-    if isinstance(cells, (int, np.integer)) and not isinstance(cells, bool):
-        if not -n_rows <= cells < n_rows:
-            raise InvalidInputError(f"cells={cells}: there are {n_rows} cells.")
-        mask[cells] = True
-        return mask
-    values = np.asarray(cells)
-    if values.dtype != bool or values.shape != (n_rows,):
-        raise InvalidInputError(
-            f"cells must be a bool per cell ({n_rows}), an obs column, a cell's name or its number; "
-            f"got {values.dtype} of shape {values.shape}."
-        )
-    return values
-
-
-def population_labels(adata: AnnData, population: str) -> np.ndarray:
-    """Population of each cell from an obs column or a gate; missing where unknown."""
-    if population in adata.obs:
-        return adata.obs[population].astype(object).to_numpy()
-    gates = adata.obsm.get("gates")
-    if isinstance(gates, pd.DataFrame) and population in gates:
-        inside = gates[population].to_numpy(dtype=bool)
-        return np.where(inside, population, f"not {population}").astype(object)
-    present: Sequence[str] = [*adata.obs.columns, *(gates if isinstance(gates, pd.DataFrame) else [])]
-    raise MissingKeyError(f"population {population!r} was not found; there is {listed(present)}.")
-
-
-__all__ = ["FcmError", "GradientExplainer"]

@@ -123,3 +123,42 @@ def write_gradient(
     adata.obs[f"{key}_marker"] = pd.Categorical(labels, categories=list(names))
     adata.uns[key] = run
     adata.uns.pop(f"{key}_marker_colors", None)
+
+
+def write_attention(
+    adata: AnnData,
+    key: str,
+    *,
+    layer: int,
+    heads: Sequence[str],
+    received: np.ndarray,
+    assigned: np.ndarray,
+    none: str,
+    run: dict[str, Any],
+) -> None:
+    """Write received attention, assigned heads and the run record.
+
+    Parameters
+    ----------
+    adata : AnnData
+    key : str
+    layer : int
+    heads : sequence of str
+        Names of the columns.
+    received : ndarray of shape (n_cells, n_heads)
+    assigned : ndarray of int of shape (n_cells,)
+        Head number, -1 for none, -2 for cells not analysed.
+    none : str
+        Category of cells that no head looks at more than at others.
+    run : dict
+        The run record.
+    """
+    categories = [*heads, none]
+    names = np.array([*categories, None], dtype=object)
+    codes = np.where(assigned == -2, len(categories), np.where(assigned < 0, len(heads), assigned))
+    adata.obsm[f"{key}_layer{layer}"] = pd.DataFrame(
+        received.astype(np.float32), index=adata.obs_names, columns=list(heads)
+    )
+    adata.obs[f"{key}_head"] = pd.Categorical(names[codes].tolist(), categories=categories)
+    adata.uns[key] = run
+    adata.uns.pop(f"{key}_head_colors", None)

@@ -1,0 +1,322 @@
+"""Which cells each attention head looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from explainers._attention import population_attention, rollout
+from explainers._populations import population_labels, target_cells
+from fcm_estimators import _keys
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._samples import Samples
+from fcm_estimators._set_estimator import spans
+from fcm_estimators._validation import listed
+from fcm_estimators._version import __version__
+from fcm_estimators.classifier import ReluFormerClassifier
+from fcm_estimators.nn import LayerTrace, ReluFormer
+from fcm_estimators.nn.relu_attention import received_attention
+
+NO_HEAD = "none"
+
+
+class Received(NamedTuple):
+    """Received attention of one layer.
+
+    Attributes
+    ----------
+    relative : ndarray of shape (n_cells, n_heads)
+        Relative to uniform attention within the sample: mean 1 over its cells. NaN for cells not
+        analysed; 0 where a head gives no attention at all.
+    absorbed : DataFrame
+        A row per sample, a column per head: share of the attention that went to nothing, which is
+        that of queries (almost) without positive features.
+    """
+
+    relative: np.ndarray
+    absorbed: pd.DataFrame
+
+
+class AttentionExplainer:
+    """Attention that each cell receives in each head, and the head that looks at it most.
+
+    A head that looks at a population is no proof that the model needs it: values may be ignored
+    downstream, and other heads may hold the same information. Head ablation and the other
+    controls in ``explainers.faithfulness`` tell.
+
+    Parameters
+    ----------
+    estimator : ReluFormerClassifier
+        Fitted.
+    layer : int, default -1
+        Layer whose attention is read; negative ones count from the last.
+    queries : bool array, obs column, cell name or number, default None
+        The cells that look. None: all of the sample.
+    key_added : str, default "attention"
+
+    References
+    ----------
+    arXiv 2307.14581 (attention-based visualisation); rollout: Abnar, Zuidema, arXiv 2005.00928.
+
+    Examples
+    --------
+    >>> from explainers import AttentionExplainer
+    >>> from fcm_estimators import ReluFormerClassifier
+    >>> from fcm_estimators.datasets import simulate_cohort
+    >>> adata = simulate_cohort(n_samples=2, n_cells=200, random_state=0)
+    >>> clf = ReluFormerClassifier(
+    ...     sample_key="sample", label_key="cell_type", pos_label="blast", max_epochs=1
+    ... ).fit(adata)
+    >>> AttentionExplainer(clf, layer=-1).explain(adata)
+    >>> adata.obsm["attention_layer3"].shape
+    (400, 4)
+    """
+
+    def __init__(
+        self,
+        estimator: ReluFormerClassifier,
+        *,
+        layer: int = -1,
+        queries: Any = None,
+        key_added: str = "attention",
+    ) -> None:
+        self.estimator = estimator
+        self.layer = layer
+        self.queries = queries
+        self.key_added = key_added
+
+    def attribute(self, X: Any, *, groups: Any = None) -> Received:
+        """Received attention as arrays.
+
+        Parameters
+        ----------
+        X : AnnData, DataFrame or array of shape (n_cells, n_columns)
+            Whole samples, as for ``predict``.
+        groups : array-like of shape (n_cells,), optional
+            Sample ids, for a model fitted with ``groups``.
+
+        Returns
+        -------
+        Received
+            ``relative`` and ``absorbed``.
+
+        Raises
+        ------
+        NotFittedError
+            The estimator is not fitted.
+        InvalidInputError, MissingKeyError
+            No such layer or selection of queries; and as ``predict``.
+        """
+        layer = self._layer()
+        samples = self.estimator._read_to_predict(X, groups)
+        chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
+        parts, absorbed = [], []
+        for number, steps in enumerate(self._traces(samples, layer)):
+            start, stop = samples.offsets[number], samples.offsets[number + 1]
+            mask = torch.from_numpy(chosen[start:stop])
+            received = self._received(steps[-1], mask).double().cpu().numpy()
+            given = received.sum(0)
+            absorbed.append(1 - given if chosen[start:stop].any() else np.full(len(given), np.nan))
+            parts.append(received * len(received) / np.where(given > 0, given, 1))
+        relative = np.concatenate(parts).astype(samples.x.dtype)
+        table = pd.DataFrame(absorbed, index=pd.Index(samples.names, name="sample"))
+        return Received(samples.scatter(relative, np.nan), table.set_axis(self.heads, axis=1))
+
+    def explain(self, adata: AnnData) -> None:
+        """Write received attention and the assigned head into an AnnData.
+
+        Sets the following fields, ``key`` being ``key_added``:
+
+        ``adata.obsm[f"{key}_layer{l}"]`` : DataFrame float32, a column per head
+            Received attention, 1 = uniform.
+        ``adata.obs[f"{key}_head"]`` : Categorical
+            Head that gives the cell most, "none" where no head gives more than uniform; missing
+            for cells not analysed.
+        ``adata.uns[key]`` : dict
+            Layer, queries, share of absorbed attention per sample and head, version.
+
+        Parameters
+        ----------
+        adata : AnnData
+            Whole samples.
+
+        Raises
+        ------
+        As :meth:`attribute`, and InvalidInputError for a view or an unusable key.
+        """
+        _keys.require_writable(adata, self.key_added)
+        layer = self._layer()
+        received = self.attribute(adata)
+        _keys.write_attention(
+            adata,
+            self.key_added,
+            layer=layer,
+            heads=self.heads,
+            received=received.relative,
+            assigned=assigned_heads(received.relative),
+            none=NO_HEAD,
+            run=_keys.record(
+                {"layer": self.layer, "key_added": self.key_added},
+                version=__version__,
+                layer=layer,
+                sample_key=self.estimator.sample_key,
+                queries="all cells"
+                if self.queries is None
+                else str(self.queries)
+                if isinstance(self.queries, (str, int))
+                else "mask",
+                absorbed=received.absorbed.to_numpy(),
+                samples=[str(name) for name in received.absorbed.index],
+            ),
+        )
+
+    def between(self, adata: AnnData, population: str) -> pd.DataFrame:
+        """Attention from each population to each population, averaged over samples.
+
+        Parameters
+        ----------
+        adata : AnnData
+            Whole samples.
+        population : str
+            Column of ``obs`` or of ``obsm["gates"]``.
+
+        Returns
+        -------
+        DataFrame
+            A row per head, ``queries`` and ``keys`` population: ``attention``, the share of the
+            queries' attention that the population gets (its cells together), ``enrichment``, that
+            share relative to the population's share of cells, and ``n_samples``. Samples without
+            cells of the querying population do not count.
+        """
+        layer = self._layer()
+        samples = self.estimator._read_to_predict(adata, None)
+        labels = population_labels(adata, population)[samples.rows]
+        names = [name for name in pd.unique(labels) if not pd.isna(name)]
+        net_layer = self._net_layer(layer)
+        shares, sizes = [], []
+        for number, steps in enumerate(self._traces(samples, layer)):
+            start, stop = samples.offsets[number], samples.offsets[number + 1]
+            masks = np.stack([labels[start:stop] == name for name in names])
+            members = torch.from_numpy(masks).to(steps[-1].q.device)
+            part = population_attention(
+                steps[-1], net_layer.n_heads, net_layer.eps, members, members
+            )
+            shares.append(part.cpu().numpy())
+            sizes.append(np.broadcast_to(masks.mean(1), part.shape))
+        share, size = np.stack(shares), np.stack(sizes)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            enrichment = np.where(size > 0, share / size, np.nan)
+        index = pd.MultiIndex.from_product(
+            [self.heads, names, names], names=["head", "queries", "keys"]
+        )
+        flat = pd.DataFrame(
+            {
+                "attention": _mean_known(share),
+                "enrichment": _mean_known(enrichment),
+                "n_samples": (~np.isnan(share)).sum(0).ravel(),
+            },
+            index=index,
+        )
+        return flat.reset_index()
+
+    def rollout(self, X: Any, *, groups: Any = None) -> np.ndarray:
+        """Attention followed through all layers, from the queries to the input cells.
+
+        Parameters
+        ----------
+        X, groups
+            As for :meth:`attribute`.
+
+        Returns
+        -------
+        ndarray of shape (n_cells,)
+            Relative to uniform within each sample (mean 1, less what was absorbed); NaN for cells
+            not analysed.
+        """
+        samples = self.estimator._read_to_predict(X, groups)
+        chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
+        net_layer = self._net_layer(0)
+        parts = []
+        for number, steps in enumerate(self._traces(samples, self._n_layers() - 1)):
+            start, stop = samples.offsets[number], samples.offsets[number + 1]
+            mask = torch.from_numpy(chosen[start:stop])
+            mass = rollout(steps, net_layer.n_heads, net_layer.eps, mask.to(steps[0].q.device))
+            parts.append((mass * len(mass)).cpu().numpy())
+        return samples.scatter(np.concatenate(parts).astype(samples.x.dtype), np.nan)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads, columns of what is written."""
+        return [f"head{h}" for h in range(self._net_layer(0).n_heads)]
+
+    def _n_layers(self) -> int:
+        self.estimator._require_fitted()
+        return len(self.estimator.net_.module_.layers)
+
+    def _layer(self) -> int:
+        n_layers = self._n_layers()
+        if not isinstance(self.layer, (int, np.integer)) or not -n_layers <= self.layer < n_layers:
+            raise InvalidInputError(
+                f"layer={self.layer!r}: the model has the layers {listed(range(n_layers))}; "
+                "negative numbers count from the last."
+            )
+        return int(self.layer) % n_layers
+
+    def _net_layer(self, layer: int) -> Any:
+        self.estimator._require_fitted()
+        return self.estimator.net_.module_.layers[layer]
+
+    def _received(self, step: LayerTrace, queries: torch.Tensor) -> torch.Tensor:
+        layer = self._net_layer(0)
+        return received_attention(
+            step.q,
+            step.k,
+            step.context,
+            [0, len(step.q)],
+            layer.n_heads,
+            layer.eps,
+            queries=None if bool(queries.all()) else queries.to(step.q.device),
+        )
+
+    def _traces(self, samples: Samples, last: int) -> Iterator[list[LayerTrace]]:
+        """For each sample, what its layers up to ``last`` computed."""
+        module = cast(ReluFormer, self.estimator._module(samples.x.dtype))
+        device = next(module.parameters()).device
+        for start, stop in spans(samples):
+            x = torch.from_numpy(samples.x[start:stop]).to(device)
+            # The mode must not be left switched while the caller works on the result.
+            with torch.no_grad():
+                steps = list(islice(module.trace(x), last + 1))
+            yield steps
+
+
+def _mean_known(values: np.ndarray) -> np.ndarray:
+    """Mean over samples (first axis) of what is not NaN, flattened."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(0)
+    count = known.sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).ravel()
+
+
+def assigned_heads(relative: np.ndarray) -> np.ndarray:
+    """Head that looks at each cell most: number, -1 for none, -2 for cells not analysed.
+
+    Parameters
+    ----------
+    relative : ndarray of shape (n_cells, n_heads)
+        Received attention relative to uniform.
+    """
+    missing = np.isnan(relative).any(1)
+    filled = np.nan_to_num(relative)
+    best = filled.argmax(1)
+    best[filled.max(1) <= 1] = -1
+    best[missing] = -2
+    return best
