@@ -13,6 +13,7 @@ from anndata import AnnData
 from explainers._gradients import integrated, own_gradient, set_gradient, smoothed
 from explainers._outputs import ClassOutput, class_output
 from explainers._populations import population_labels, target_cells
+from explainers._projection import project_arrows
 from explainers._summary import summarise
 from fcm_estimators import _keys
 from fcm_estimators._exceptions import InvalidInputError
@@ -180,13 +181,11 @@ class GradientExplainer:
         _keys.require_writable(adata, self.key_added)
         output = self._resolve()
         gradient = self.attribute(adata, cells=cells)
-        names = [self._alias(name) for name in adata.var_names]
-        columns = [names.index(marker) for marker in self.estimator.markers_]
         _keys.write_gradient(
             adata,
             self.key_added,
             gradient=gradient,
-            columns=columns,
+            columns=self._columns(adata),
             run=_keys.record(
                 {k: v for k, v in vars(self).items() if k != "estimator"},
                 version=__version__,
@@ -239,13 +238,12 @@ class GradientExplainer:
         """
         require_key(self.key_added, adata.layers.keys(), "the layer")
         labels = population_labels(adata, population)
-        used = [name for name in adata.var_names if self._alias(name) in self.estimator.markers_]
-        positions = [adata.var_names.get_loc(name) for name in used]
+        positions = self._columns(adata)
         key = self.estimator.sample_key
         sample = adata.obs[key] if key in adata.obs else np.zeros(adata.n_obs)
         return summarise(
             np.asarray(adata.layers[self.key_added][:, positions]),
-            used,
+            self.estimator.markers_,
             labels,
             np.asarray(sample),
             confidence=confidence,
@@ -253,10 +251,74 @@ class GradientExplainer:
             seed=self.random_state,
         )
 
+    def project(
+        self, adata: AnnData, basis: str = "umap", *, n_neighbors: int = 50, step: float = 0.5
+    ) -> None:
+        """Draw the gradients as arrows on an embedding.
+
+        Every analysed cell is moved by ``step`` training SD along its gradient's direction (in SD
+        units, times the gradient's length relative to the median), and the embedding is followed
+        by the linear map that fits the cell's nearest neighbours in marker space best. Where the
+        embedding is a linear projection the arrows are exact; elsewhere they say in which
+        direction neighbours with those markers lie, and their length means little.
+
+        Sets the following fields:
+
+        ``adata.obsm[f"{key_added}_{basis}"]`` : float32, cells x dimensions of the embedding
+            The arrows, NaN for cells not analysed; what scVelo's arrow plots read.
+
+        Parameters
+        ----------
+        adata : AnnData
+            Explained before (not with ``integrated``), with ``obsm[f"X_{basis}"]``.
+        basis : str, default "umap"
+        n_neighbors : int, default 50
+            Neighbours that fix the local map; at least the number of markers.
+        step : float, default 0.5
+            Length of the median displacement, in training SD.
+
+        Raises
+        ------
+        MissingKeyError
+            Not explained yet, or no such embedding; the message lists those present.
+        InvalidInputError
+            Integrated contributions, which are no direction; too few neighbours.
+        """
+        require_key(self.key_added, adata.layers.keys(), "the layer")
+        bases = [name[2:] for name in adata.obsm.keys() if name.startswith("X_")]  # noqa: SIM118
+        require_key(basis, bases, "the embedding")
+        _keys.require_writable(adata, self.key_added)
+        if self.method == "integrated":
+            raise InvalidInputError(
+                "Integrated gradients are contributions, not a direction; use method='plain'."
+            )
+        samples = self.estimator._read_to_predict(adata, None)
+        if n_neighbors < len(samples.markers) or len(samples.x) <= len(samples.markers):
+            raise InvalidInputError(
+                f"n_neighbors={n_neighbors} with {len(samples.x)} cells: at least one neighbour "
+                f"per marker ({len(samples.markers)}) is needed."
+            )
+        scale = self.estimator.net_.module_.input_scale.numpy(force=True)
+        columns = self._columns(adata)
+        gradient = np.asarray(adata.layers[self.key_added][:, columns], dtype=np.float64)
+        gradient = gradient[samples.rows]
+        # The layer holds output per caller's unit, or per SD already.
+        direction = gradient if self.units == "sd" else gradient * scale
+        length = np.median(np.linalg.norm(direction, axis=1))
+        arrows = direction * (step / length if length > 0 else 0.0)
+        embedding = np.asarray(adata.obsm[f"X_{basis}"], dtype=np.float64)[samples.rows]
+        moved = project_arrows(samples.x / scale, embedding, arrows, n_neighbors)
+        adata.obsm[f"{self.key_added}_{basis}"] = samples.scatter(moved.astype(np.float32), np.nan)
+
     # -- inside -------------------------------------------------------------------------------
 
     def _alias(self, name: str) -> str:
         return (self.estimator.marker_aliases or {}).get(name, name)
+
+    def _columns(self, adata: AnnData) -> list[int]:
+        """Column of ``adata`` of each of the model's markers."""
+        names = [self._alias(name) for name in adata.var_names]
+        return [names.index(marker) for marker in self.estimator.markers_]
 
     def _resolve(self) -> ClassOutput:
         self.estimator._require_fitted()

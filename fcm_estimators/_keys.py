@@ -117,7 +117,7 @@ def write_gradient(
     names = adata.var_names[list(columns)]
     norm = np.sqrt(np.square(gradient.astype(np.float64)).sum(1))
     strongest = np.abs(np.nan_to_num(gradient)).argmax(1)
-    labels = np.where(norm > 0, names.to_numpy(dtype=object)[strongest], None)
+    labels = [names[j] if length > 0 else None for j, length in zip(strongest, norm, strict=True)]
     adata.layers[key] = whole
     adata.obs[f"{key}_norm"] = norm.astype(np.float32)
     adata.obs[f"{key}_marker"] = pd.Categorical(labels, categories=list(names))
@@ -154,11 +154,11 @@ def write_attention(
         The run record.
     """
     categories = [*heads, none]
-    names = np.array([*categories, None], dtype=object)
-    codes = np.where(assigned == -2, len(categories), np.where(assigned < 0, len(heads), assigned))
+    codes = np.where(assigned == -1, len(heads), assigned)
+    labels = [None if code < 0 else categories[code] for code in codes]
     adata.obsm[f"{key}_layer{layer}"] = pd.DataFrame(
         received.astype(np.float32), index=adata.obs_names, columns=list(heads)
     )
-    adata.obs[f"{key}_head"] = pd.Categorical(names[codes].tolist(), categories=categories)
+    adata.obs[f"{key}_head"] = pd.Categorical(labels, categories=categories)
     adata.uns[key] = run
     adata.uns.pop(f"{key}_head_colors", None)

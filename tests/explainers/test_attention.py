@@ -1,0 +1,190 @@
+"""AttentionExplainer against dense N x N matrices in double precision, and what it writes."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from explainers import AttentionExplainer
+from explainers.attention import assigned_heads
+from fcm_estimators import ReluFormerClassifier
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError, NotFittedError
+from fcm_estimators.nn.relu_attention import dense_attention
+from tests.helpers import toy_cohort
+
+QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 3, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    data = toy_cohort(3, 300)
+    data.X = data.X.astype(np.float64)
+    data.obs["chosen"] = np.arange(data.n_obs) % 5 == 0
+    return data
+
+
+@pytest.fixture(scope="module")
+def clf():
+    model = ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", pos_label="blast", **QUICK
+    )
+    return model.fit(toy_cohort(6, 200))
+
+
+def dense(clf, x):
+    """Attention matrices of one sample, (layers, heads, N, N)."""
+    module = clf._module(np.dtype(np.float64))
+    with torch.no_grad():
+        steps = module.trace(torch.from_numpy(x))
+        layers = module.layers
+        return np.stack(
+            [dense_attention(s.q, s.k, 4, layer.eps).numpy() for s, layer in zip(steps, layers)]  # noqa: B905
+        )
+
+
+@pytest.mark.parametrize("layer", [0, 1, -1])
+@pytest.mark.parametrize("queries", [None, "chosen"])
+def test_received_attention_is_the_column_mean_of_the_dense_matrix(clf, cohort, layer, queries):
+    got = AttentionExplainer(clf, layer=layer, queries=queries).attribute(cohort)
+    for i in range(3):
+        rows = slice(300 * i, 300 * i + 300)
+        matrix = dense(clf, cohort.X[rows])[layer]
+        asked = cohort.obs["chosen"].to_numpy()[rows] if queries else np.ones(300, bool)
+        received = matrix[:, asked].mean(1)
+        want = 300 * received / received.sum(1, keepdims=True)
+        np.testing.assert_allclose(got.relative[rows], want.T, rtol=1e-8)
+        np.testing.assert_allclose(got.absorbed.iloc[i], 1 - received.sum(1), rtol=1e-8, atol=1e-12)
+
+
+def test_a_large_sample_is_exact_too(clf):
+    data = toy_cohort(1, 2000)
+    data.X = data.X.astype(np.float64)
+    received = dense(clf, data.X)[-1].mean(1)
+    got = AttentionExplainer(clf).attribute(data).relative
+    np.testing.assert_allclose(got, (2000 * received / received.sum(1, keepdims=True)).T, rtol=1e-8)
+
+
+def test_attention_between_populations_is_the_block_sum_of_the_dense_matrix(clf, cohort):
+    table = AttentionExplainer(clf, layer=1).between(cohort, "cell_type")
+    table = table.set_index(["head", "queries", "keys"])
+    for h in range(4):
+        for queries in ("blast", "other"):
+            for keys in ("blast", "other"):
+                want, size = [], []
+                for i in range(3):
+                    rows = slice(300 * i, 300 * i + 300)
+                    label = cohort.obs["cell_type"].to_numpy()[rows]
+                    matrix = dense(clf, cohort.X[rows])[1, h]
+                    want.append(matrix[np.ix_(label == queries, label == keys)].sum(1).mean())
+                    size.append((label == keys).mean())
+                row = table.loc[(f"head{h}", queries, keys)]
+                assert row["attention"] == pytest.approx(np.mean(want), rel=1e-8)
+                assert row["enrichment"] == pytest.approx(np.mean(np.divide(want, size)), rel=1e-8)
+                assert row["n_samples"] == 3
+
+
+@pytest.mark.parametrize("queries", [None, "chosen", 7])
+def test_rollout_is_the_product_of_the_dense_layers(clf, cohort, queries):
+    got = AttentionExplainer(clf, queries=queries).rollout(cohort)[:300]
+    asked = {
+        None: np.ones(300),
+        "chosen": cohort.obs["chosen"].to_numpy()[:300].astype(float),
+        7: (np.arange(300) == 7).astype(float),
+    }[queries]
+    mass = asked / asked.sum()
+    for matrix in dense(clf, cohort.X[:300])[::-1]:
+        mass = mass @ (np.eye(300) + matrix.mean(0)) / 2
+    np.testing.assert_allclose(got, 300 * mass, rtol=1e-8)
+
+
+def test_heads_are_assigned_to_the_one_that_looks_most():
+    relative = np.array([[1.5, 2.0], [0.9, 0.2], [3.0, 1.0], [np.nan, np.nan], [1.0, 0.5]])
+    assert assigned_heads(relative).tolist() == [1, -1, 0, -2, -1]
+
+
+def test_samples_together_or_alone_and_cells_in_any_order_are_the_same(clf, cohort):
+    together = AttentionExplainer(clf).attribute(cohort).relative
+    alone = AttentionExplainer(clf).attribute(cohort[:300].copy()).relative
+    np.testing.assert_allclose(together[:300], alone, rtol=1e-9)
+    order = np.random.default_rng(0).permutation(cohort.n_obs)
+    shuffled = AttentionExplainer(clf).attribute(cohort[order].copy()).relative
+    np.testing.assert_allclose(shuffled, together[order], rtol=1e-8)
+
+
+def test_single_precision_agrees_with_double(clf, cohort):
+    single = cohort.copy()
+    single.X = single.X.astype(np.float32)
+    exact = AttentionExplainer(clf).attribute(cohort).relative
+    got = AttentionExplainer(clf).attribute(single).relative
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_nothing_is_changed(clf, cohort, grad):
+    before = {k: v.clone() for k, v in clf.net_.module_.state_dict().items()}
+    state = torch.random.get_rng_state()
+    with torch.set_grad_enabled(grad):
+        explainer = AttentionExplainer(clf, queries="chosen")
+        explainer.explain(cohort.copy())
+        explainer.rollout(cohort)
+        explainer.between(cohort, "cell_type")
+        assert torch.is_grad_enabled() == grad
+    assert all(torch.equal(before[k], v) for k, v in clf.net_.module_.state_dict().items())
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("store", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_written_keys_survive_stores(clf, cohort, tmp_path, store):
+    data = cohort.copy()
+    explainer = AttentionExplainer(clf, layer=-1)
+    assert explainer.explain(data) is None
+    frame = data.obsm["attention_layer2"]
+    assert list(frame.columns) == ["head0", "head1", "head2", "head3"]
+    np.testing.assert_allclose(
+        frame.groupby(data.obs["sample"], observed=True).mean(), 1, rtol=1e-4
+    )
+    assert data.obs["attention_head"].cat.categories.tolist() == [*frame.columns, "none"]
+    best = frame.to_numpy().argmax(1)
+    looked_at = frame.to_numpy().max(1) > 1
+    want = np.where(looked_at, np.array(frame.columns)[best], "none")
+    assert (data.obs["attention_head"].astype(str) == want).all()
+    path = tmp_path / f"a.{store}"
+    getattr(data, f"write_{store}")(path)
+    back = getattr(ad, f"read_{store}")(path)
+    pd.testing.assert_frame_equal(back.obsm["attention_layer2"], frame)
+    pd.testing.assert_series_equal(back.obs["attention_head"], data.obs["attention_head"])
+    assert back.uns["attention"]["absorbed"].shape == (3, 4)
+
+
+def test_cells_outside_the_parent_gate_are_missing():
+    data = toy_cohort(3, 60)
+    data.obs["inside"] = np.arange(data.n_obs) % 4 > 0
+    clf = ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", subset_key="inside", **QUICK
+    ).fit(data)
+    AttentionExplainer(clf).explain(data)
+    outside = ~data.obs["inside"].to_numpy()
+    assert data.obsm["attention_layer2"][outside].isna().to_numpy().all()
+    assert (data.obs["attention_head"].isna() == outside).all()
+
+
+@pytest.mark.parametrize("layer", [3, -4, "last"])
+def test_layers_that_are_not_there_are_named(clf, cohort, layer):
+    data = cohort.copy()
+    with pytest.raises(InvalidInputError, match=r"has the layers '0', '1', '2'"):
+        AttentionExplainer(clf, layer=layer).explain(data)
+    assert "attention" not in data.uns
+
+
+def test_bad_requests_name_what_there_is(clf, cohort):
+    with pytest.raises(MissingKeyError, match="'lineage' was not found"):
+        AttentionExplainer(clf).between(cohort, "lineage")
+    with pytest.raises(MissingKeyError, match="neither an obs column"):
+        AttentionExplainer(clf, queries="nobody").attribute(cohort)
+    with pytest.raises(NotFittedError):
+        AttentionExplainer(ReluFormerClassifier()).attribute(cohort)
