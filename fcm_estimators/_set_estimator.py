@@ -187,13 +187,29 @@ class SetEstimator(BaseEstimator):
         )
         return net.initialize()
 
+    def _new_module(self, n_markers: int, seed: int) -> SetModule:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self._make_module(n_markers)
+
+    def _untrained(self, seed: int) -> Self:
+        """Return this estimator as it was before training: new weights, the same input scale."""
+        module = self._new_module(len(self.markers_), seed)
+        module.input_mean.copy_(self.net_.module_.input_mean)
+        module.input_scale.copy_(self.net_.module_.input_scale)
+        return self._with_module(module)
+
+    def _with_module(self, module: SetModule) -> Self:
+        """Return this fitted estimator with another net; the original stays as it is."""
+        other = copy.copy(self)
+        other.net_ = self._make_net(module.eval(), nn.Identity(), patience=None)
+        return other
+
     def _initial_module(self, samples: Samples, seed: int) -> SetModule:
         """Build a new module with the training scale inside, or a copy of the fitted one."""
         if self._goes_on():
             return copy.deepcopy(self.net_.module_).train()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            module = self._make_module(len(samples.markers))
+        module = self._new_module(len(samples.markers), seed)
         mean, scale = marker_scale(samples)
         module.input_mean.copy_(torch.from_numpy(mean))
         module.input_scale.copy_(torch.from_numpy(scale))

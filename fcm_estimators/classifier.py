@@ -78,10 +78,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     eps : float, default 1e-2
         Added to the mean normaliser of the attention.
     max_epochs : int, default 40
-    steps_per_epoch : int, default 25
+    steps_per_epoch : int, default 50
     samples_per_step : int, default 4
         Samples of one training step, drawn with replacement.
-    cells_per_sample : int, default 3000
+    cells_per_sample : int, default 1500
         Cells drawn from each for a step. Prediction always uses all cells.
     min_class_fraction : float, default 0.05
         Each class is topped up to this share of ``cells_per_sample`` for the loss, as far as
@@ -189,9 +189,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         hidden_dim: int = 32,
         eps: float = 1e-2,
         max_epochs: int = 40,
-        steps_per_epoch: int = 25,
+        steps_per_epoch: int = 50,
         samples_per_step: int = 4,
-        cells_per_sample: int = 3000,
+        cells_per_sample: int = 1500,
         min_class_fraction: float = 0.05,
         augmentation: float = 1.0,
         learning_rate: float = 3e-3,

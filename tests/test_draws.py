@@ -12,7 +12,7 @@ from fcm_estimators._draws import DrawPlan, SampleDraws
 from fcm_estimators._threshold import best_f1_threshold, false_positive_threshold
 
 seeds = st.integers(0, 2**31 - 1)
-NONE = Augmentation(0, 0, 0, 0, 0, 0)
+NONE = Augmentation(1, 0, 0, 0, 0, 0, 0)
 
 
 def draws(y, offsets, *, cells=50, top_up=0.0, augmentation=None, seed=0, n_classes=2, **kwargs):
@@ -89,7 +89,7 @@ def test_log_odds_ratio_is_the_gain_in_frequency_on_average():
 
 def test_composition_changes_shares_and_keeps_cells():
     shares = []
-    change = Augmentation(0, 0, 0, 0, composition=1.0, composition_spread=1.0)
+    change = Augmentation(0, composition=1.0, composition_spread=1.0)
     y = np.repeat([0, 1, -1], 1000)
     for seed in range(40):
         _, codes = draws(y, [0, 3000], cells=300, augmentation=change, seed=seed)[0]
@@ -109,16 +109,24 @@ def test_no_distortion_leaves_cells_alone(seed):
 @given(seeds)
 def test_distortion_without_mixing_keeps_the_order_within_each_marker(seed):
     z = np.random.default_rng(seed).normal(scale=2, size=(100, 3))
-    out = Augmentation(mixing=0).scaled(2).distort(z, np.random.default_rng(seed))
+    out = Augmentation(1.0, mixing=0).scaled(2).distort(z, np.random.default_rng(seed))
     assert (np.argsort(z, axis=0) == np.argsort(out, axis=0)).all()
     assert np.isfinite(out).all()
+
+
+def test_half_of_the_draws_stay_as_measured():
+    z = np.ones((1, 3))
+    left = [
+        (Augmentation().distort(z, np.random.default_rng(seed)) == z).all() for seed in range(400)
+    ]
+    assert 0.4 < np.mean(left) < 0.6
 
 
 def test_strength_scales_the_distortion():
     z = np.zeros((1, 1000))
 
     def spread(strength):
-        return Augmentation().scaled(strength).distort(z, np.random.default_rng(0)).std()
+        return Augmentation(1.0).scaled(strength).distort(z, np.random.default_rng(0)).std()
 
     assert spread(2.0) == pytest.approx(2 * spread(1.0), rel=1e-6)
 

@@ -1,0 +1,87 @@
+"""Mutual information between two labellings, conditional on a third."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+
+def conditional_information(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
+    """Plug-in estimate of I(a; b | given) in bits.
+
+    Parameters
+    ----------
+    a, b, given : ndarray of int of shape (n,)
+        Codes from 0.
+    """
+    total = 0.0
+    for g in np.unique(given):
+        inside = given == g
+        joint = _counts(a[inside], b[inside], a.max() + 1, b.max() + 1)
+        total += inside.sum() * _information(joint)
+    return total / len(a)
+
+
+def permuted_information(
+    a: np.ndarray, b: np.ndarray, strata: np.ndarray, given: np.ndarray, n: int, seed: int
+) -> np.ndarray:
+    """Conditional information with ``b`` shuffled within strata, ``n`` times.
+
+    Parameters
+    ----------
+    a, b, given : ndarray of int of shape (n_cells,)
+    strata : ndarray of int of shape (n_cells,)
+        Within which labels are exchanged (label and sample), so what is tested is not that
+        samples differ in composition.
+    n : int
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    order = np.argsort(strata, kind="stable")
+    limits = np.flatnonzero(np.diff(strata[order], prepend=-1, append=strata.max() + 1))
+    out = np.empty(n)
+    shuffled = b.copy()
+    for i in range(n):
+        for start, stop in pairwise(limits):
+            rows = order[start:stop]
+            shuffled[rows] = b[rng.permutation(rows)]
+        out[i] = conditional_information(a, shuffled, given)
+    return out
+
+
+def enrichment(head: pd.Categorical, population: np.ndarray) -> pd.DataFrame:
+    """Counts and log odds of each head for each population.
+
+    Returns
+    -------
+    DataFrame
+        ``head``, ``population``, ``n_cells``, ``share_of_head`` and ``log_odds``, the natural
+        logarithm of the odds ratio with half a cell added to each count.
+    """
+    table = pd.crosstab(pd.Series(head), pd.Series(population), dropna=False)
+    counts = table.to_numpy(dtype=float)
+    row, column, total = counts.sum(1, keepdims=True), counts.sum(0, keepdims=True), counts.sum()
+    with_head, without = counts + 0.5, row - counts + 0.5
+    other, rest = column - counts + 0.5, total - row - column + counts + 0.5
+    log_odds = np.log(with_head) + np.log(rest) - np.log(without) - np.log(other)
+    share = counts / np.maximum(row, 1)
+    index = pd.MultiIndex.from_product([table.index, table.columns], names=["head", "population"])
+    columns = {
+        "n_cells": counts.ravel().astype(int),
+        "share_of_head": share.ravel(),
+        "log_odds": log_odds.ravel(),
+    }
+    return pd.DataFrame(columns, index=index).reset_index()
+
+
+def _counts(a: np.ndarray, b: np.ndarray, n_a: int, n_b: int) -> np.ndarray:
+    return np.bincount(a * n_b + b, minlength=n_a * n_b).reshape(n_a, n_b)
+
+
+def _information(joint: np.ndarray) -> float:
+    p = joint / joint.sum()
+    outer = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
+    some = p > 0
+    return float((p[some] * np.log2(p[some] / outer[some])).sum())

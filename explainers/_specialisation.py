@@ -1,0 +1,149 @@
+"""Do heads look at different populations, beyond what the training label explains?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.cluster import KMeans
+
+from explainers._information import conditional_information, enrichment, permuted_information
+from explainers._populations import population_labels
+from explainers.attention import NO_HEAD, AttentionExplainer, assigned_heads
+from fcm_estimators._exceptions import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """Result of :func:`specialisation`.
+
+    Attributes
+    ----------
+    information : float
+        Mutual information in bits between assigned head and population, given the label.
+    permuted : ndarray
+        The same with populations shuffled within label and sample.
+    untrained : ndarray
+        The same for nets of the same shape that were never trained.
+    kmeans : float
+        The same for k-means with as many clusters as heads, on markers in training SD.
+    enrichment : DataFrame
+        Head x population: ``n_cells``, ``share_of_head``, ``log_odds``.
+    n_cells : int
+        Cells with population, label and assignment.
+    """
+
+    information: float
+    permuted: np.ndarray
+    untrained: np.ndarray
+    kmeans: float
+    enrichment: pd.DataFrame
+    n_cells: int
+
+    @property
+    def p_value(self) -> float:
+        """Share of shuffles that reach the information, the observed one counted."""
+        return float((1 + (self.permuted >= self.information).sum()) / (1 + len(self.permuted)))
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row for the model and one for each floor: ``source``, ``bits``."""
+        rows = [("model", self.information), ("k-means", self.kmeans)]
+        rows += [("untrained", bits) for bits in self.untrained]
+        rows += [("permuted", bits) for bits in self.permuted]
+        return pd.DataFrame(rows, columns=["source", "bits"])
+
+
+def specialisation(
+    explainer: AttentionExplainer,
+    adata: AnnData,
+    key: str,
+    *,
+    given: str,
+    n_permutations: int = 200,
+    n_untrained: int = 5,
+    random_state: int = 0,
+) -> Specialisation:
+    """Mutual information between assigned head and population, conditional on the label.
+
+    That heads tell apart what the model was trained to tell apart is circular; conditional on
+    that label, only what the model never was told counts. Three floors stand beside it: shuffled
+    populations, untrained nets, and k-means.
+
+    Parameters
+    ----------
+    explainer : AttentionExplainer
+    adata : AnnData
+        Whole samples that the model was not trained on.
+    key : str
+        Populations: column of ``obs`` or of ``obsm["gates"]``. Cells without are left out.
+    given : str
+        Column of the label that the model was trained on.
+    n_permutations : int, default 200
+    n_untrained : int, default 5
+    random_state : int, default 0
+
+    Returns
+    -------
+    Specialisation
+
+    Raises
+    ------
+    MissingKeyError
+        No such population or label.
+    InvalidInputError
+        Fewer than two populations among the cells.
+    """
+    labels = population_labels(adata, key)
+    told = population_labels(adata, given)
+    received = explainer.attribute(adata).relative
+    assigned = assigned_heads(received)
+    known = ~pd.isna(labels) & ~pd.isna(told) & (assigned > -2)
+    population, names = pd.factorize(labels[known])
+    if len(names) < 2:
+        raise InvalidInputError(
+            f"population {key!r} has {len(names)} value(s) among the {known.sum()} usable cells; "
+            "two or more are needed."
+        )
+    label, _ = pd.factorize(told[known])
+    samples = explainer.estimator._read_to_predict(adata, None)
+    sample = samples.scatter(samples.sample_of_cell, -1)[known]
+    strata = label * (sample.max() + 1) + sample
+
+    def bits(codes: np.ndarray) -> float:
+        return conditional_information(codes[known] + 1, population, label)
+
+    untrained = [
+        bits(assigned_heads(_untrained(explainer, random_state + i).attribute(adata).relative))
+        for i in range(n_untrained)
+    ]
+    scale = explainer.estimator.net_.module_.input_scale.numpy(force=True)
+    clusters = KMeans(len(explainer.heads), n_init=3, random_state=random_state)
+    found = samples.scatter(clusters.fit_predict(samples.x / scale), -1)
+    heads = [*explainer.heads, NO_HEAD]
+    chosen = pd.Categorical([heads[a] for a in assigned[known]], categories=heads)
+    return Specialisation(
+        information=bits(assigned),
+        permuted=permuted_information(
+            assigned[known] + 1, population, strata, label, n_permutations, random_state
+        ),
+        untrained=np.array(untrained),
+        kmeans=bits(found),
+        enrichment=enrichment(chosen, labels[known]),
+        n_cells=int(known.sum()),
+    )
+
+
+def _untrained(explainer: AttentionExplainer, seed: int) -> AttentionExplainer:
+    """Build an explainer of the same net before training."""
+    other = AttentionExplainer(
+        explainer.estimator._untrained(seed),
+        layer=explainer.layer,
+        queries=explainer.queries,
+        key_added=explainer.key_added,
+    )
+    return other
+
+
+__all__ = ["Specialisation", "specialisation"]
