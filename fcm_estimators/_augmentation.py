@@ -38,15 +38,19 @@ class Augmentation:
         Probability that a draw changes the shares of the classes.
     composition_spread : float
         SD of the logarithm of the factor on each class's share.
+    dilution : float
+        Probability that a draw makes one class rare, down to 1e-4 of its share: how a sample
+        with little residual disease looks, made from one with much.
     """
 
     probability: float = 0.5
-    shift: float = 0.8
-    scale: float = 0.2
-    warp: float = 0.3
-    mixing: float = 0.03
+    shift: float = 0.5
+    scale: float = 0.15
+    warp: float = 0.2
+    mixing: float = 0.02
     composition: float = 1 / 3
-    composition_spread: float = 1.0
+    composition_spread: float = 0.6
+    dilution: float = 0.3
 
     def scaled(self, strength: float) -> Augmentation:
         """Return the same distortions, ``strength`` times as large."""
@@ -100,6 +104,11 @@ class Augmentation:
         -------
         ndarray of shape (n_groups,) or None
         """
-        if rng.random() >= self.composition:
-            return None
-        return np.exp(self.composition_spread * rng.normal(size=n_groups))
+        chance = rng.random()
+        if chance < self.composition:
+            return np.exp(self.composition_spread * rng.normal(size=n_groups))
+        if chance < self.composition + self.dilution:
+            factors = np.ones(n_groups)
+            factors[rng.integers(n_groups)] = 10 ** rng.uniform(-4, 0)
+            return factors
+        return None

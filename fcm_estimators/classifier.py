@@ -31,7 +31,7 @@ from fcm_estimators._targets import (
     require_two_classes,
 )
 from fcm_estimators._threshold import best_f1_threshold, false_positive_threshold
-from fcm_estimators._training import CellCrossEntropy
+from fcm_estimators._training import CellLoss
 from fcm_estimators._version import __version__
 from fcm_estimators.nn import ReluFormer, SetModule
 
@@ -83,13 +83,14 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         Samples of one training step, drawn with replacement.
     cells_per_sample : int, default 1500
         Cells drawn from each for a step. Prediction always uses all cells.
-    min_class_fraction : float, default 0.05
+    min_class_fraction : float, default 0.1
         Each class is topped up to this share of ``cells_per_sample`` for the loss, as far as
         the sample has such cells. The context stays representative, and the loss corrects for
         the altered prior, so probabilities refer to the samples as they are.
     augmentation : float, default 1.0
         Strength of the random distortions of training samples (shift, scale, monotone warp,
-        channel mixing, class composition). 0 switches them off.
+        channel mixing, class composition). 0 switches them off; larger values suit samples whose
+        instruments differ much, smaller ones well standardised samples with little disease.
     learning_rate : float, default 3e-3
         Highest rate of the schedule (linear warm-up, cosine to zero).
     weight_decay : float, default 1e-2
@@ -97,7 +98,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     class_weight : dict, "balanced" or None, default None
         Weight of each class in the loss. It shifts probabilities, as elsewhere in scikit-learn.
     early_stopping : bool, default True
-        Hold out patients, stop when their loss no longer falls, and keep the best epoch. Below
+        Hold out patients, stop when their Brier score no longer falls, keep the best epoch. Below
         5 samples or 2 patients nothing can be held out and the last weights are kept.
     validation_fraction : float, default 0.15
         Share of patients held out.
@@ -131,7 +132,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     markers_ : list of str
         Markers that the model reads, in its order.
     history_ : DataFrame
-        A row per epoch: ``epoch``, ``train_loss``, ``valid_loss``, ``learning_rate``, ``seconds``.
+        A row per epoch: ``epoch``, ``train_loss`` (cross-entropy), ``valid_loss`` (Brier score),
+        ``learning_rate``, ``seconds``.
     validation_samples_ : list
         Ids of the held-out samples.
     net_ : skorch.NeuralNet
@@ -192,7 +194,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         steps_per_epoch: int = 50,
         samples_per_step: int = 4,
         cells_per_sample: int = 1500,
-        min_class_fraction: float = 0.05,
+        min_class_fraction: float = 0.1,
         augmentation: float = 1.0,
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
@@ -307,7 +309,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         train, valid = self._split_patients(samples, seed, present)
         self._train(
             module,
-            CellCrossEntropy(torch.from_numpy(weights)),
+            CellLoss(torch.from_numpy(weights)),
             self._draws(samples, codes, train, module, seed),
             self._draws(samples, codes, valid, module, seed, fixed=True) if valid else None,
         )

@@ -12,7 +12,7 @@ from fcm_estimators._draws import DrawPlan, SampleDraws
 from fcm_estimators._threshold import best_f1_threshold, false_positive_threshold
 
 seeds = st.integers(0, 2**31 - 1)
-NONE = Augmentation(1, 0, 0, 0, 0, 0, 0)
+NONE = Augmentation(1, 0, 0, 0, 0, 0, 0, 0)
 
 
 def draws(y, offsets, *, cells=50, top_up=0.0, augmentation=None, seed=0, n_classes=2, **kwargs):
@@ -112,6 +112,20 @@ def test_distortion_without_mixing_keeps_the_order_within_each_marker(seed):
     out = Augmentation(1.0, mixing=0).scaled(2).distort(z, np.random.default_rng(seed))
     assert (np.argsort(z, axis=0) == np.argsort(out, axis=0)).all()
     assert np.isfinite(out).all()
+
+
+def test_diluted_classes_are_rare_in_the_context_and_kept_as_readers():
+    y = np.repeat([0, 1], 2000)
+    change = Augmentation(0, composition=0, dilution=1.0)
+    shares = []
+    for seed in range(60):
+        data = draws(y, [0, 4000], cells=1000, top_up=0.05, augmentation=change, seed=seed)
+        inputs, codes = data[0]
+        first = (inputs["sample"] == 0).numpy()
+        codes, weight = codes.numpy()[first], inputs["context_weight"].numpy()[first]
+        assert min((codes == 0).sum(), (codes == 1).sum()) >= 50
+        shares.append(min(np.mean(codes[weight > 0] == c) for c in (0, 1)))
+    assert np.mean(np.array(shares) < 0.01) > 0.2
 
 
 def test_half_of_the_draws_stay_as_measured():
