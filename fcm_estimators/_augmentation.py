@@ -1,8 +1,7 @@
 """Random distortions of whole samples: what another instrument, stain or day does to them.
 
-Every draw of a training sample gets one distortion, the same for all its cells, so the net can
-only recognise populations by reading the distortion off the sample itself (METHODS: training that
-shows why the whole sample is needed).
+A draw of a training sample gets one distortion, the same for all its cells, so the net can only
+recognise populations by reading the distortion off the sample itself.
 """
 
 from __future__ import annotations
