@@ -77,7 +77,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         Width of the net.
     eps : float, default 1e-2
         Added to the mean normaliser of the attention.
-    max_epochs : int, default 40
+    max_epochs : int, default 60
     steps_per_epoch : int, default 50
     samples_per_step : int, default 4
         Samples of one training step, drawn with replacement.
@@ -102,7 +102,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         5 samples or 2 patients nothing can be held out and the last weights are kept.
     validation_fraction : float, default 0.15
         Share of patients held out.
-    n_iter_no_change : int, default 15
+    n_iter_no_change : int, default 20
         Epochs without improvement before training stops.
     threshold : "f1" or float, default "f1"
         Probability of ``pos_label`` from which a cell is called positive (binary problems):
@@ -190,7 +190,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         n_heads: int = 4,
         hidden_dim: int = 32,
         eps: float = 1e-2,
-        max_epochs: int = 40,
+        max_epochs: int = 60,
         steps_per_epoch: int = 50,
         samples_per_step: int = 4,
         cells_per_sample: int = 1500,
@@ -201,7 +201,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         class_weight: dict[Any, float] | str | None = None,
         early_stopping: bool = True,
         validation_fraction: float = 0.15,
-        n_iter_no_change: int = 15,
+        n_iter_no_change: int = 20,
         threshold: str | float = "f1",
         false_positive_rate: float | None = None,
         warm_start: bool = False,
