@@ -122,8 +122,9 @@ def test_probability_and_difference_follow_from_log_odds(three):
     np.testing.assert_allclose(forth, -back, rtol=1e-9, atol=1e-12)
 
 
-def test_integrated_set_gradients_add_up_to_the_change_of_the_output(clf, cohort):
-    data = double(cohort)[:40].copy()
+def test_integrated_set_gradients_add_up_to_the_change_of_the_output(clf):
+    # Of a few cells the path crosses few, large kinks of the ReLUs; of many, a smooth lot.
+    data = double(toy_cohort(1, 400))
     parts = GradientExplainer(clf, mode="set", method="integrated", n_steps=1024).attribute(data)
     at_baseline = data.copy()
     at_baseline.X[:] = clf._module(np.dtype("f8")).input_mean.numpy()
