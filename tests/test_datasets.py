@@ -263,7 +263,7 @@ def test_spillover_differs_between_samples_and_is_labelled_with_their_channels(c
 
 
 def test_compensation_takes_the_leak_of_one_fluorochrome_into_the_next_away():
-    # T cells differ in CD38 for reasons of their own; CD19-bright B cells leak into CD38.
+    # CD20 (FITC) of mature B cells leaks into CD10 (PE), which they hardly have.
     raw = simulate_cohort(1, 30_000, shift=0.0, blast_fraction=0.0, random_state=0)
     mature = (raw.obs["population"] == "mature B").to_numpy()
 
