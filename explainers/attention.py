@@ -113,20 +113,11 @@ class AttentionExplainer:
         InvalidInputError, MissingKeyError
             No such layer or selection of queries; and as ``predict``.
         """
-        layer = self._layer()
+        self._layer()
         samples = self.estimator._read_to_predict(X, groups)
         chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
-        parts, absorbed = [], []
-        for number, steps in enumerate(self._traces(samples, layer)):
-            start, stop = samples.offsets[number], samples.offsets[number + 1]
-            mask = torch.from_numpy(chosen[start:stop])
-            received = self._received(steps[-1], mask).double().cpu().numpy()
-            given = received.sum(0)
-            absorbed.append(1 - given if chosen[start:stop].any() else np.full(len(given), np.nan))
-            parts.append(received * len(received) / np.where(given > 0, given, 1))
-        relative = np.concatenate(parts).astype(samples.x.dtype)
-        table = pd.DataFrame(absorbed, index=pd.Index(samples.names, name="sample"))
-        return Received(samples.scatter(relative, np.nan), table.set_axis(self.heads, axis=1))
+        relative, absorbed = self._attribute(samples, chosen)
+        return Received(samples.scatter(relative, np.nan), absorbed)
 
     def explain(self, adata: AnnData) -> None:
         """Write received attention and the assigned head into an AnnData.
@@ -273,6 +264,20 @@ class AttentionExplainer:
     def _net_layer(self, layer: int) -> Any:
         self.estimator._require_fitted()
         return self.estimator.net_.module_.layers[layer]
+
+    def _attribute(self, samples: Samples, chosen: np.ndarray) -> Received:
+        """Received attention of each analysed cell from the chosen queries."""
+        parts, absorbed = [], []
+        for number, steps in enumerate(self._traces(samples, self._layer())):
+            start, stop = samples.offsets[number], samples.offsets[number + 1]
+            mask = torch.from_numpy(chosen[start:stop])
+            received = self._received(steps[-1], mask).double().cpu().numpy()
+            given = received.sum(0)
+            absorbed.append(1 - given if chosen[start:stop].any() else np.full(len(given), np.nan))
+            parts.append(received * len(received) / np.where(given > 0, given, 1))
+        relative = np.concatenate(parts).astype(samples.x.dtype)
+        table = pd.DataFrame(absorbed, index=pd.Index(samples.names, name="sample"))
+        return Received(relative, table.set_axis(self.heads, axis=1))
 
     def _received(self, step: LayerTrace, queries: torch.Tensor) -> torch.Tensor:
         layer = self._net_layer(0)

@@ -165,7 +165,7 @@ class GradientExplainer:
         ``adata.obs[f"{key}_marker"]`` : Categorical
             Marker with the largest absolute entry; missing where the gradient is zero.
         ``adata.uns[key]`` : dict
-            What was explained, parameters, version.
+            What was explained, parameters, version, training SD of each marker.
 
         Parameters
         ----------
@@ -193,7 +193,8 @@ class GradientExplainer:
                 mode=self.mode,
                 method=self.method,
                 units=self.units,
-                markers=self.estimator.markers_,
+                markers=adata.var_names[self._columns(adata)].tolist(),
+                marker_sd=self.estimator.net_.module_.input_scale.double().numpy(force=True),
                 layer=self.estimator.layer,
                 sample_key=self.estimator.sample_key,
                 targets="all cells"
@@ -342,18 +343,29 @@ class GradientExplainer:
             self.output,
         )
 
-    def _attribute(self, samples: Samples, output: ClassOutput, chosen: np.ndarray) -> np.ndarray:
+    def _attribute(
+        self,
+        samples: Samples,
+        output: ClassOutput,
+        chosen: np.ndarray,
+        points: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Gradient of each analysed cell; at other ``points`` than ``samples.x`` where given.
+
+        In mode "own" the contexts stay those of ``samples``.
+        """
         module = self.estimator._module(samples.x.dtype)
         device = next(module.parameters()).device
+        points = samples.x if points is None else points
         parts = []
         # Callers may be inside no_grad; nothing here depends on their mode.
         with torch.inference_mode(False), torch.enable_grad():
             for number, (start, stop) in enumerate(spans(samples)):
-                x = torch.from_numpy(samples.x[start:stop]).to(device)
+                x, at = (torch.from_numpy(a[start:stop]).to(device) for a in (samples.x, points))
                 cells = torch.from_numpy(chosen[start:stop]).to(device)
                 # Its own generator for every sample: samples together or alone are the same.
                 seed = [self.random_state, _stable(samples.names[number])]
-                parts.append(self._one_sample(module, x, output, cells, seed).cpu().numpy())
+                parts.append(self._one_sample(module, x, at, output, cells, seed).cpu().numpy())
         out = np.concatenate(parts)
         return out * module.input_scale.numpy(force=True) if self.units == "sd" else out
 
@@ -361,6 +373,7 @@ class GradientExplainer:
         self,
         module: Any,
         x: torch.Tensor,
+        at: torch.Tensor,
         output: ClassOutput,
         cells: torch.Tensor,
         seed: list[int],
@@ -376,13 +389,13 @@ class GradientExplainer:
             return whole(point) - own(point) if self.mode == "context" else whole(point)
 
         if self.method == "plain":
-            return gradient(x)
+            return gradient(at)
         if self.method == "integrated":
-            return integrated(gradient, x, module.input_mean.expand_as(x), self.n_steps)
+            return integrated(gradient, at, module.input_mean.expand_as(at), self.n_steps)
         generator = torch.Generator().manual_seed(
             int(np.random.SeedSequence(seed).generate_state(1)[0])
         )
-        return smoothed(gradient, x, self.noise * module.input_scale, self.n_draws, generator)
+        return smoothed(gradient, at, self.noise * module.input_scale, self.n_draws, generator)
 
 
 def _stable(name: Any) -> int:

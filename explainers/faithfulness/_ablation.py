@@ -1,0 +1,206 @@
+"""What does a head do, and for which population?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from explainers._populations import population_labels
+from explainers.attention import AttentionExplainer, assigned_heads
+from explainers.faithfulness._common import (
+    CLEARLY,
+    as_tensor,
+    centred,
+    explained,
+    read,
+    require_explainer,
+)
+from fcm_estimators._samples import Samples
+from fcm_estimators._set_estimator import spans
+from fcm_estimators.nn import AttentionContext, ReluFormer, ReluFormerLayer
+from fcm_estimators.nn.relu_attention import attention_context
+
+
+@dataclass(frozen=True)
+class HeadAblation:
+    """Result of :func:`head_ablation`.
+
+    Attributes
+    ----------
+    effects : DataFrame
+        A row per head and population: ``head``, ``population``, ``n_cells``, ``attention`` (mean
+        received attention, 1 = uniform), ``share_of_head`` (of the cells assigned to the head),
+        ``change`` (mean absolute change of the centred logits without the head) and ``switched``
+        (share of the cells whose most probable class changes).
+    hidden : DataFrame
+        A row per head: ``n_cells`` assigned to it, and the mean absolute ``change`` of the logits
+        of all cells when the head no longer sees these cells.
+    random : ndarray of shape (heads, R)
+        The same change for as many cells drawn at random.
+    """
+
+    effects: pd.DataFrame
+    hidden: pd.DataFrame
+    random: np.ndarray
+
+    @property
+    def holds(self) -> bool:
+        """Whether what each head looks at is what it needs.
+
+        Hiding a head's assigned cells from it has to change more than hiding as many random ones,
+        by four standard deviations of the random draws, in the mean over heads with cells.
+        """
+        used = self.hidden["n_cells"].to_numpy() > 0
+        if not used.any():
+            return False
+        chance = self.random[used].mean(0)
+        change = self.hidden["change"].to_numpy()[used].mean()
+        return bool(change > chance.mean() + CLEARLY * chance.std(ddof=1))
+
+    def frame(self) -> pd.DataFrame:
+        """Return the effects, a row per head and population."""
+        return self.effects.copy()
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the head x population matrix with the effect of each ablation."""
+        from explainers.plotting import HeadMatrixDisplay
+
+        return HeadMatrixDisplay.from_head_ablation(self).plot(ax=ax)
+
+
+def head_ablation(
+    explainer: AttentionExplainer,
+    adata: AnnData,
+    population: str,
+    *,
+    n_random: int = 20,
+    random_state: int = 0,
+) -> HeadAblation:
+    """Switch off each head of the explained layer, and hide from it the cells it looks at.
+
+    Parameters
+    ----------
+    explainer : AttentionExplainer
+    adata : AnnData
+        Whole samples.
+    population : str
+        Column of ``obs`` or of ``obsm["gates"]``.
+    n_random : int, default 20
+        Random choices of as many cells, the control.
+    random_state : int, default 0
+
+    Returns
+    -------
+    HeadAblation
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        Another explainer, no such layer or population.
+
+    References
+    ----------
+    Michel et al., *Are sixteen heads really better than one?*, arXiv 1905.10650.
+    """
+    require_explainer(explainer, AttentionExplainer, what="head_ablation")
+    samples = read(explainer, adata)
+    layer = explainer._layer()
+    labels = population_labels(adata, population)[samples.rows]
+    relative = explained(explainer, samples)
+    assigned = assigned_heads(relative)
+    before = _logits(explainer, samples)
+    rows = []
+    for h, head in enumerate(explainer.heads):
+        after = _logits(explainer, samples, without=(layer, h))
+        change = (centred(after) - centred(before)).abs().mean(1).double().cpu().numpy()
+        switched = (after.argmax(1) != before.argmax(1)).cpu().numpy()
+        for name in pd.unique(labels[~pd.isna(labels)]):
+            inside = labels == name
+            rows.append(
+                {
+                    "head": head,
+                    "population": name,
+                    "n_cells": int(inside.sum()),
+                    "attention": relative[inside, h].mean(),
+                    "share_of_head": (assigned[inside] == h).sum() / max((assigned == h).sum(), 1),
+                    "change": change[inside].mean(),
+                    "switched": switched[inside].mean(),
+                }
+            )
+    hidden, random = [], []
+    rng = np.random.default_rng(random_state)
+    for h, head in enumerate(explainer.heads):
+        effect = _hiding(explainer, samples, layer, h, before)
+        mine = assigned == h
+        hidden.append({"head": head, "n_cells": int(mine.sum()), "change": effect(mine)})
+        random.append([effect(_shuffled(mine, samples, rng)) for _ in range(n_random)])
+    return HeadAblation(pd.DataFrame(rows), pd.DataFrame(hidden), np.array(random))
+
+
+def _logits(
+    explainer: AttentionExplainer, samples: Samples, without: tuple[int, int] | None = None
+) -> Tensor:
+    """Logits of all cells, with one head switched off where named."""
+    module = cast(ReluFormer, explainer.estimator._module(samples.x.dtype))
+    if without is not None:
+        layer, head = without
+        module = copy.deepcopy(module)
+        cut = cast(ReluFormerLayer, module.layers[layer])
+        width = cut.value.out_features // cut.n_heads
+        rows = slice(head * width, (head + 1) * width)
+        with torch.no_grad():
+            cut.value.weight[rows] = 0
+            cut.value.bias[rows] = 0
+    with torch.no_grad():
+        parts = [
+            module(as_tensor(explainer, samples.x[start:stop])) for start, stop in spans(samples)
+        ]
+    return torch.cat(parts)
+
+
+def _shuffled(mask: np.ndarray, samples: Samples, rng: np.random.Generator) -> np.ndarray:
+    """As many cells of each sample, at random."""
+    return np.concatenate([rng.permutation(mask[start:stop]) for start, stop in spans(samples)])
+
+
+def _hiding(
+    explainer: AttentionExplainer, samples: Samples, layer: int, head: int, before: Tensor
+) -> Callable[[np.ndarray], float]:
+    """Mean absolute change of the logits when one head of one layer no longer sees some cells."""
+    module = cast(ReluFormer, explainer.estimator._module(samples.x.dtype))
+
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        h, limits = module.standardise(x), [0, len(x)]
+        for i, block in enumerate(module.layers):
+            part = cast(ReluFormerLayer, block)
+            context = None
+            if i == layer:
+                k, v = part.key(h), part.value(h)
+                context = attention_context(k, v, limits, part.n_heads)
+                less = attention_context(k, v, limits, part.n_heads, weight=weight)
+                mine = torch.arange(part.n_heads, device=x.device) == head
+                context = AttentionContext(
+                    torch.where(mine[:, None, None], less.key_value, context.key_value),
+                    torch.where(mine[:, None], less.key, context.key),
+                )
+            h = part.trace(h, limits, context=context).output
+        return module.output(h)
+
+    def effect(gone: np.ndarray) -> float:
+        kept = (~gone).astype(samples.x.dtype)
+        with torch.no_grad():
+            parts = [
+                run(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, kept)))
+                for start, stop in spans(samples)
+            ]
+        return float((centred(torch.cat(parts)) - centred(before)).abs().mean())
+
+    return effect

@@ -1,0 +1,121 @@
+"""What the checks share: reading, explaining moved cells, comparing explanations."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import TypeVar
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
+from torch import Tensor
+
+from explainers.attention import AttentionExplainer
+from explainers.gradient import GradientExplainer
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._samples import Samples
+from fcm_estimators._set_estimator import SetEstimator
+
+Explainer = GradientExplainer | AttentionExplainer
+AnyExplainer = TypeVar("AnyExplainer", GradientExplainer, AttentionExplainer)
+
+# A control counts as clearly worse from this many of its standard deviations.
+CLEARLY = 4.0
+
+
+def require_explainer(explainer: object, *kinds: type, what: str) -> None:
+    """Raise InvalidInputError unless the explainer is one of the kinds."""
+    if not isinstance(explainer, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InvalidInputError(f"{what} needs a {names}, got {type(explainer).__name__}.")
+
+
+def read(explainer: Explainer, adata: AnnData) -> Samples:
+    """Samples as the explainer's estimator reads them."""
+    explainer.estimator._require_fitted()
+    return explainer.estimator._read_to_predict(adata, None)
+
+
+def explained(
+    explainer: Explainer, samples: Samples, points: np.ndarray | None = None
+) -> np.ndarray:
+    """Explanation of each analysed cell, all cells being targets or queries.
+
+    Returns
+    -------
+    ndarray of shape (N, K), float64
+        Gradients per training SD (contributions as they are), K markers; or relative attention,
+        K heads.
+    """
+    everything = np.ones(len(samples.x), dtype=bool)
+    if isinstance(explainer, AttentionExplainer):
+        return explainer._attribute(samples, everything).relative.astype(np.float64)
+    values = explainer._attribute(samples, explainer._resolve(), everything, points)
+    values = values.astype(np.float64)
+    if explainer.method != "integrated" and explainer.units == "layer":
+        values = values * input_scale(explainer)
+    return values
+
+
+def input_scale(explainer: Explainer) -> np.ndarray:
+    """Training SD of each marker, float64."""
+    return explainer.estimator.net_.module_.input_scale.double().numpy(force=True)
+
+
+def input_mean(explainer: Explainer) -> np.ndarray:
+    """Training mean of each marker, float64."""
+    return explainer.estimator.net_.module_.input_mean.double().numpy(force=True)
+
+
+def with_estimator(explainer: AnyExplainer, estimator: SetEstimator) -> AnyExplainer:
+    """Return the same explainer of another model."""
+    other = copy.copy(explainer)
+    other.estimator = estimator  # type: ignore[assignment]
+    return other
+
+
+def reordered(samples: Samples, seed: int) -> tuple[Samples, np.ndarray]:
+    """Samples with their cells in another order, and that order."""
+    rng = np.random.default_rng(seed)
+    parts = [
+        start + rng.permutation(stop - start)
+        for start, stop in zip(samples.offsets[:-1], samples.offsets[1:], strict=True)
+    ]
+    order = np.concatenate(parts)
+    return dataclasses.replace(samples, x=samples.x[order], rows=samples.rows[order]), order
+
+
+def similarity(explainer: Explainer, a: np.ndarray, b: np.ndarray) -> float:
+    """How alike two explanations of the same cells are, from 0 to 1.
+
+    The absolute rank correlation over all entries; heads, which have no order, are first paired
+    so that they agree as well as they can. Two explanations without any differences between
+    entries are alike.
+    """
+    if isinstance(explainer, AttentionExplainer):
+        agreement = np.array([[_correlation(x, y) for y in b.T] for x in a.T])
+        _, paired = linear_sum_assignment(-agreement)
+        b = b[:, paired]
+    return abs(_correlation(a.ravel(), b.ravel()))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman correlation; 1 for two constants, 0 for a constant and something else."""
+    ranks = [rankdata(values) for values in (a, b)]
+    spread = [values.std() for values in ranks]
+    if min(spread) == 0:
+        return float(max(spread) == 0)
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def as_tensor(explainer: Explainer, x: np.ndarray) -> Tensor:
+    """Cells on the device of the explained net."""
+    return torch.from_numpy(x).to(explainer.estimator.net_.module_.input_mean.device)
+
+
+def centred(logits: Tensor) -> Tensor:
+    """Logits around their mean over classes: what softmax sees of them."""
+    return logits - logits.mean(1, keepdim=True)

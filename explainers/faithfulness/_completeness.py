@@ -1,0 +1,133 @@
+"""Do the contributions add up to what they explain?"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from explainers.faithfulness._common import (
+    as_tensor,
+    explained,
+    input_mean,
+    input_scale,
+    read,
+    require_explainer,
+)
+from explainers.gradient import GradientExplainer
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._set_estimator import spans
+
+_LARGEST_GAP = 0.05
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """Result of :func:`completeness`.
+
+    Attributes
+    ----------
+    explained : ndarray
+        Sum of the contributions, per cell (mode "own") or per sample (mode "set").
+    change : ndarray
+        What they should add up to: the output, less that at the training mean.
+    unit : {"cell", "sample"}
+    """
+
+    explained: np.ndarray
+    change: np.ndarray
+    unit: str
+
+    @property
+    def gap(self) -> float:
+        """Mean absolute difference, relative to the mean absolute change."""
+        difference = np.abs(self.explained - self.change).mean()
+        return float(difference / np.abs(self.change).mean())
+
+    @property
+    def holds(self) -> bool:
+        """Whether the gap is below 5 %."""
+        return bool(self.gap < _LARGEST_GAP)
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row per cell or sample: ``explained``, ``change``."""
+        return pd.DataFrame({"explained": self.explained, "change": self.change})
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw explained against actual change; returns the Display."""
+        from explainers.plotting import AgreementDisplay
+
+        return AgreementDisplay.from_completeness(self).plot(ax=ax)
+
+
+def completeness(
+    explainer: GradientExplainer, adata: AnnData, *, n_steps: int = 64
+) -> Completeness:
+    """Compare gradients summed along a path with the change of the output over it.
+
+    On the straight path from the training mean to the cells, where all cells of a sample move
+    together, gradient times step adds up to the change of the output: for every cell in mode
+    "own", whose contexts stay those of the sample, and for the sum over the sample in mode "set".
+
+    Parameters
+    ----------
+    explainer : GradientExplainer
+        Mode "own" or "set".
+    adata : AnnData
+        Whole samples.
+    n_steps : int, default 64
+        Of the midpoint rule.
+
+    Returns
+    -------
+    Completeness
+
+    Raises
+    ------
+    InvalidInputError
+        Another explainer, or mode "context", which is a part and adds up to nothing.
+
+    References
+    ----------
+    Sundararajan et al., *Axiomatic attribution for deep networks*, arXiv 1703.01365.
+    """
+    require_explainer(explainer, GradientExplainer, what="completeness")
+    if explainer.mode == "context":
+        raise InvalidInputError(
+            "mode='context' is the part of 'set' that 'own' leaves out, and adds up to no change "
+            "of its own; use mode 'own' or 'set'."
+        )
+    if explainer.method == "integrated":
+        explainer = copy.copy(explainer)
+        explainer.method = "plain"
+    samples = read(explainer, adata)
+    mean, scale = input_mean(explainer), input_scale(explainer)
+    step = samples.x - mean
+    total = np.zeros(len(step))
+    for k in range(n_steps):
+        points = (mean + (k + 0.5) / n_steps * step).astype(samples.x.dtype)
+        total += (explained(explainer, samples, points) * step / scale).sum(1) / n_steps
+    change = _change(explainer, samples)
+    if explainer.mode == "own":
+        return Completeness(total, change, "cell")
+    starts = samples.offsets[:-1]
+    return Completeness(np.add.reduceat(total, starts), np.add.reduceat(change, starts), "sample")
+
+
+def _change(explainer: GradientExplainer, samples: Any) -> np.ndarray:
+    """Output of each cell, less its output with all cells at the training mean."""
+    output = explainer._resolve()
+    module = explainer.estimator._module(samples.x.dtype)
+    parts = []
+    with torch.no_grad():
+        for start, stop in spans(samples):
+            x = as_tensor(explainer, samples.x[start:stop])
+            baseline = module.input_mean.expand_as(x)
+            contexts = module.contexts(x) if explainer.mode == "own" else None
+            parts.append(output(module(x)) - output(module(baseline, contexts=contexts)))
+    return torch.cat(parts).double().cpu().numpy()

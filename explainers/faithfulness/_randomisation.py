@@ -1,0 +1,293 @@
+"""Does the explanation depend on what the model has learned?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from sklearn.base import clone
+from torch import nn
+
+from explainers.attention import AttentionExplainer
+from explainers.faithfulness._common import (
+    Explainer,
+    explained,
+    read,
+    reordered,
+    require_explainer,
+    similarity,
+    with_estimator,
+)
+from explainers.gradient import GradientExplainer
+from fcm_estimators._samples import Samples, read_labels
+
+# An explanation of the same model has to be the same, but for rounding.
+_REPEATS = 0.99
+# Nets without training whose explanations agree more than this leave nothing to compare with.
+_HIGHEST_FLOOR = 0.9
+
+
+class _Randomised:
+    """What the results of both randomisations share: a repeat, a floor and a verdict."""
+
+    repeat: float
+    floor: np.ndarray
+
+    @property
+    def _upper(self) -> float:
+        """Similarity that explanations of unrelated nets seldom exceed."""
+        spread = self.floor.std(ddof=1) if len(self.floor) > 1 else 0.0
+        return float(self.floor.mean() + 2 * spread)
+
+    def _passes(self, after: np.ndarray) -> bool:
+        comparable = self.repeat >= _REPEATS and self._upper < _HIGHEST_FLOOR
+        return bool(comparable and np.mean(after) <= self._upper)
+
+
+@dataclass(frozen=True)
+class ParameterRandomisation(_Randomised):
+    """Result of :func:`parameter_randomisation`.
+
+    Attributes
+    ----------
+    stages : list of str
+        What was randomised last: "nothing", "output", "layer 3", ... down to "layer 0".
+    similarity : ndarray of shape (R, stages)
+        With the explanation of the trained model, for R randomisations. Stage "nothing" is the
+        trained model explained again, on cells in another order.
+    changed : ndarray of int of shape (stages,)
+        Parameters that differ from the trained model.
+    n_parameters : int
+    floor : ndarray
+        Similarity of the explanations of pairs of untrained nets.
+    """
+
+    stages: list[str]
+    similarity: np.ndarray
+    changed: np.ndarray
+    n_parameters: int
+    floor: np.ndarray
+
+    @property
+    def repeat(self) -> float:  # type: ignore[override]
+        """Similarity of the explanation with itself, on cells in another order."""
+        return float(self.similarity[:, 0].min())
+
+    @property
+    def holds(self) -> bool:
+        """Whether the explanation repeats, and falls to the floor when all is randomised.
+
+        At the end the mean similarity has to be within two standard deviations above the mean of
+        pairs of untrained nets.
+        """
+        return self._passes(self.similarity[:, -1])
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row per stage and randomisation, and one per pair of untrained nets.
+
+        Columns ``stage``, ``changed`` (share of the parameters), ``similarity``.
+        """
+        rows = [
+            (stage, self.changed[i] / self.n_parameters, value)
+            for i, stage in enumerate(self.stages)
+            for value in self.similarity[:, i]
+        ]
+        rows += [("untrained pair", 1.0, value) for value in self.floor]
+        return pd.DataFrame(rows, columns=["stage", "changed", "similarity"])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw similarity over the cascade; returns the Display."""
+        from explainers.plotting import CurveDisplay
+
+        return CurveDisplay.from_parameter_randomisation(self).plot(ax=ax)
+
+
+@dataclass(frozen=True)
+class LabelRandomisation(_Randomised):
+    """Result of :func:`label_randomisation`.
+
+    Attributes
+    ----------
+    similarity : float
+        Of the explanations of the model and of one trained on shuffled labels.
+    repeat : float
+        Of the explanation with itself, on cells in another order.
+    floor : ndarray
+        Of pairs of untrained nets.
+    """
+
+    similarity: float
+    repeat: float
+    floor: np.ndarray
+
+    @property
+    def holds(self) -> bool:
+        """Whether the explanation repeats, and is another one when the labels mean nothing."""
+        return self._passes(np.array([self.similarity]))
+
+    def frame(self) -> pd.DataFrame:
+        """Return a row per comparison: ``compared``, ``similarity``."""
+        rows = [("same model", self.repeat), ("shuffled labels", self.similarity)]
+        rows += [("untrained pair", value) for value in self.floor]
+        return pd.DataFrame(rows, columns=["compared", "similarity"])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the similarities; returns the Display."""
+        from explainers.plotting import FloorDisplay
+
+        return FloorDisplay.from_label_randomisation(self).plot(ax=ax)
+
+
+def parameter_randomisation(
+    explainer: Explainer,
+    adata: AnnData,
+    *,
+    n_repeats: int = 3,
+    n_untrained: int = 5,
+    random_state: int = 0,
+) -> ParameterRandomisation:
+    """Replace the trained parameters by initial ones, from the output to the first layer.
+
+    An explanation of the model has to change until it is as unlike as those of two nets that
+    never were trained. One that stays shows the data, not the model.
+
+    Parameters
+    ----------
+    explainer : GradientExplainer or AttentionExplainer
+    adata : AnnData
+        Whole samples.
+    n_repeats : int, default 3
+        Randomisations.
+    n_untrained : int, default 5
+        Untrained nets, all pairs of which make the floor.
+    random_state : int, default 0
+
+    Returns
+    -------
+    ParameterRandomisation
+
+    References
+    ----------
+    Adebayo et al., *Sanity checks for saliency maps*, arXiv 1810.03292.
+    """
+    require_explainer(
+        explainer, GradientExplainer, AttentionExplainer, what="parameter_randomisation"
+    )
+    samples = read(explainer, adata)
+    trained = explained(explainer, samples)
+    estimator = explainer.estimator
+    module = estimator.net_.module_
+    blocks = ["output", *[f"layer {i}" for i in reversed(range(len(module.layers)))]]
+    table = np.empty((n_repeats, 1 + len(blocks)))
+    table[:, 0] = _repeat(explainer, samples, trained, random_state)
+    changed = np.zeros(1 + len(blocks), dtype=int)
+    for r in range(n_repeats):
+        fresh = estimator._untrained(random_state + r).net_.module_
+        mixed = copy.deepcopy(module)
+        for i, block in enumerate(blocks, start=1):
+            _block(mixed, block).load_state_dict(_block(fresh, block).state_dict())
+            other = with_estimator(explainer, estimator._with_module(mixed))
+            table[r, i] = similarity(explainer, trained, explained(other, samples))
+            changed[i] = _n_changed(module, mixed)
+    return ParameterRandomisation(
+        stages=["nothing", *blocks],
+        similarity=table,
+        changed=changed,
+        n_parameters=sum(p.numel() for p in module.parameters()),
+        floor=_floor(explainer, samples, n_untrained, random_state + n_repeats),
+    )
+
+
+def label_randomisation(
+    explainer: Explainer,
+    train: AnnData,
+    adata: AnnData,
+    *,
+    y: Any = None,
+    n_untrained: int = 5,
+    random_state: int = 0,
+) -> LabelRandomisation:
+    """Train the estimator again on labels shuffled within each sample, and compare explanations.
+
+    Parameters
+    ----------
+    explainer : GradientExplainer or AttentionExplainer
+    train : AnnData
+        What the explained estimator was trained on.
+    adata : AnnData
+        Whole samples to explain.
+    y : array-like of shape (n_train_cells,), optional
+        Labels of ``train``. Default: its column ``label_key``.
+    n_untrained : int, default 5
+        Untrained nets, all pairs of which make the floor.
+    random_state : int, default 0
+        Of the shuffle and of the second training.
+
+    Returns
+    -------
+    LabelRandomisation
+
+    References
+    ----------
+    Adebayo et al., *Sanity checks for saliency maps*, arXiv 1810.03292.
+    """
+    require_explainer(explainer, GradientExplainer, AttentionExplainer, what="label_randomisation")
+    samples = read(explainer, adata)
+    estimator = explainer.estimator
+    labels = np.array(read_labels(train, y, estimator.label_key, train.n_obs), dtype=object)
+    sample = np.zeros(train.n_obs)
+    if estimator.sample_key is not None:
+        sample = train.obs[estimator.sample_key].astype(str).to_numpy()
+    rng = np.random.default_rng(random_state)
+    for name in pd.unique(sample):
+        rows = np.flatnonzero(sample == name)
+        labels[rows] = labels[rng.permutation(rows)]
+    # A seed of its own: from the same initial weights, the two would be alike for that alone.
+    seed = int(np.random.SeedSequence([random_state, 1]).generate_state(1)[0])
+    told = clone(estimator).set_params(random_state=seed).fit(train, labels)
+    trained = explained(explainer, samples)
+    return LabelRandomisation(
+        similarity=similarity(
+            explainer, trained, explained(with_estimator(explainer, told), samples)
+        ),
+        repeat=_repeat(explainer, samples, trained, random_state),
+        floor=_floor(explainer, samples, n_untrained, random_state),
+    )
+
+
+def _repeat(explainer: Explainer, samples: Samples, before: np.ndarray, seed: int) -> float:
+    """Similarity of the explanation with that of the same cells in another order."""
+    moved, order = reordered(samples, seed)
+    again = np.empty_like(before)
+    again[order] = explained(explainer, moved)
+    return similarity(explainer, before, again)
+
+
+def _floor(explainer: Explainer, samples: Samples, n: int, seed: int) -> np.ndarray:
+    """Similarity of all pairs of n untrained nets."""
+    values = [
+        explained(with_estimator(explainer, explainer.estimator._untrained(seed + i)), samples)
+        for i in range(n)
+    ]
+    return np.array([similarity(explainer, a, b) for a, b in combinations(values, 2)])
+
+
+def _block(module: nn.Module, name: str) -> nn.Module:
+    if name == "output":
+        return module.get_submodule("output")
+    return module.get_submodule(f"layers.{name.removeprefix('layer ')}")
+
+
+def _n_changed(a: nn.Module, b: nn.Module) -> int:
+    """Parameters that differ."""
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]] = list(
+        zip(a.parameters(), b.parameters(), strict=True)
+    )
+    return sum(int((x != y).sum()) for x, y in pairs)

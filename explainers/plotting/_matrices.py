@@ -1,0 +1,190 @@
+"""Heatmaps: signed gradients per population and marker, heads per population."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from explainers.plotting._style import new_axes
+from fcm_estimators._exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    from explainers._specialisation import Specialisation
+    from explainers.faithfulness import HeadAblation
+
+_DARK = 0.6
+
+
+@dataclass
+class GradientSummaryDisplay:
+    """Mean signed gradient of every marker in every population, with its interval.
+
+    A number stands in each field; in brackets where the interval includes zero, so that the sign
+    is not known.
+
+    Attributes
+    ----------
+    summary : DataFrame
+        As ``GradientExplainer.summary`` returns it.
+    """
+
+    summary: pd.DataFrame
+
+    @classmethod
+    def from_summary(cls, summary: pd.DataFrame) -> Self:
+        """Gather the picture.
+
+        Parameters
+        ----------
+        summary : DataFrame
+            Of ``GradientExplainer.summary``; compare markers in ``units="sd"``.
+
+        Raises
+        ------
+        InvalidInputError
+            Another table.
+        """
+        needed = ["population", "marker", "mean", "ci_low", "ci_high"]
+        missing = [name for name in needed if name not in summary]
+        if missing:
+            raise InvalidInputError(
+                f"The table lacks {missing}; pass what GradientExplainer.summary returned."
+            )
+        return cls(summary)
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the heatmap."""
+        table = self.frame()
+        mean = table["mean"].unstack("marker")
+        # In the order of the table, which unstack sorts.
+        order = [list(dict.fromkeys(self.summary[name])) for name in ("population", "marker")]
+        mean = mean.loc[order[0], order[1]]
+        low, high = (
+            table[c].unstack("marker").loc[order[0], order[1]] for c in ("ci_low", "ci_high")
+        )
+        ax = new_axes(ax, (1.6 + 0.75 * mean.shape[1], 1.2 + 0.55 * mean.shape[0]))
+        top = float(np.abs(mean.to_numpy()).max()) or 1.0
+        image = ax.imshow(mean, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")
+        text = [
+            [
+                f"{mean.iat[i, j]:.2g}"
+                if low.iat[i, j] > 0 or high.iat[i, j] < 0
+                else f"({mean.iat[i, j]:.2g})"
+                for j in range(mean.shape[1])
+            ]
+            for i in range(mean.shape[0])
+        ]
+        _write(ax, text, np.abs(mean.to_numpy()) / top)
+        _name(ax, mean)
+        ax.figure.colorbar(image, ax=ax, label="mean gradient; (): interval includes 0")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def frame(self) -> pd.DataFrame:
+        """Return mean and interval, indexed by population and marker."""
+        return self.summary.set_index(["population", "marker"])[["mean", "ci_low", "ci_high"]]
+
+
+@dataclass
+class HeadMatrixDisplay:
+    """Which populations a head looks at, and which suffer without it.
+
+    Attributes
+    ----------
+    table : DataFrame
+        ``head``, ``population``, ``value`` (the colour) and ``label`` (the text in the field).
+    name : str
+        Of the colour.
+    caption : str
+        What the text says.
+    """
+
+    table: pd.DataFrame
+    name: str
+    caption: str
+
+    @classmethod
+    def from_head_ablation(cls, result: HeadAblation) -> Self:
+        """Attention as colour, change of the logits without the head as text."""
+        effects = result.effects
+        return cls(
+            pd.DataFrame(
+                {
+                    "head": effects["head"],
+                    "population": effects["population"],
+                    "value": effects["attention"],
+                    "label": [
+                        f"{change:.2f}\n{switched:.1%}"
+                        for change, switched in zip(
+                            effects["change"], effects["switched"], strict=True
+                        )
+                    ],
+                }
+            ),
+            "received attention (1 = uniform)",
+            "without the head: change of the logits, share of cells that switch class",
+        )
+
+    @classmethod
+    def from_specialisation(cls, result: Specialisation) -> Self:
+        """Log odds of assigned head and population as colour, cells as text."""
+        table = result.enrichment
+        return cls(
+            pd.DataFrame(
+                {
+                    "head": table["head"],
+                    "population": table["population"],
+                    "value": table["log_odds"],
+                    "label": [
+                        f"{n:,}\n{s:.0%}"
+                        for n, s in zip(table["n_cells"], table["share_of_head"], strict=True)
+                    ],
+                }
+            ),
+            "log odds ratio",
+            "cells, and their share of the head's cells",
+        )
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the matrix."""
+        order = [list(dict.fromkeys(self.table[name])) for name in ("head", "population")]
+        index = self.table.set_index(["head", "population"])
+        value = index["value"].unstack().loc[order[0], order[1]].astype(float)
+        label = index["label"].unstack().loc[order[0], order[1]]
+        ax = new_axes(ax, (2.2 + 1.0 * value.shape[1], 1.4 + 0.6 * value.shape[0]))
+        if (value.to_numpy() < 0).any():
+            top = float(np.nanmax(np.abs(value.to_numpy())))
+            limits: dict[str, Any] = {"cmap": "PuOr_r", "vmin": -top, "vmax": top}
+            depth = np.abs(value.to_numpy()) / top
+        else:
+            top = max(2.0, float(np.nanmax(value.to_numpy())))
+            limits = {"cmap": "Purples", "vmin": 0, "vmax": top}
+            depth = value.to_numpy() / top
+        image = ax.imshow(value, aspect="auto", **limits)
+        _write(ax, label.to_numpy().tolist(), depth)
+        _name(ax, value)
+        ax.set_title(self.caption, fontsize="small")
+        ax.figure.colorbar(image, ax=ax, label=self.name)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def frame(self) -> pd.DataFrame:
+        """Return the table drawn."""
+        return self.table.copy()
+
+
+def _write(ax: Axes, text: list[list[str]], depth: np.ndarray) -> None:
+    """Text in every field, white on dark."""
+    for i, row in enumerate(text):
+        for j, entry in enumerate(row):
+            hue = "white" if depth[i, j] > _DARK else "black"
+            ax.text(j, i, entry, ha="center", va="center", color=hue, fontsize="x-small")
+
+
+def _name(ax: Axes, table: pd.DataFrame) -> None:
+    ax.set_xticks(range(table.shape[1]), [str(c) for c in table.columns], rotation=40, ha="right")
+    ax.set_yticks(range(table.shape[0]), [str(r) for r in table.index])

@@ -1,0 +1,114 @@
+"""Colours, axes in raw units, and the small things all pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.preprocessing import parse_transform
+
+# Okabe and Ito: told apart by the colour-blind too.
+HUES = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+GREY = "#BBBBBB"
+# Names of what is no population of its own.
+_BACKGROUND = ("other", "none", "not analysed", "rest")
+_DECADES = np.array([0.0, *(sign * 10.0**k for k in range(2, 7) for sign in (-1, 1))])
+
+
+def new_axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.2)) -> Axes:
+    """Axes to draw on; a new figure where none are given."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def colours(names: Sequence[Any]) -> dict[Any, Any]:
+    """Colour for each name; grey for what is no population.
+
+    From the ninth name on the colours are evenly spaced ones, which are harder to tell apart.
+    """
+    named = [name for name in names if not _is_background(name)]
+    if len(named) > len(HUES):
+        import matplotlib as mpl
+
+        spaced = mpl.colormaps["turbo"](np.linspace(0.05, 0.95, len(named)))
+        palette = dict(zip(named, spaced, strict=True))
+    else:
+        palette = dict(zip(named, HUES, strict=False))
+    return {name: palette.get(name, GREY) for name in names}
+
+
+def _is_background(name: Any) -> bool:
+    return str(name) in _BACKGROUND or str(name).startswith("not ")
+
+
+def categories(values: pd.Series) -> list[Any]:
+    """Categories in their order, without those that no cell has."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return list(values.cat.remove_unused_categories().cat.categories)
+    return sorted(values.dropna().unique())
+
+
+def marker_column(adata: AnnData, marker: str) -> int:
+    """Position of a marker; InvalidInputError with those present."""
+    if marker not in adata.var_names:
+        raise InvalidInputError(
+            f"marker {marker!r} was not found; there is {', '.join(map(str, adata.var_names))}."
+        )
+    return int(adata.var_names.get_loc(marker))
+
+
+def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
+    """Label an axis of transformed values with the raw values they stand for."""
+    if "transform" not in adata.var:
+        return
+    text = str(adata.var["transform"].iloc[marker_column(adata, marker)])
+    if text.startswith("none"):
+        return
+    scale = parse_transform(text)
+    low, high = sorted(axis.get_view_interval())
+    if text.startswith("linear"):
+        axis.set_major_formatter(
+            FuncFormatter(lambda y, _: _short(float(scale.inverse(np.array([y]))[0])))
+        )
+        return
+    places = scale.transform(_DECADES)
+    inside = (places >= low) & (places <= high)
+    kept = _apart(places[inside], _DECADES[inside], 0.05 * (high - low))
+    if len(kept) >= 2:
+        axis.set_major_locator(FixedLocator([place for place, _ in kept]))
+        names = {round(place, 9): _short(raw) for place, raw in kept}
+        axis.set_major_formatter(FuncFormatter(lambda y, _: names.get(round(y, 9), "")))
+    else:
+        axis.set_major_formatter(
+            FuncFormatter(lambda y, _: _short(float(scale.inverse(np.array([y]))[0])))
+        )
+    axis.set_view_interval(low, high, ignore=True)
+
+
+def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[float, float]]:
+    """Ticks at least this far apart; zero first, then the largest values."""
+    kept: list[tuple[float, float]] = []
+    for i in np.lexsort([raw < 0, -np.abs(raw), raw != 0]):
+        if all(abs(places[i] - place) >= least for place, _ in kept):
+            kept.append((float(places[i]), float(raw[i])))
+    return sorted(kept)
+
+
+def _short(raw: float) -> str:
+    """Write a raw value as cytometry software does: 0, 10^k, or k for thousands."""
+    size = abs(raw)
+    sign = "−" if raw < 0 else ""
+    exponent = np.log10(size) if size > 0 else 0.0
+    if size >= 100 and abs(exponent - round(exponent)) < 1e-6:
+        return rf"${'-' if raw < 0 else ''}10^{{{round(exponent)}}}$"
+    return f"{sign}{size / 1000:.3g}k" if size >= 1000 else f"{sign}{size:.3g}"
