@@ -20,12 +20,13 @@ from explainers.faithfulness._common import (
     as_tensor,
     centred,
     explained,
+    net_of,
     read,
     require_explainer,
 )
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import spans
-from fcm_estimators.nn import AttentionContext, ReluFormer, ReluFormerLayer
+from fcm_estimators.nn import AttentionContext, ReluFormerLayer
 from fcm_estimators.nn.relu_attention import attention_context
 
 
@@ -149,7 +150,7 @@ def _logits(
     explainer: AttentionExplainer, samples: Samples, without: tuple[int, int] | None = None
 ) -> Tensor:
     """Logits of all cells, with one head switched off where named."""
-    module = cast(ReluFormer, explainer.estimator._module(samples.x.dtype))
+    module = net_of(explainer, samples)
     if without is not None:
         layer, head = without
         module = copy.deepcopy(module)
@@ -175,7 +176,7 @@ def _hiding(
     explainer: AttentionExplainer, samples: Samples, layer: int, head: int, before: Tensor
 ) -> Callable[[np.ndarray], float]:
     """Mean absolute change of the logits when one head of one layer no longer sees some cells."""
-    module = cast(ReluFormer, explainer.estimator._module(samples.x.dtype))
+    module = net_of(explainer, samples)
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
         h, limits = module.standardise(x), [0, len(x)]

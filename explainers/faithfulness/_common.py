@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from explainers.gradient import GradientExplainer
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import SetEstimator
+from fcm_estimators.nn import ReluFormer
 
 Explainer = GradientExplainer | AttentionExplainer
-AnyExplainer = TypeVar("AnyExplainer", GradientExplainer, AttentionExplainer)
+AnyExplainer = TypeVar("AnyExplainer", bound=Explainer)
 
 # A control counts as clearly worse from this many of its standard deviations.
 CLEARLY = 4.0
@@ -73,7 +74,7 @@ def input_mean(explainer: Explainer) -> np.ndarray:
 def with_estimator(explainer: AnyExplainer, estimator: SetEstimator) -> AnyExplainer:
     """Return the same explainer of another model."""
     other = copy.copy(explainer)
-    other.estimator = estimator  # type: ignore[assignment]
+    other.estimator = estimator
     return other
 
 
@@ -109,6 +110,11 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     if min(spread) == 0:
         return float(max(spread) == 0)
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def net_of(explainer: Explainer, samples: Samples) -> ReluFormer:
+    """Return the explained net in the precision of the samples."""
+    return cast(ReluFormer, explainer.estimator._module(samples.x.dtype))
 
 
 def as_tensor(explainer: Explainer, x: np.ndarray) -> Tensor:

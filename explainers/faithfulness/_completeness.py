@@ -16,6 +16,7 @@ from explainers.faithfulness._common import (
     explained,
     input_mean,
     input_scale,
+    net_of,
     read,
     require_explainer,
 )
@@ -122,7 +123,7 @@ def completeness(
 def _change(explainer: GradientExplainer, samples: Any) -> np.ndarray:
     """Output of each cell, less its output with all cells at the training mean."""
     output = explainer._resolve()
-    module = explainer.estimator._module(samples.x.dtype)
+    module = net_of(explainer, samples)
     parts = []
     with torch.no_grad():
         for start, stop in spans(samples):

@@ -21,6 +21,7 @@ from explainers.faithfulness._common import (
     explained,
     input_mean,
     input_scale,
+    net_of,
     read,
     require_explainer,
 )
@@ -186,7 +187,7 @@ def _places(score: np.ndarray, sample: np.ndarray, rng: np.random.Generator) -> 
 
 def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
     """Mean output when some entries are set to the training mean."""
-    output, module = explainer._resolve(), explainer.estimator._module(samples.x.dtype)
+    output, module = explainer._resolve(), net_of(explainer, samples)
     mean = input_mean(explainer).astype(samples.x.dtype)
 
     def one(x: Tensor, moved: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
 
 def _cells(explainer: AttentionExplainer, samples: Samples) -> Effect:
     """Mean absolute change of the logits when some cells are hidden from the contexts."""
-    module = explainer.estimator._module(samples.x.dtype)
+    module = net_of(explainer, samples)
     with torch.no_grad():
         blocks = [as_tensor(explainer, samples.x[start:stop]) for start, stop in spans(samples)]
         before = [centred(module(x)) for x in blocks]

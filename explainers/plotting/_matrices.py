@@ -58,27 +58,21 @@ class GradientSummaryDisplay:
 
     def plot(self, ax: Axes | None = None) -> Self:
         """Draw the heatmap."""
-        table = self.frame()
-        mean = table["mean"].unstack("marker")
         # In the order of the table, which unstack sorts.
         order = [list(dict.fromkeys(self.summary[name])) for name in ("population", "marker")]
-        mean = mean.loc[order[0], order[1]]
-        low, high = (
-            table[c].unstack("marker").loc[order[0], order[1]] for c in ("ci_low", "ci_high")
-        )
-        ax = new_axes(ax, (1.6 + 0.75 * mean.shape[1], 1.2 + 0.55 * mean.shape[0]))
-        top = float(np.abs(mean.to_numpy()).max()) or 1.0
-        image = ax.imshow(mean, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")
+        table = self.frame()
+        mean = table["mean"].unstack("marker").loc[order[0], order[1]]
+        sure = ((table["ci_low"] > 0) | (table["ci_high"] < 0)).unstack("marker")
+        sure = sure.loc[order[0], order[1]]
+        values, known = mean.to_numpy(dtype=float), sure.to_numpy(dtype=bool)
+        ax = new_axes(ax, (1.6 + 0.75 * values.shape[1], 1.2 + 0.55 * values.shape[0]))
+        top = float(np.abs(values).max()) or 1.0
+        image = ax.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")
         text = [
-            [
-                f"{mean.iat[i, j]:.2g}"
-                if low.iat[i, j] > 0 or high.iat[i, j] < 0
-                else f"({mean.iat[i, j]:.2g})"
-                for j in range(mean.shape[1])
-            ]
-            for i in range(mean.shape[0])
+            [f"{v:.2g}" if k else f"({v:.2g})" for v, k in zip(*rows, strict=True)]
+            for rows in zip(values, known, strict=True)
         ]
-        _write(ax, text, np.abs(mean.to_numpy()) / top)
+        _write(ax, text, np.abs(values) / top)
         _name(ax, mean)
         ax.figure.colorbar(image, ax=ax, label="mean gradient; (): interval includes 0")
         self.ax_, self.figure_ = ax, ax.figure

@@ -160,7 +160,7 @@ def _entropy(random_state: int | None) -> int:
 
 
 def count(value: Any, name: str, *, most: int | None = None, of: str = "") -> int:
-    if not isinstance(value, int | np.integer) or value < 1:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise InvalidInputError(f"{name} must be an integer of at least 1, got {value!r}.")
     if most is not None and value > most:
         raise InvalidInputError(f"{name} is {value}, but there are only {most} {of}.")

@@ -211,7 +211,8 @@ def _pair_shares(shares: np.ndarray, blast_fraction: float) -> np.ndarray:
 def _assemble(samples: list[_Sample]) -> AnnData:
     names = [s.plan.name for s in samples]
     sizes = [len(s.X) for s in samples]
-    index = pd.Index([f"{n}:{e}" for n, s in zip(names, sizes, strict=True) for e in range(s)])
+    numbers = [f":{e}" for e in range(max(sizes))]
+    index = pd.Index([n + e for n, s in zip(names, sizes, strict=True) for e in numbers[:s]])
     population = np.concatenate([s.population for s in samples])
     by_sample = {
         "sample": names,
@@ -280,7 +281,7 @@ def _var() -> pd.DataFrame:
 
 
 def _cell_range(n_cells: int | tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(n_cells, Sequence):
+    if not isinstance(n_cells, Sequence | np.ndarray) or np.ndim(n_cells) != 1:
         number = count(n_cells, "n_cells")
         return number, number
     if len(n_cells) != 2:

@@ -1,6 +1,5 @@
 """Checks of explanations, and that broken explanations fail them."""
 
-
 import numpy as np
 import pytest
 

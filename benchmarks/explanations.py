@@ -1,0 +1,252 @@
+"""What the explanations show on real samples, with controls, and what they cost.
+
+Run ``python benchmarks/explanations.py specialisation`` (or ``directions``, ``context``, ``cost``,
+``checks``, ``all``). Models are trained with default parameters on the binary label alone, and
+everything is measured on cells they have not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from explainers import AttentionExplainer, GradientExplainer, faithfulness, specialisation
+from fcm_estimators import ReluFormerClassifier
+from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
+from fcm_estimators.preprocessing import (
+    ArcsinhTransform,
+    Compensation,
+    LinearTransform,
+    LogicleTransform,
+)
+
+
+@functools.cache
+def marrow(seed):
+    """Model trained on a random half of one leukaemic marrow, and the other half."""
+    raw = fetch_all494()
+    raw = raw[raw.obsm["gates"]["intact"].to_numpy()].copy()
+    for step in (Compensation(), LogicleTransform(), LinearTransform()):
+        raw = step.fit_transform(raw)
+    half = np.random.default_rng(seed).random(raw.n_obs) < 0.5
+    clf = ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", pos_label="blast", random_state=seed
+    ).fit(raw[half].copy())
+    test = raw[~half].copy()
+    gates = test.obsm["gates"]
+    blast = (test.obs["cell_type"] == "blast").to_numpy()
+    # What the model was not told: who the others are.
+    test.obs["others"] = np.select(
+        [blast, gates["cd20"], gates["erythropoiesis"]], ["", "cd20", "erythropoiesis"], "rest"
+    )
+    test.obs["others"] = test.obs["others"].where(~blast)
+    return clf, test
+
+
+@functools.cache
+def blood(seed):
+    """Model trained to tell B cells from the rest in one CyTOF batch, and the other batch."""
+    cohort = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
+    cell_type = cohort.obs["cell_type"].astype(str)
+    cohort.obs["is_b"] = np.where(cell_type == "B", "B", "rest")
+    cohort.obs["others"] = cell_type.where(cell_type.isin(["CD4 T", "CD8 T", "monocyte"]))
+    train = cohort[cohort.obs["batch"] == "batch1"].copy()
+    clf = ReluFormerClassifier(
+        sample_key="sample", label_key="is_b", pos_label="B", random_state=seed
+    ).fit(train)
+    return clf, cohort[cohort.obs["batch"] == "batch2"].copy()
+
+
+def specialised(seeds):
+    """Bits that assigned heads hold about populations the model was never told."""
+    rows = []
+    for name, make in (("all494", marrow), ("multicentre CyTOF", blood)):
+        for seed in seeds:
+            clf, test = make(seed)
+            given = clf.label_key
+            for layer in range(clf.n_layers):
+                result = specialisation(
+                    AttentionExplainer(clf, layer=layer), test, "others", given=given
+                )
+                rows.append(
+                    {
+                        "data": name,
+                        "seed": seed,
+                        "layer": layer,
+                        "bits": result.information,
+                        "untrained": result.untrained.mean(),
+                        "ratio": result.information / result.untrained.mean(),
+                        "permuted_max": result.permuted.max(),
+                        "kmeans": result.kmeans,
+                    }
+                )
+            show(rows[-clf.n_layers :])
+    table = pd.DataFrame(rows)
+    numbers = table.groupby(["data", "layer"])
+    summary = numbers[["bits", "untrained", "permuted_max", "kmeans"]].mean()
+    summary["lowest_ratio"] = numbers["ratio"].min()
+    print(summary.round(4).to_string())
+
+
+def directions(seeds, n_random=20):
+    """Share of called blasts that change class when each is moved by a step."""
+    rows = []
+    for seed in seeds:
+        clf, test = marrow(seed)
+        explainer = GradientExplainer(clf, target="blast", mode="own", units="sd")
+        gradient = explainer.attribute(test)
+        module = clf.net_.module_
+        mean, scale = module.input_mean.numpy(), module.input_scale.numpy()
+        x = test[:, clf.markers_].X
+        z = (x - mean) / scale
+        called = clf.predict(test) == "blast"
+        truth = (test.obs["cell_type"] == "blast").to_numpy()
+        with torch.no_grad():
+            contexts = module.contexts(torch.from_numpy(x))
+        rng = np.random.default_rng(seed)
+
+        def switched(direction, step, z=z, called=called, contexts=contexts, module=module):
+            unit = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+            moved = ((z + step * unit)[called] * scale + mean).astype(np.float32)
+            with torch.no_grad():
+                logits = module(torch.from_numpy(moved), contexts=contexts).numpy()
+            positive = list(clf.classes_).index("blast")
+            log_odds = logits[:, positive] - logits[:, 1 - positive]
+            return log_odds < np.log(clf.threshold_ / (1 - clf.threshold_))
+
+        difference = z[~truth].mean(0) - z[truth].mean(0)
+        for step in (0.25, 0.5, 1.0, 2.0):
+            ways = {
+                "against own gradient": switched(-gradient, step),
+                "along mean difference": switched(np.tile(difference, (len(z), 1)), step),
+                "random": np.mean(
+                    [switched(rng.normal(size=z.shape), step) for _ in range(n_random)], axis=0
+                ),
+            }
+            for name, flags in ways.items():
+                low, high = bootstrap(flags, rng)
+                rows.append(
+                    {
+                        "seed": seed,
+                        "step_sd": step,
+                        "direction": name,
+                        "switched": flags.mean(),
+                        "ci_low": low,
+                        "ci_high": high,
+                    }
+                )
+    table = pd.DataFrame(rows)
+    print(table.round(5).to_string())
+
+
+def bootstrap(values, rng, n=500):
+    """95 % interval of the mean over cells."""
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
+    return np.quantile(means, [0.025, 0.975])
+
+
+def context(seeds):
+    """Share of the set gradient that comes through the contexts, per population."""
+    rows = []
+    for seed in seeds:
+        clf, test = marrow(seed)
+        size = {}
+        for mode in ("own", "set", "context"):
+            gradient = GradientExplainer(clf, target="blast", mode=mode, units="sd").attribute(test)
+            size[mode] = np.linalg.norm(gradient, axis=1)
+        population = test.obs["others"].fillna("blast")
+        for name in pd.unique(population):
+            inside = (population == name).to_numpy()
+            rows.append(
+                {
+                    "seed": seed,
+                    "population": name,
+                    "n_cells": inside.sum(),
+                    **{f"mean_{mode}": values[inside].mean() for mode, values in size.items()},
+                    "context_share": size["context"][inside].sum()
+                    / (size["context"][inside] + size["own"][inside]).sum(),
+                }
+            )
+    print(pd.DataFrame(rows).round(4).to_string())
+
+
+def cost(seeds, n_cells=100_000, repeats=5):
+    """Time of explanations relative to a prediction, interleaved, minima."""
+    clf, test = marrow(seeds[0])
+    rows = np.random.default_rng(0).integers(test.n_obs, size=n_cells)
+    cells = test[rows].copy()
+    cells.obs_names_make_unique()
+    jobs = {
+        "prediction": lambda: clf.predict_proba(cells),
+        "attention": lambda: AttentionExplainer(clf).attribute(cells),
+        "own": lambda: GradientExplainer(clf, mode="own").attribute(cells),
+        "set": lambda: GradientExplainer(clf, mode="set").attribute(cells),
+        "context": lambda: GradientExplainer(clf, mode="context").attribute(cells),
+    }
+    best = dict.fromkeys(jobs, np.inf)
+    for _ in range(repeats):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            best[name] = min(best[name], time.perf_counter() - start)
+    print(f"{n_cells:,} cells, {torch.get_num_threads()} thread(s)")
+    for name, seconds in best.items():
+        print(f"{name:12s} {seconds:7.3f} s  {seconds / best['prediction']:5.2f} predictions")
+
+
+def checks(seeds):
+    """Every faithfulness check on the unseen half of the marrow."""
+    clf, test = marrow(seeds[0])
+    some = np.random.default_rng(0).random(test.n_obs) < 0.25
+    part = test[some].copy()
+    part.obs["population"] = part.obs["others"].fillna("blast")
+    attention = AttentionExplainer(clf, layer=0)
+    others = [AttentionExplainer(marrow(seed)[0], layer=0) for seed in seeds]
+    results = {"head ablation": faithfulness.head_ablation(attention, part, "population")}
+    results["deletion, attention"] = faithfulness.deletion(attention, part)
+    results["parameter randomisation, attention"] = faithfulness.parameter_randomisation(
+        attention, part
+    )
+    results["sensitivity, attention"] = faithfulness.sensitivity(attention, part)
+    if len(others) > 1:
+        results["seed agreement"] = faithfulness.seed_agreement(others, part)
+    for mode in ("own", "set", "context"):
+        gradient = GradientExplainer(clf, target="blast", mode=mode)
+        results[f"deletion, {mode}"] = faithfulness.deletion(gradient, part)
+        results[f"parameter randomisation, {mode}"] = faithfulness.parameter_randomisation(
+            gradient, part
+        )
+        results[f"sensitivity, {mode}"] = faithfulness.sensitivity(gradient, part)
+        if mode != "context":
+            results[f"completeness, {mode}"] = faithfulness.completeness(gradient, part)
+    for name, result in results.items():
+        print(f"{name:36s} {'holds' if result.holds else 'FAILS'}")
+
+
+def show(rows):
+    """Print rows as they come."""
+    for row in rows:
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    parts = {
+        "specialisation": specialised,
+        "directions": directions,
+        "context": context,
+        "cost": cost,
+        "checks": checks,
+    }
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=[*parts, "all"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    given = parser.parse_args()
+    for name, part in parts.items():
+        if given.what in (name, "all"):
+            print(f"\n== {name}: {part.__doc__}", flush=True)
+            part(given.seeds)
