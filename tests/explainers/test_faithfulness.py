@@ -1,11 +1,16 @@
 """Checks of explanations, and that broken explanations fail them."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
 from explainers import AttentionExplainer, GradientExplainer, faithfulness
 from explainers.attention import Received
 from fcm_estimators import ReluFormerClassifier
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.nn import AttentionContext
 from tests.helpers import toy_cohort
 
 
@@ -143,3 +148,179 @@ def test_attention_of_the_model_passes(metric, models, cohort, train):
 def test_no_shuffled_or_constant_attention_passes(metric, kind, models, cohort, train):
     make = attentions(broken(kind, _BrokenAttention), models)
     assert not (UNSIGNED | ATTENTION)[metric](make, cohort, train).holds
+
+
+# -- each check by itself -------------------------------------------------------------------------
+
+
+def test_completeness_sums_what_the_integrated_gradient_holds(clf, cohort):
+    plain = GradientExplainer(clf, target="blast", mode="own")
+    whole = GradientExplainer(clf, target="blast", mode="own", method="integrated", n_steps=20)
+    result = faithfulness.completeness(plain, cohort, n_steps=20)
+    np.testing.assert_allclose(
+        result.explained, whole.attribute(cohort).sum(1), rtol=1e-3, atol=1e-3
+    )
+    assert result.unit == "cell"
+    assert len(result.change) == cohort.n_obs
+    per_sample = faithfulness.completeness(
+        GradientExplainer(clf, target="blast", mode="set"), cohort, n_steps=4
+    )
+    assert per_sample.unit == "sample"
+    assert len(per_sample.change) == 4
+
+
+def test_completeness_has_no_meaning_for_the_context_part(clf, cohort):
+    with pytest.raises(InvalidInputError, match="'own' or 'set'"):
+        faithfulness.completeness(GradientExplainer(clf, target="blast", mode="context"), cohort)
+
+
+@pytest.mark.parametrize("mode", ["own", "set", "context"])
+def test_deletion_starts_at_the_output_and_ends_where_all_is_gone(mode, clf, cohort):
+    explainer = GradientExplainer(clf, target="blast", mode=mode)
+    result = faithfulness.deletion(explainer, cohort, n_points=3, n_random=2)
+    logits = np.log(clf.predict_proba(cohort))
+    rest = np.log(np.exp(np.delete(logits, list(clf.classes_).index("blast"), 1)).sum(1))
+    output = logits[:, list(clf.classes_).index("blast")] - rest
+    per_sample = [output[cohort.obs["sample"] == s].mean() for s in cohort.obs["sample"].unique()]
+    assert result.curve[0] == pytest.approx(np.mean(per_sample), rel=1e-4)
+    curves = [result.curve, result.reversed, result.distance, *result.random]
+    np.testing.assert_allclose([c[0] for c in curves], result.curve[0], rtol=1e-5)
+    np.testing.assert_allclose([c[-1] for c in curves], result.curve[-1], rtol=1e-4)
+    assert result.area(result.curve) > result.area(result.reversed)
+
+
+def test_the_cascade_counts_parameters_and_leaves_the_model_alone(clf, cohort):
+    before = {k: v.clone() for k, v in clf.net_.module_.state_dict().items()}
+    result = faithfulness.parameter_randomisation(
+        AttentionExplainer(clf, layer=0), cohort, n_repeats=1, n_untrained=2
+    )
+    assert result.stages == ["nothing", "output", "layer 1", "layer 0"]
+    assert result.n_parameters == sum(p.numel() for p in clf.net_.module_.parameters())
+    assert result.changed[0] == 0
+    assert result.changed[1] == sum(p.numel() for p in clf.net_.module_.output.parameters())
+    assert (np.diff(result.changed) > 0).all()
+    # What comes after the explained layer does not matter to its attention.
+    np.testing.assert_allclose(result.similarity[0, :3], 1, atol=1e-3)
+    assert result.similarity[0, 3] < 0.9
+    for name, value in clf.net_.module_.state_dict().items():
+        assert (value == before[name]).all()
+
+
+def test_labels_are_shuffled_within_samples_and_given_back(clf, cohort, train):
+    before = train.copy()
+    clf_small = copy.deepcopy(clf).set_params(max_epochs=1)
+    explainer = GradientExplainer(clf_small, target="blast")
+    by_column = faithfulness.label_randomisation(explainer, train, cohort, n_untrained=2)
+    given = faithfulness.label_randomisation(
+        explainer, train, cohort, y=train.obs["cell_type"].to_numpy(), n_untrained=2
+    )
+    assert by_column.similarity == pytest.approx(given.similarity)
+    assert train.obs.equals(before.obs)
+    np.testing.assert_array_equal(train.X, before.X)
+
+
+def test_ablation_is_what_the_net_says_without_the_head(clf, cohort):
+    result = faithfulness.head_ablation(
+        AttentionExplainer(clf, layer=1), cohort, "cell_type", n_random=2
+    )
+    module = clf.net_.module_
+    name = cohort.obs["sample"].unique()[0]
+    # One sample by hand: the head's context says nothing.
+    data = cohort[cohort.obs["sample"] == name].copy()
+    alone = faithfulness.head_ablation(
+        AttentionExplainer(clf, layer=1), data, "cell_type", n_random=2
+    )
+    x = torch.from_numpy(data.X)
+    with torch.no_grad():
+        contexts = module.contexts(x)
+        values = contexts[1].key_value.clone()
+        values[:, 2] = 0
+        without = module(x, contexts=[contexts[0], AttentionContext(values, contexts[1].key)])
+        full = module(x)
+    change = without - without.mean(1, keepdim=True) - full + full.mean(1, keepdim=True)
+    change = change.abs().mean(1).numpy()
+    table = alone.effects.set_index(["head", "population"])
+    for population in ("blast", "T", "myeloid"):
+        rows = (data.obs["cell_type"] == population).to_numpy()
+        row = table.loc[("head2", population)]
+        assert row["change"] == pytest.approx(change[rows].mean(), rel=1e-3, abs=1e-5)
+        assert row["n_cells"] == rows.sum()
+    assert len(result.effects) == 4 * 3
+
+
+def test_hiding_cells_from_the_only_head_is_leaving_them_out_of_the_context(train, cohort):
+    clf = ReluFormerClassifier(
+        sample_key="sample",
+        label_key="cell_type",
+        n_layers=1,
+        n_heads=1,
+        hidden_dim=8,
+        max_epochs=2,
+        steps_per_epoch=10,
+        random_state=0,
+    ).fit(train)
+    explainer = AttentionExplainer(clf)
+    result = faithfulness.head_ablation(explainer, cohort, "cell_type", n_random=2)
+    assigned = explainer.attribute(cohort).relative[:, 0] > 1
+    assert result.hidden["n_cells"].tolist() == [assigned.sum()]
+    changes = []
+    for name in cohort.obs["sample"].unique():
+        rows = (cohort.obs["sample"] == name).to_numpy()
+        x, kept = torch.from_numpy(cohort.X[rows]), torch.from_numpy(~assigned[rows])
+        with torch.no_grad():
+            change = clf.net_.module_(x, context_weight=kept.float()) - clf.net_.module_(x)
+        changes.append((change - change.mean(1, keepdim=True)).abs().numpy())
+    assert result.hidden["change"][0] == pytest.approx(np.concatenate(changes).mean(), rel=1e-3)
+
+
+def test_sensitivity_grows_with_the_noise(clf, cohort):
+    result = faithfulness.sensitivity(
+        GradientExplainer(clf, target="blast"), cohort, noise=(0.01, 0.3)
+    )
+    assert result.change[:, 0].max() < result.change[:, 1].min()
+    with pytest.raises(InvalidInputError, match="rising"):
+        faithfulness.sensitivity(GradientExplainer(clf, target="blast"), cohort, noise=(0.3, 0.1))
+
+
+def test_a_model_agrees_with_itself(clf, cohort):
+    same = faithfulness.seed_agreement([AttentionExplainer(clf)] * 2, cohort)
+    assert same.agreement.tolist() == [1.0]
+    assert same.holds
+    with pytest.raises(InvalidInputError, match="two or more"):
+        faithfulness.seed_agreement([AttentionExplainer(clf)], cohort)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda clf, data: faithfulness.completeness(AttentionExplainer(clf), data),
+        lambda clf, data: faithfulness.head_ablation(
+            GradientExplainer(clf, target="blast"), data, "cell_type"
+        ),
+        lambda clf, data: faithfulness.deletion(clf, data),
+        lambda clf, data: faithfulness.seed_agreement([clf, clf], data),
+        lambda clf, data: faithfulness.head_ablation(AttentionExplainer(clf), data, "lineage"),
+        lambda clf, data: faithfulness.deletion(GradientExplainer(clf, target="NK"), data),
+    ],
+)
+def test_what_cannot_be_checked_is_said(call, clf, cohort):
+    with pytest.raises((InvalidInputError, MissingKeyError)):
+        call(clf, cohort)
+
+
+def test_checks_leave_no_trace(clf, cohort):
+    before = cohort.copy()
+    state, numpy_state = torch.get_rng_state(), np.random.mtrand._rand.get_state()[1].copy()
+    grads = [copy.deepcopy(p.grad) for p in clf.net_.module_.parameters()]
+    for explainer in (GradientExplainer(clf, target="blast"), AttentionExplainer(clf)):
+        with torch.no_grad():
+            faithfulness.parameter_randomisation(explainer, cohort, n_repeats=1, n_untrained=2)
+            faithfulness.sensitivity(explainer, cohort, n_draws=1)
+            faithfulness.deletion(explainer, cohort, n_points=3, n_random=2)
+    assert (torch.get_rng_state() == state).all()
+    np.testing.assert_array_equal(np.random.mtrand._rand.get_state()[1], numpy_state)
+    for old, parameter in zip(grads, clf.net_.module_.parameters(), strict=True):
+        assert (parameter.grad is None) if old is None else bool((parameter.grad == old).all())
+    assert not clf.net_.module_.training
+    np.testing.assert_array_equal(cohort.X, before.X)
+    assert list(cohort.obs) == list(before.obs)
