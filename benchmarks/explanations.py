@@ -1,8 +1,8 @@
 """What the explanations show on real samples, with controls, and what they cost.
 
 Run ``python benchmarks/explanations.py specialisation`` (or ``directions``, ``context``, ``cost``,
-``checks``, ``all``). Models are trained with default parameters on the binary label alone, and
-everything is measured on cells they have not seen.
+``checks``, ``pictures``, ``all``). Models are trained with default parameters on the binary label
+alone, and everything is measured on cells they have not seen.
 """
 
 from __future__ import annotations
@@ -10,12 +10,20 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 
-from explainers import AttentionExplainer, GradientExplainer, faithfulness, specialisation
+from explainers import (
+    AttentionExplainer,
+    GradientExplainer,
+    faithfulness,
+    plotting,
+    specialisation,
+)
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
 from fcm_estimators.preprocessing import (
@@ -24,6 +32,9 @@ from fcm_estimators.preprocessing import (
     LinearTransform,
     LogicleTransform,
 )
+
+# Layer whose heads are shown; the one in which the heads of training samples differ most.
+LAYER = 0
 
 
 @functools.cache
@@ -230,6 +241,52 @@ def checks(seeds):
         print(f"{name:36s} {'holds' if result.holds else 'FAILS'}")
 
 
+def pictures(seeds, n_shown=8_000):
+    """The pictures of docs/explanations.md, written to docs/images."""
+    import scanpy as sc
+
+    folder = Path(__file__).parents[1] / "docs" / "images"
+    folder.mkdir(exist_ok=True)
+    clf, test = marrow(seeds[0])
+    some = np.sort(np.random.default_rng(0).permutation(test.n_obs)[:n_shown])
+    gradient = GradientExplainer(clf, target="blast", units="sd")
+    attention = AttentionExplainer(clf, layer=LAYER)
+    clf.annotate(test)
+    gradient.explain(test)
+    attention.explain(test)
+    test.obs["population"] = test.obs["others"].fillna("blast").astype("category")
+    shown = test[some].copy()
+    # Only the markers the model reads: Time would make clusters of its own.
+    embedded = sc.pp.scale(shown[:, clf.markers_].copy(), copy=True)
+    sc.pp.neighbors(embedded, use_rep="X", random_state=0)
+    sc.tl.umap(embedded, random_state=0)
+    shown.obsm["X_umap"] = embedded.obsm["X_umap"]
+    displays = {
+        "gradient_field": plotting.GradientFieldDisplay.from_adata(test, "CD45", "CD10"),
+        "attention_heads": plotting.AttentionHeadsDisplay.from_adata(shown),
+        "gradient_summary": plotting.GradientSummaryDisplay.from_summary(
+            gradient.summary(test, "population")
+        ),
+        "head_ablation": plotting.HeadMatrixDisplay.from_head_ablation(
+            faithfulness.head_ablation(attention, shown, "population")
+        ),
+        "specialisation": plotting.HeadMatrixDisplay.from_specialisation(
+            specialisation(attention, test, "others", given="cell_type", n_permutations=20)
+        ),
+        "deletion": plotting.CurveDisplay.from_deletion(faithfulness.deletion(gradient, shown)),
+        "randomisation": plotting.CurveDisplay.from_parameter_randomisation(
+            faithfulness.parameter_randomisation(gradient, shown)
+        ),
+    }
+    for name, display in displays.items():
+        display.plot().figure_.savefig(folder / f"{name}.png", dpi=80)
+        print(folder / f"{name}.png")
+    sc.pl.umap(
+        shown, color=["population", "attention_head", "gradient_norm"], show=False, wspace=0.35
+    )
+    plt.savefig(folder / "umap.png", dpi=80, bbox_inches="tight")
+
+
 def show(rows):
     """Print rows as they come."""
     for row in rows:
@@ -243,6 +300,7 @@ if __name__ == "__main__":
         "context": context,
         "cost": cost,
         "checks": checks,
+        "pictures": pictures,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=[*parts, "all"])
