@@ -106,8 +106,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         Epochs without improvement before training stops.
     threshold : "f1" or float, default "f1"
         Probability of ``pos_label`` from which a cell is called positive (binary problems):
-        "f1" chooses the best mean F1 of the held-out patients' samples, and keeps 0.5 where
-        another value gains little or nothing can be held out.
+        "f1" is 0.5 unless the held-out patients' samples show, by more than the standard error,
+        that another threshold has a better mean F1.
     false_positive_rate : float, default None
         Choose the threshold so that at most this share of the held-out patients' negative cells
         is called positive, instead of ``threshold``. Needs held-out patients.
