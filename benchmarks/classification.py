@@ -168,7 +168,7 @@ def simulated(seeds):
     """Simulated B-ALL cohorts with instrument shift, split by patient."""
     rows, errors = [], []
     for seed in seeds:
-        cohort = simulate_cohort(n_samples=60, n_cells=20_000, random_state=seed)
+        cohort = simulate_cohort(n_samples=120, n_cells=10_000, random_state=seed)
         for step in (Compensation(), LogicleTransform(), LinearTransform()):
             cohort = step.fit_transform(cohort)
         patients = cohort.obs["patient"].unique()

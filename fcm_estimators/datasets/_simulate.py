@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
 import pandas as pd
@@ -141,9 +139,7 @@ def simulate_cohort(
         n_batches=n_batches,
         random_state=random_state,
     )
-    # Every sample has its own source of randomness, so threads change nothing but the time.
-    with ThreadPoolExecutor() as pool:
-        return _assemble(list(pool.map(_draw_sample, plans, repeat(cells))))
+    return _assemble([_draw_sample(plan, cells) for plan in plans])
 
 
 @dataclass(frozen=True)
