@@ -219,7 +219,8 @@ def simulated(seeds):
     print("\nMRD error by order of magnitude of the true blast fraction, mean over seeds:")
     stacked = pd.concat(errors)
     stacked.index.name = "true fraction"
-    print(stacked.groupby(["model", "true fraction"]).mean().round(3).to_string())
+    mean = stacked.groupby(["model", "true fraction"]).mean()
+    print(mean.to_string(float_format="{:.2g}".format))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,27 @@ from fcm_estimators.preprocessing import (
 
 # Layer whose heads are shown; the one in which the heads of training samples differ most.
 LAYER = 0
+# Weight of the overlap of the heads in training, the estimators' parameter of that name.
+HEAD_DIVERSITY = 0.0
+# Folder for fitted models, None to keep none.
+MODELS = None
+
+
+def trained(name, seed, train, label_key, pos_label):
+    """Fit with default parameters, or load what an earlier run kept in the folder ``--models``."""
+    path = None if MODELS is None else MODELS / f"{name}_{seed}_{HEAD_DIVERSITY:g}"
+    if path is not None and path.exists():
+        return ReluFormerClassifier.load(path)
+    clf = ReluFormerClassifier(
+        sample_key="sample",
+        label_key=label_key,
+        pos_label=pos_label,
+        head_diversity=HEAD_DIVERSITY,
+        random_state=seed,
+    ).fit(train)
+    if path is not None:
+        clf.save(path)
+    return clf
 
 
 @functools.cache
@@ -45,9 +66,7 @@ def marrow(seed):
     for step in (Compensation(), LogicleTransform(), LinearTransform()):
         raw = step.fit_transform(raw)
     half = np.random.default_rng(seed).random(raw.n_obs) < 0.5
-    clf = ReluFormerClassifier(
-        sample_key="sample", label_key="cell_type", pos_label="blast", random_state=seed
-    ).fit(raw[half].copy())
+    clf = trained("marrow", seed, raw[half].copy(), "cell_type", "blast")
     test = raw[~half].copy()
     gates = test.obsm["gates"]
     blast = (test.obs["cell_type"] == "blast").to_numpy()
@@ -67,9 +86,7 @@ def blood(seed):
     cohort.obs["is_b"] = np.where(cell_type == "B", "B", "rest")
     cohort.obs["others"] = cell_type.where(cell_type.isin(["CD4 T", "CD8 T", "monocyte"]))
     train = cohort[cohort.obs["batch"] == "batch1"].copy()
-    clf = ReluFormerClassifier(
-        sample_key="sample", label_key="is_b", pos_label="B", random_state=seed
-    ).fit(train)
+    clf = trained("blood", seed, train, "is_b", "B")
     return clf, cohort[cohort.obs["batch"] == "batch2"].copy()
 
 
@@ -231,6 +248,8 @@ def checks(seeds):
     for mode in ("own", "set", "context"):
         gradient = GradientExplainer(clf, target="blast", mode=mode)
         results[f"deletion, {mode}"] = faithfulness.deletion(gradient, part)
+        whole = GradientExplainer(clf, target="blast", mode=mode, method="integrated")
+        results[f"deletion, {mode}, integrated"] = faithfulness.deletion(whole, part)
         results[f"parameter randomisation, {mode}"] = faithfulness.parameter_randomisation(
             gradient, part
         )
@@ -305,7 +324,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=[*parts, "all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--models", type=Path, help="keep fitted models here and use them again")
+    parser.add_argument("--head-diversity", type=float, default=HEAD_DIVERSITY)
     given = parser.parse_args()
+    MODELS, HEAD_DIVERSITY = given.models, given.head_diversity
     for name, part in parts.items():
         if given.what in (name, "all"):
             print(f"\n== {name}: {part.__doc__}", flush=True)

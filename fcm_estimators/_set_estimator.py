@@ -62,6 +62,7 @@ class SetEstimator(BaseEstimator):
         "augmentation": [Interval(Real, 0, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "head_diversity": [Interval(Real, 0, None, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -184,6 +185,7 @@ class SetEstimator(BaseEstimator):
             device=resolve_device(self.device),
             patience=patience,
             verbose=self.verbose,
+            head_diversity=self.head_diversity,
         )
         return net.initialize()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -22,13 +23,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from fcm_estimators.nn import LayerTrace, ReluFormer, ReluFormerLayer
+from fcm_estimators.nn.relu_attention import head_overlap, received_attention
+
 
 class PackedNet(NeuralNet):
     """skorch net for packed samples.
 
     Batches are ``(inputs, y)`` with one row per cell, as SampleDraws makes them; the criterion is
     called with the output, ``y`` and the inputs.
+
+    Parameters
+    ----------
+    head_diversity : float, default 0
+        Weight of the overlap of the heads' attention in the training loss.
+    *args, **kwargs
+        Of NeuralNet.
     """
+
+    def __init__(self, *args: Any, head_diversity: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head_diversity = head_diversity
 
     def infer(self, x: dict[str, Tensor], **fit_params: Any) -> Tensor:
         """Outputs of every cell of a packed batch."""
@@ -36,19 +51,38 @@ class PackedNet(NeuralNet):
         offsets = [0, *torch.bincount(x["sample"]).cumsum(0).tolist()]
         cells = to_tensor(x["x"], device=self.device)
         weight = to_tensor(x["context_weight"], device=self.device)
-        return self.module_(cells, offsets, context_weight=weight)
+        self.overlap_ = 0.0
+        if self.head_diversity == 0 or not self.module_.training:
+            return self.module_(cells, offsets, context_weight=weight)
+        steps = list(self.module_.trace(cells, offsets, context_weight=weight))
+        self.overlap_ = _mean_overlap(self.module_, steps, offsets, weight)
+        return self.module_.output(steps[-1].output)
 
     def get_loss(
         self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False
     ) -> Tensor:
         """Loss of a packed batch."""
         inputs = to_tensor(X, device=self.device)
-        return self.criterion_(y_pred, to_tensor(y_true, device=self.device), inputs)
+        loss = self.criterion_(y_pred, to_tensor(y_true, device=self.device), inputs)
+        return loss + self.head_diversity * self.overlap_
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
         # skorch's own print; what is wanted is passed explicitly.
         return []
+
+
+def _mean_overlap(
+    module: ReluFormer, steps: list[LayerTrace], offsets: list[int], weight: Tensor
+) -> Tensor:
+    """Overlap of the heads, mean over layers; only cells of the context look and are seen."""
+    total = weight.new_zeros(())
+    for layer, step in zip(cast(Iterable[ReluFormerLayer], module.layers), steps, strict=True):
+        given = received_attention(
+            step.q, step.k, step.context, offsets, layer.n_heads, layer.eps, queries=weight > 0
+        )
+        total = total + head_overlap(given * weight.unsqueeze(1), offsets)
+    return total / len(steps)
 
 
 class CellLoss(nn.Module):
@@ -152,6 +186,7 @@ def make_net(
     device: str,
     patience: int | None,
     verbose: int,
+    head_diversity: float = 0.0,
 ) -> PackedNet:
     """Compose the skorch net.
 
@@ -168,6 +203,8 @@ def make_net(
         restored. None: no validation.
     verbose : int
         1 shows a progress bar.
+    head_diversity : float, default 0
+        Weight of the overlap of the heads in the training loss.
     """
     schedule = WarmUpCosine(max_epochs * steps_per_epoch)
     callbacks: list[tuple[str, Callback]] = [
@@ -199,6 +236,7 @@ def make_net(
         callbacks=callbacks,
         device=device,
         verbose=0,
+        head_diversity=head_diversity,
     )
 
 

@@ -95,6 +95,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         Highest rate of the schedule (linear warm-up, cosine to zero).
     weight_decay : float, default 1e-2
         Of AdamW.
+    head_diversity : float, default 0.0
+        Weight of the heads' overlap (cosine similarity of the attention that cells receive from
+        two heads) in the training loss. At 0.1 heads look at different cells, and so at
+        populations that no label names; see ``explainers.specialisation``.
     class_weight : dict, "balanced" or None, default None
         Weight of each class in the loss. It shifts probabilities, as elsewhere in scikit-learn.
     early_stopping : bool, default True
@@ -198,6 +202,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         augmentation: float = 1.0,
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
+        head_diversity: float = 0.0,
         class_weight: dict[Any, float] | str | None = None,
         early_stopping: bool = True,
         validation_fraction: float = 0.15,
@@ -229,6 +234,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         self.augmentation = augmentation
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
+        self.head_diversity = head_diversity
         self.class_weight = class_weight
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction

@@ -188,6 +188,31 @@ def received_attention(
     return torch.cat(out)
 
 
+def head_overlap(received: Tensor, offsets: Sequence[int]) -> Tensor:
+    """How much the heads look at the same cells.
+
+    Parameters
+    ----------
+    received : Tensor of shape (N, H)
+        Received attention.
+    offsets : sequence of S + 1 int
+
+    Returns
+    -------
+    Tensor, scalar
+        Cosine similarity of two heads' attention over the cells of a sample, mean over pairs of
+        heads and samples: 1 where all heads look at the same cells, 0 where no two share one or
+        there is one head only.
+    """
+    n_heads = received.shape[1]
+    total = received.new_zeros(())
+    for rows in _split(received, offsets):
+        unit = torch.nn.functional.normalize(rows, dim=0)
+        alike = unit.T @ unit
+        total = total + alike.sum() - alike.diagonal().sum()
+    return total / max(n_heads * (n_heads - 1) * (len(offsets) - 1), 1)
+
+
 def query_readers(
     q: Tensor, context: AttentionContext, sample: int, n_heads: int, eps: float
 ) -> Tensor:
