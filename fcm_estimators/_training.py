@@ -51,7 +51,7 @@ class PackedNet(NeuralNet):
         offsets = [0, *torch.bincount(x["sample"]).cumsum(0).tolist()]
         cells = to_tensor(x["x"], device=self.device)
         weight = to_tensor(x["context_weight"], device=self.device)
-        self.overlap_ = 0.0
+        self.overlap_: Tensor | float = 0.0
         if self.head_diversity == 0 or not self.module_.training:
             return self.module_(cells, offsets, context_weight=weight)
         steps = list(self.module_.trace(cells, offsets, context_weight=weight))

@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from explainers import AttentionExplainer
 from fcm_estimators import FcmError, ReluFormerClassifier
 from fcm_estimators._exceptions import (
     InvalidInputError,
@@ -31,6 +32,7 @@ from fcm_estimators._exceptions import (
     ModelFormatError,
     NotFittedError,
 )
+from fcm_estimators.nn.relu_attention import head_overlap
 from tests.helpers import MARKERS, toy_cohort
 
 QUICK = {"max_epochs": 4, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "random_state": 0}
@@ -690,3 +692,15 @@ def test_parameters_for_two_classes_are_refused_for_three():
         quick(pos_label="B").fit(data)
     with pytest.raises(InvalidInputError, match=r"false_positive_rate=0.1 is for two classes"):
         quick(false_positive_rate=0.1).fit(data)
+
+
+def test_head_diversity_makes_heads_look_at_different_cells(cohort):
+    def overlap(weight):
+        clf = quick(head_diversity=weight, max_epochs=10).fit(cohort)
+        assert clf.score(cohort) > 0.9
+        received = [
+            AttentionExplainer(clf, layer=layer).attribute(cohort).relative for layer in (0, 1)
+        ]
+        return np.mean([head_overlap(torch.from_numpy(r), [0, len(r)]) for r in received])
+
+    assert overlap(0.2) < 0.8 * overlap(0.0)

@@ -16,6 +16,7 @@ from fcm_estimators.nn.relu_attention import (
     attention_context,
     dense_attend,
     dense_attention,
+    head_overlap,
     received_attention,
 )
 
@@ -174,3 +175,16 @@ def test_gradients_are_per_unit_of_the_callers_values():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match=r"hidden_dim=30.*n_heads=4"):
         ReluFormer(5, 2, hidden_dim=30)
+
+
+def test_overlap_of_heads():
+    alike = torch.ones(6, 3)
+    assert head_overlap(alike, [0, 2, 6]) == pytest.approx(1)
+    apart = torch.eye(3).repeat(2, 1)
+    assert head_overlap(apart, [0, 3, 6]) == pytest.approx(0)
+    assert head_overlap(alike[:, :1], [0, 6]) == 0
+    half = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    assert head_overlap(half, [0, 2]) == pytest.approx(0.5**0.5)
+    nothing = torch.zeros(4, 2, requires_grad=True)
+    head_overlap(nothing, [0, 4]).backward()
+    assert torch.isfinite(nothing.grad).all()
