@@ -64,7 +64,9 @@ class PackedNet(NeuralNet):
         """Loss of a packed batch."""
         inputs = to_tensor(X, device=self.device)
         loss = self.criterion_(y_pred, to_tensor(y_true, device=self.device), inputs)
-        return loss + self.head_diversity * self.overlap_
+        # Not kept: its graph would make the fitted net large and impossible to copy.
+        overlap, self.overlap_ = self.overlap_, 0.0
+        return loss + self.head_diversity * overlap
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
