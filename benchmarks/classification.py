@@ -126,7 +126,8 @@ def cells_drawn(clf):
 def show(rows):
     """Print rows as they come."""
     for row in rows:
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        numbers = {k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()}
+        print(numbers, flush=True)
 
 
 def all494(seeds):

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.metrics import f1_score
 
 from explainers import (
     AttentionExplainer,
@@ -97,6 +98,7 @@ def specialised(seeds):
         for seed in seeds:
             clf, test = make(seed)
             given = clf.label_key
+            f1 = f1_score(test.obs[given], clf.predict(test), pos_label=clf.pos_label)
             for layer in range(clf.n_layers):
                 result = specialisation(
                     AttentionExplainer(clf, layer=layer), test, "others", given=given
@@ -111,12 +113,13 @@ def specialised(seeds):
                         "ratio": result.information / result.untrained.mean(),
                         "permuted_max": result.permuted.max(),
                         "kmeans": result.kmeans,
+                        "f1": f1,
                     }
                 )
             show(rows[-clf.n_layers :])
     table = pd.DataFrame(rows)
     numbers = table.groupby(["data", "layer"])
-    summary = numbers[["bits", "untrained", "permuted_max", "kmeans"]].mean()
+    summary = numbers[["bits", "untrained", "permuted_max", "kmeans", "f1"]].mean()
     summary["lowest_ratio"] = numbers["ratio"].min()
     print(summary.round(4).to_string())
 
@@ -309,7 +312,7 @@ def pictures(seeds, n_shown=8_000):
 def show(rows):
     """Print rows as they come."""
     for row in rows:
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+        print({k: round(float(v), 4) if isinstance(v, float) else v for k, v in row.items()})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from explainers.plotting._style import categories, colours, marker_column, new_axes, raw_ticks
+from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._validation import require_key
 
 # Points of one picture; a random choice of more cells looks the same.
@@ -89,6 +90,12 @@ class GradientFieldDisplay:
         values = np.asarray(_values(adata, key)[:, columns], dtype=np.float64)
         gradient = np.asarray(adata.layers[key][:, columns], dtype=np.float64)
         gradient *= _axis_units(adata, key, [x, y])
+        for marker, column in zip((x, y), gradient.T, strict=True):
+            if np.isnan(column).all():
+                known = adata.var_names[~np.isnan(adata.layers[key]).all(0)]
+                raise InvalidInputError(
+                    f"The model does not use marker {marker!r}; explained are {', '.join(known)}."
+                )
         table = pd.DataFrame(
             {
                 "x": values[:, 0],

@@ -183,6 +183,12 @@ def test_colours_are_distinct_and_grey_is_for_the_rest():
     assert len({to_rgba(hue) for hue in many.values()}) == 12
 
 
+def test_a_marker_the_model_does_not_use_is_refused(adata):
+    adata.layers["gradient"][:, 0] = np.nan
+    with pytest.raises(InvalidInputError, match="'CD10'; explained are CD19, CD34, CD45"):
+        GradientFieldDisplay.from_adata(adata, "CD10", "CD45")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
