@@ -1,4 +1,5 @@
 from . import datasets as datasets
+from . import gating as gating
 from . import labels as labels
 from . import metrics as metrics
 from . import preprocessing as preprocessing
@@ -11,6 +12,7 @@ __all__ = [
     "FcmError",
     "ReluFormerClassifier",
     "datasets",
+    "gating",
     "labels",
     "metrics",
     "preprocessing",

@@ -1,0 +1,207 @@
+"""A polygon in the plane of two markers, and combinations of gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import shapely
+from flowutils.gating import points_in_polygon
+from numpy.typing import ArrayLike
+
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.preprocessing import parse_transform
+
+ROOT = ""
+COMPENSATIONS = ("none", "spillover")
+OPERATIONS = ("and", "or", "not")
+
+
+@dataclass(frozen=True, eq=False)
+class PolygonGate:
+    """Polygon in the plane of two markers, applied to the cells inside its parent.
+
+    Parameters
+    ----------
+    name : str
+    x, y : str
+        Markers, two different ones.
+    vertices : array-like of shape (V, 2)
+        At least three, in order, the last one not repeated; units of the transforms.
+    parent : str, default ""
+        Gate whose cells it is applied to; "" for all cells.
+    transform_x, transform_y : str, default "none"
+        Scale of the coordinates, as in ``adata.var["transform"]``, such as
+        ``"logicle(T=262144,W=0.5,M=4.5,A=0)"``.
+    compensation : {"none", "spillover"}, default "none"
+        Whether fluorescence coordinates are of compensated values.
+
+    Raises
+    ------
+    InvalidInputError
+        Fewer than three vertices, values that are not finite, a polygon that crosses itself or
+        has no area, twice the same marker, an unknown scale.
+
+    Examples
+    --------
+    >>> from fcm_estimators.gating import PolygonGate
+    >>> gate = PolygonGate("square", "CD19", "CD10", [[0, 0], [1, 0], [1, 1], [0, 1]])
+    >>> gate.contains([[0.5, 0.5], [2, 0.5]])
+    array([ True, False])
+    >>> gate.area
+    1.0
+    """
+
+    name: str
+    x: str
+    y: str
+    vertices: np.ndarray
+    parent: str = ROOT
+    transform_x: str = "none"
+    transform_y: str = "none"
+    compensation: Literal["none", "spillover"] = "none"
+
+    def __post_init__(self) -> None:
+        _require_name(self.name)
+        if self.x == self.y:
+            raise InvalidInputError(
+                f"Gate {self.name!r} has marker {self.x!r} on both axes; a plane needs two."
+            )
+        if self.compensation not in COMPENSATIONS:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: compensation={self.compensation!r} is not among "
+                f"{COMPENSATIONS}."
+            )
+        for text in (self.transform_x, self.transform_y):
+            parse_transform(text)
+        vertices = np.array(self.vertices, dtype=np.float64)
+        if vertices.ndim != 2 or vertices.shape[1:] != (2,) or len(vertices) < 3:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: vertices have shape {vertices.shape}; expected (V, 2) with "
+                "three or more vertices."
+            )
+        if not np.isfinite(vertices).all():
+            raise InvalidInputError(f"Gate {self.name!r} has vertices that are not finite.")
+        vertices.setflags(write=False)
+        object.__setattr__(self, "vertices", vertices)
+        shape = self._shape
+        if not shape.is_valid or shape.area == 0:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: {shapely.is_valid_reason(shape)}. The outline must not cross "
+                "itself, so that inside and outside are clear; order the vertices along it."
+            )
+
+    @property
+    def _shape(self) -> shapely.Polygon:
+        return shapely.Polygon(self.vertices)
+
+    def contains(self, points: ArrayLike) -> np.ndarray:
+        """Whether points lie inside.
+
+        Parameters
+        ----------
+        points : array-like of shape (N, 2)
+            In the units of the transforms.
+
+        Returns
+        -------
+        ndarray of bool, shape (N,)
+        """
+        places = np.ascontiguousarray(points, dtype=np.float64)
+        if places.ndim != 2 or places.shape[1:] != (2,):
+            raise InvalidInputError(f"points have shape {places.shape}; expected (N, 2).")
+        if len(places) == 0:
+            return np.zeros(0, dtype=bool)
+        return np.asarray(points_in_polygon(self.vertices, places), dtype=bool)
+
+    @property
+    def area(self) -> float:
+        """Area in the units of the transforms."""
+        return float(self._shape.area)
+
+    @property
+    def centroid(self) -> np.ndarray:
+        """Centre of area, shape (2,)."""
+        centre = self._shape.centroid
+        return np.array([centre.x, centre.y])
+
+    def iou(self, other: PolygonGate) -> float:
+        """Area in common with another polygon of the same plane, relative to their union.
+
+        Raises
+        ------
+        InvalidInputError
+            Another plane, transform or compensation.
+        """
+        mine, theirs = (
+            (g.x, g.y, g.transform_x, g.transform_y, g.compensation) for g in (self, other)
+        )
+        if mine != theirs:
+            raise InvalidInputError(
+                f"Gates {self.name!r} and {other.name!r} lie in different planes: {mine} and "
+                f"{theirs}."
+            )
+        both = self._shape.intersection(other._shape).area
+        return float(both / (self.area + other.area - both))
+
+
+@dataclass(frozen=True)
+class BooleanGate:
+    """Combination of other gates' cells.
+
+    Parameters
+    ----------
+    name : str
+    operation : {"and", "or", "not"}
+        "not" takes one operand, the others two or more.
+    operands : tuple of str
+        Gates.
+    parent : str, default ""
+        Gate within whose cells it is; "" for all cells.
+
+    Raises
+    ------
+    InvalidInputError
+        Another operation, or the wrong number of operands.
+
+    Examples
+    --------
+    >>> from fcm_estimators.gating import BooleanGate
+    >>> BooleanGate("blast", "and", ("blast_cd45_cd10", "blast_cd20_cd10"), parent="cd19").name
+    'blast'
+    """
+
+    name: str
+    operation: Literal["and", "or", "not"]
+    operands: tuple[str, ...]
+    parent: str = ROOT
+
+    def __post_init__(self) -> None:
+        _require_name(self.name)
+        if self.operation not in OPERATIONS:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: operation={self.operation!r} is not among {OPERATIONS}."
+            )
+        if isinstance(self.operands, str):
+            raise InvalidInputError(f"Gate {self.name!r}: operands must be a tuple of names.")
+        object.__setattr__(self, "operands", tuple(self.operands))
+        n = len(self.operands)
+        if (n != 1) if self.operation == "not" else (n < 2):
+            raise InvalidInputError(
+                f"Gate {self.name!r}: {self.operation!r} of {n} gate(s); 'not' takes one, 'and' "
+                "and 'or' take two or more."
+            )
+
+    def combine(self, members: list[np.ndarray]) -> np.ndarray:
+        """Cells of the combination, from those of the operands."""
+        if self.operation == "not":
+            return ~members[0]
+        return (np.logical_and if self.operation == "and" else np.logical_or).reduce(members)
+
+
+def _require_name(name: object) -> None:
+    if not isinstance(name, str) or not name or "/" in name:
+        raise InvalidInputError(
+            f"A gate's name must be text of one or more characters without '/', got {name!r}."
+        )
