@@ -17,10 +17,10 @@ settings.register_profile("default", deadline=None, max_examples=25, derandomize
 settings.load_profile("default")
 
 
-@pytest.fixture(autouse=True)
-def _real_data_or_skip(request: pytest.FixtureRequest) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip real-data tests where the data cannot be had; fail where they were promised."""
-    if request.node.get_closest_marker("real_data") and "FCM_DATA_HOME" not in os.environ:
+    # A hook and no fixture: it has to come before the fixtures that read the data.
+    if item.get_closest_marker("real_data") and "FCM_DATA_HOME" not in os.environ:
         reason = _why_unavailable()
         if reason:
             pytest.skip(reason)

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pooch
+import pytest
+
+
+def data_home(folder):
+    """Folder of public data: in FCM_DATA_HOME, where it must be, or what was downloaded."""
+    home = os.environ.get("FCM_DATA_HOME")
+    path = Path(home or pooch.os_cache("fcm-estimators")) / folder
+    if home is None and not path.exists():
+        pytest.skip(f"{path} is not there; set FCM_DATA_HOME to a folder that has {folder}")
+    return path
+
 
 MARKERS = ["CD10", "CD19", "CD34", "CD45"]
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from fcm_estimators._exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators.io import get_spillover, pack_fcs_record, read_fcs, write_fcs
+from tests.helpers import data_home
 
 SPILL = "2,FL1-A,FL2-A,1,0.25,0.125,1"
 
@@ -91,10 +91,6 @@ def simple(
     values = np.atleast_2d(np.asarray(values, dtype="f4"))
     parameters = [{} for _ in values.T] if parameters is None else parameters
     return write(path, fcs_bytes(float_bytes(values), parameters, len(values), **options))
-
-
-def data_home() -> Path:
-    return Path(os.environ["FCM_DATA_HOME"])
 
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -814,7 +810,7 @@ def test_the_written_header_follows_the_standard(tmp_path):
 
 @pytest.mark.real_data
 def test_the_leukaemia_sample_is_read_raw():
-    path = data_home() / "all494" / "494.fcs"
+    path = data_home("all494") / "494.fcs"
     adata = read_fcs(path)
     stored = np.reshape(flowio.FlowData(path).events, (-1, 12)).astype("f4")
     assert adata.shape == (83_411, 12)
@@ -836,7 +832,7 @@ def test_the_leukaemia_sample_is_read_raw():
 
 @pytest.mark.real_data
 def test_the_leukaemia_sample_survives_being_written(tmp_path, rng):
-    path = data_home() / "all494" / "494.fcs"
+    path = data_home("all494") / "494.fcs"
     adata = annotated(read_fcs(path))
     write_fcs(adata[rng.permutation(adata.n_obs)], tmp_path / "b.fcs", source=path)
     back = read_fcs(tmp_path / "b.fcs", sample_names="494")
@@ -847,5 +843,5 @@ def test_the_leukaemia_sample_survives_being_written(tmp_path, rng):
 
 @pytest.mark.real_data
 def test_integer_log_data_of_the_compliance_set_are_decoded_as_flowio_decodes_them():
-    path = data_home() / "gatingml_reference" / "data1.fcs"
+    path = data_home("gatingml_reference") / "data1.fcs"
     assert np.array_equal(read_fcs(path).X, flowio.FlowData(path).as_array().astype("f4"))

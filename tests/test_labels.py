@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import anndata as ad
@@ -25,6 +24,7 @@ from fcm_estimators.labels import (
     labels_from_channel,
     labels_from_gates,
 )
+from tests.helpers import data_home
 
 
 def make(values: np.ndarray, samples: list[str] | None = None) -> ad.AnnData:
@@ -410,7 +410,7 @@ def test_every_error_is_one_that_callers_can_catch_at_once(tmp_path, adata):
 
 @pytest.mark.real_data
 def test_the_expert_gates_of_the_leukaemia_sample_have_their_published_sizes(tmp_path):
-    folder = Path(os.environ["FCM_DATA_HOME"]) / "all494"
+    folder = data_home("all494")
     adata = read_fcs(folder / "494.fcs")
     gates_from_csv(adata, folder / "494_labels.csv")
     gates = adata.obsm["gates"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import math
-import os
 from pathlib import Path
 
 import anndata
@@ -46,6 +45,7 @@ from fcm_estimators.preprocessing import (
     Scale,
     parse_transform,
 )
+from tests.helpers import data_home
 
 MARKERS = ["Time", "FSC-A", "SSC-A", "CD19", "CD10", "CD45"]
 CHANNELS = ["Time", "FSC-A", "SSC-A", "FITC-A", "PE-A", "APC-A"]
@@ -707,7 +707,7 @@ PUBLISHED_R = {  # raw values r of W = (4.5 - log10(262144 / r)) / 2, recovered 
 
 @pytest.fixture(scope="module")
 def all494() -> AnnData:
-    return read_fcs(Path(os.environ["FCM_DATA_HOME"]) / "all494" / "494.fcs")
+    return read_fcs(data_home("all494") / "494.fcs")
 
 
 @pytest.mark.real_data
@@ -716,7 +716,7 @@ def test_all494_gets_the_published_transform(all494: AnnData) -> None:
     widths["Syto 41"] = 0.0
     pipeline = make_pipeline(Compensation(), LogicleTransform(W=widths), LinearTransform())
     out = pipeline.fit_transform(all494)
-    text = flowio.FlowData(Path(os.environ["FCM_DATA_HOME"]) / "all494" / "494.fcs").text["spill"]
+    text = flowio.FlowData(data_home("all494") / "494.fcs").text["spill"]
     fields = text.split(",")
     names, matrix = fields[1:9], np.array(fields[9:], dtype=float).reshape(8, 8)
     position = [list(all494.var["channel"]).index(c) for c in names]
