@@ -43,7 +43,8 @@ class SampleDraws(Dataset):
     Items are ``(inputs, y)``; ``inputs`` holds tensors with a row per cell: ``x`` (n, M),
     ``sample`` (n,) ascending, ``context_weight`` (n,), and ``log_odds_ratio`` (n, C), the
     logarithm of how much oftener the draw holds a cell of each class than the sample does.
-    ``y`` is -1 for cells without label.
+    ``y`` is -1 for cells without label. With ``target`` the second item is the target of the drawn
+    cells instead, and ``y`` only says which cells are alike.
 
     The log odds ratio goes into the loss (added to the logits), so what the net learns is the
     sample's own class probabilities although rare cells are oversampled: the case-control
@@ -61,6 +62,8 @@ class SampleDraws(Dataset):
     n_classes : int
     plan : DrawPlan
     seed : int
+    target : ndarray of shape (N, ...), optional
+        What is learnt of each cell, where that is not ``y``.
     fixed : bool, default False
         Use every sample in turn and the same draws in every epoch: for validation.
     """
@@ -76,9 +79,11 @@ class SampleDraws(Dataset):
         n_classes: int,
         plan: DrawPlan,
         seed: int,
+        target: np.ndarray | None = None,
         fixed: bool = False,
     ) -> None:
         self.x, self.y, self.offsets = x, y, offsets
+        self.target = y if target is None else target
         self.mean, self.scale = mean, scale
         self.n_classes, self.plan, self.seed, self.fixed = n_classes, plan, seed, fixed
         self.epoch = 0
@@ -100,19 +105,25 @@ class SampleDraws(Dataset):
         return {k: torch.from_numpy(v) for k, v in inputs.items()}, torch.from_numpy(y)
 
     def _draw(self, s: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Cells of one sample: x, y, context weight, log odds ratio."""
+        """Cells of one sample: x, target, context weight, log odds ratio."""
         plan, start, stop = self.plan, self.offsets[s], self.offsets[s + 1]
         y = self.y[start:stop]
         chosen, expected = self._choose_context(y, rng)
         extra, log_ratio = self._top_up(y, chosen, expected, rng)
-        rows = np.concatenate([chosen, extra])
-        x = self.x[start + rows]
+        x, target = self._look_up(s, start + np.concatenate([chosen, extra]), rng)
         if plan.augmentation is not None:
             z = (x - self.mean) / self.scale
             x = plan.augmentation.distort(z, rng) * self.scale + self.mean
-        weight = np.repeat(np.array([1, 0], dtype=np.float32), [len(chosen), len(extra)])
-        ratio = np.broadcast_to(log_ratio, (len(rows), self.n_classes))
-        return x.astype(np.float32, copy=False), y[rows], weight, ratio
+        weight = np.zeros(len(x), dtype=np.float32)
+        weight[: len(chosen)] = 1
+        ratio = np.broadcast_to(log_ratio, (len(x), self.n_classes))
+        return x.astype(np.float32, copy=False), target, weight, ratio
+
+    def _look_up(
+        self, s: int, rows: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Values and target of drawn rows."""
+        return self.x[rows], self.target[rows]
 
     def _choose_context(
         self, y: np.ndarray, rng: np.random.Generator

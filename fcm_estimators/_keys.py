@@ -162,3 +162,27 @@ def write_attention(
     adata.obs[f"{key}_head"] = pd.Categorical(labels, categories=categories)
     adata.uns[key] = run
     adata.uns.pop(f"{key}_head_colors", None)
+
+
+def write_gates(
+    adata: AnnData,
+    key: str,
+    *,
+    membership: pd.DataFrame,
+    gates: dict[str, np.ndarray],
+    run: dict[str, Any],
+) -> None:
+    """Write membership, polygons and the run record.
+
+    Parameters
+    ----------
+    adata : AnnData
+    key : str
+    membership : DataFrame of shape (n_cells, n_gates)
+    gates : dict of ndarray
+        As GatingTree.to_uns makes them.
+    run : dict
+        The run record.
+    """
+    adata.obsm[f"{key}_membership"] = membership
+    adata.uns[key] = {**run, "gates": gates}

@@ -132,6 +132,13 @@ class SetEstimator(BaseEstimator):
         source = dataclasses.replace(source, patient_key=None)
         return read_samples(X, source, markers=self.markers_, groups=groups)
 
+    def _require_equal_heads(self) -> None:
+        if self.hidden_dim % self.n_heads:
+            raise InvalidInputError(
+                f"hidden_dim={self.hidden_dim} is not a multiple of n_heads={self.n_heads}; heads "
+                "are equal blocks of the width."
+            )
+
     # -- training -----------------------------------------------------------------------------
 
     def _make_module(self, n_markers: int) -> SetModule:
@@ -140,12 +147,12 @@ class SetEstimator(BaseEstimator):
     def _augmentation(self) -> Augmentation | None:
         return Augmentation().scaled(self.augmentation) if self.augmentation else None
 
-    def _draw_plan(self, n_steps: int) -> DrawPlan:
+    def _draw_plan(self, n_steps: int, min_fraction: float) -> DrawPlan:
         return DrawPlan(
             n_steps=n_steps,
             samples_per_step=self.samples_per_step,
             cells_per_sample=self.cells_per_sample,
-            min_class_fraction=self.min_class_fraction,
+            min_class_fraction=min_fraction,
             augmentation=self._augmentation(),
         )
 
@@ -287,6 +294,10 @@ class SetEstimator(BaseEstimator):
 
     # -- save and load ------------------------------------------------------------------------
 
+    def _json_params(self) -> dict[str, Any]:
+        """Parameters that are saved as such."""
+        return self.get_params(deep=False)
+
     def _fitted_state(self) -> dict[str, Any]:
         raise TypeError(f"{type(self).__name__} has to provide _fitted_state")
 
@@ -307,7 +318,7 @@ class SetEstimator(BaseEstimator):
             Before ``fit``.
         """
         self._require_fitted()
-        params = self.get_params()
+        params = self._json_params()
         if not isinstance(params["random_state"], (int, np.integer)):
             params["random_state"] = None  # a generator's state is not part of the model
         state = {

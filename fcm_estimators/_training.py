@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from fcm_estimators.nn import LayerTrace, ReluFormer, ReluFormerLayer
+from fcm_estimators.nn import LayerTrace, ReluFormerLayer, SetModule
 from fcm_estimators.nn.relu_attention import head_overlap, received_attention
 
 
@@ -56,7 +56,7 @@ class PackedNet(NeuralNet):
             return self.module_(cells, offsets, context_weight=weight)
         steps = list(self.module_.trace(cells, offsets, context_weight=weight))
         self.overlap_ = _mean_overlap(self.module_, steps, offsets, weight)
-        return self.module_.output(steps[-1].output)
+        return self.module_.read_out(cells, steps[-1].output, offsets, context_weight=weight)
 
     def get_loss(
         self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False
@@ -75,7 +75,7 @@ class PackedNet(NeuralNet):
 
 
 def _mean_overlap(
-    module: ReluFormer, steps: list[LayerTrace], offsets: list[int], weight: Tensor
+    module: SetModule, steps: list[LayerTrace], offsets: list[int], weight: Tensor
 ) -> Tensor:
     """Overlap of the heads, mean over layers; only cells of the context look and are seen."""
     total = weight.new_zeros(())

@@ -284,11 +284,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         MarkerMismatchError, MissingKeyError
             A named marker, column or layer that is not there.
         """
-        if self.hidden_dim % self.n_heads:
-            raise InvalidInputError(
-                f"hidden_dim={self.hidden_dim} is not a multiple of n_heads={self.n_heads}; heads "
-                "are equal blocks of the width."
-            )
+        self._require_equal_heads()
         before = dict(vars(self))
         try:
             return self._fit(X, y, groups)
@@ -354,7 +350,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             mean=module.input_mean.numpy(force=True),
             scale=module.input_scale.numpy(force=True),
             n_classes=len(self.classes_),
-            plan=self._draw_plan(n_steps),
+            plan=self._draw_plan(n_steps, self.min_class_fraction),
             seed=seed,
             fixed=fixed,
         )

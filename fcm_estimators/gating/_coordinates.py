@@ -10,7 +10,7 @@ from anndata import AnnData
 from fcm_estimators._exceptions import MarkerMismatchError, ProcessingStateError
 from fcm_estimators._validation import listed
 from fcm_estimators.gating._gates import PolygonGate
-from fcm_estimators.preprocessing import parse_transform
+from fcm_estimators.preprocessing import Scale, parse_transform
 
 
 def axis_values(
@@ -25,21 +25,32 @@ def axis_values(
     """
     column = int(adata.var_names.get_loc(marker))
     values = np.asarray(adata.X[rows, column], dtype=np.float64).ravel()
+    mine, theirs = _scales(adata, gate, marker, transform)
+    return values if mine == theirs else mine.transform(theirs.inverse(values))
+
+
+def data_values(
+    adata: AnnData, gate: PolygonGate, marker: str, transform: str, values: np.ndarray
+) -> np.ndarray:
+    """Values in the units of a gate in those of the data; the inverse of :func:`axis_values`."""
+    mine, theirs = _scales(adata, gate, marker, transform)
+    return values if mine == theirs else theirs.transform(mine.inverse(values))
+
+
+def _scales(adata: AnnData, gate: PolygonGate, marker: str, transform: str) -> tuple[Scale, Scale]:
+    """Scale of the gate and of the data; equal scales compare equal, however they are written."""
+    mine = parse_transform(transform)
+    column = int(adata.var_names.get_loc(marker))
     if "transform" not in adata.var:
         if transform == "none":
-            return values
+            return mine, mine
         raise ProcessingStateError(
             f"Gate {gate.name!r} is in {transform}, but adata.var has no column 'transform', so "
             "the units of the data are unknown. Use read_fcs and the preprocessing, or write that "
             "column ('none' for raw values)."
         )
     _require_same_compensation(adata, gate, marker, column)
-    present = str(adata.var["transform"].iloc[column])
-    # Two texts of the same scale are the same scale.
-    mine, theirs = parse_transform(transform), parse_transform(present)
-    if mine == theirs:
-        return values
-    return mine.transform(theirs.inverse(values))
+    return mine, parse_transform(str(adata.var["transform"].iloc[column]))
 
 
 def _require_same_compensation(adata: AnnData, gate: PolygonGate, marker: str, column: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +17,19 @@ from fcm_estimators.gating._coordinates import axis_values, plane_of
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
 
 Gate = PolygonGate | BooleanGate
+
+# What is text in the parallel arrays; a gate's name holds no "/".
+_UNS_TEXT = (
+    "name",
+    "parent",
+    "x",
+    "y",
+    "transform_x",
+    "transform_y",
+    "compensation",
+    "operation",
+    "operands",
+)
 
 
 class GatingTree:
@@ -90,6 +104,37 @@ class GatingTree:
         parents = {gate.parent for gate in self}
         return [name for name in self.gates if name not in parents]
 
+    def renamed(self, aliases: Mapping[str, str]) -> GatingTree:
+        """Return the tree with other gate names.
+
+        Parameters
+        ----------
+        aliases : mapping
+            Name -> new name; gates without entry keep theirs.
+
+        Raises
+        ------
+        InvalidInputError
+            Two gates would have one name.
+        """
+
+        def new(name: str) -> str:
+            return aliases.get(name, name)
+
+        return GatingTree(
+            [
+                replace(gate, name=new(gate.name), parent=new(gate.parent))
+                if isinstance(gate, PolygonGate)
+                else replace(
+                    gate,
+                    name=new(gate.name),
+                    parent=new(gate.parent),
+                    operands=tuple(new(o) for o in gate.operands),
+                )
+                for gate in self
+            ]
+        )
+
     def apply(self, adata: AnnData) -> pd.DataFrame:
         """Cells inside each gate, each within its parent.
 
@@ -115,7 +160,33 @@ class GatingTree:
             Data compensated and the gate not, or the other way round.
         """
         self._require_markers(adata)
-        everything = np.ones(adata.n_obs, dtype=bool)
+
+        def points(gate: PolygonGate, rows: np.ndarray) -> np.ndarray:
+            return np.column_stack(
+                [
+                    axis_values(adata, gate, gate.x, gate.transform_x, rows),
+                    axis_values(adata, gate, gate.y, gate.transform_y, rows),
+                ]
+            )
+
+        return pd.DataFrame(self.members(adata.n_obs, points), index=adata.obs_names)
+
+    def members(
+        self, n_cells: int, points: Callable[[PolygonGate, np.ndarray], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Cells inside each gate, from a function that says where they lie.
+
+        Parameters
+        ----------
+        n_cells : int
+        points : callable
+            Gate and rows (ndarray of int) -> places of these cells in the gate's units, (n, 2).
+
+        Returns
+        -------
+        dict of gate to ndarray of bool, shape (n_cells,)
+        """
+        everything = np.ones(n_cells, dtype=bool)
         inside: dict[str, np.ndarray] = {}
         for name, gate in self.gates.items():
             parent = inside.get(gate.parent, everything)
@@ -123,16 +194,9 @@ class GatingTree:
                 inside[name] = parent & gate.combine([inside[o] for o in gate.operands])
                 continue
             rows = np.flatnonzero(parent)
-            points = np.column_stack(
-                [
-                    axis_values(adata, gate, gate.x, gate.transform_x, rows),
-                    axis_values(adata, gate, gate.y, gate.transform_y, rows),
-                ]
-            )
-            member = np.zeros(adata.n_obs, dtype=bool)
-            member[rows] = gate.contains(points)
-            inside[name] = member
-        return pd.DataFrame(inside, index=adata.obs_names)
+            inside[name] = np.zeros(n_cells, dtype=bool)
+            inside[name][rows] = gate.contains(points(gate, rows))
+        return inside
 
     # -- AnnData ------------------------------------------------------------------------------
 
@@ -159,22 +223,21 @@ class GatingTree:
         samples = np.asarray(entry["sample"]).astype(str)
         require_key(sample, dict.fromkeys(samples), "the sample")
         offsets, vertices = np.asarray(entry["vertex_offsets"]), np.asarray(entry["vertices"])
-        names = ("name", "parent", "x", "y", "transform_x", "transform_y", "compensation")
-        return cls(
-            [
-                PolygonGate(
-                    **{k: str(entry[k][i]) for k in names},  # type: ignore[arg-type]
-                    vertices=vertices[offsets[i] : offsets[i + 1]],
-                )
-                for i in np.flatnonzero(samples == sample)
-            ]
-        )
+        gates: list[Gate] = []
+        for i in np.flatnonzero(samples == sample):
+            text = {k: str(v[i]) for k, v in entry.items() if k in _UNS_TEXT}
+            operation, operands = text.pop("operation", ""), text.pop("operands", "")
+            if operation:
+                names = tuple(operands.split("/"))
+                gates.append(BooleanGate(text["name"], operation, names, text["parent"]))  # type: ignore[arg-type]
+            else:
+                outline = vertices[offsets[i] : offsets[i + 1]]
+                gates.append(PolygonGate(**text, vertices=outline))  # type: ignore[arg-type]
+        return cls(gates)
 
     @staticmethod
     def to_uns(trees: Mapping[str, GatingTree]) -> dict[str, np.ndarray]:
-        """Parallel arrays of the polygons of several samples, which h5ad and zarr can hold.
-
-        Boolean gates are left out: they follow from the others.
+        """Parallel arrays of the gates of several samples, which h5ad and zarr can hold.
 
         Parameters
         ----------
@@ -183,17 +246,49 @@ class GatingTree:
         Returns
         -------
         dict of ndarray
-            One entry per polygon: ``sample``, ``name``, ``parent``, ``x``, ``y``,
-            ``transform_x``, ``transform_y``, ``compensation``; polygon i is
-            ``vertices[vertex_offsets[i]:vertex_offsets[i + 1]]``.
+            One entry per gate: ``sample``, ``name``, ``parent``, ``x``, ``y``, ``transform_x``,
+            ``transform_y``, ``compensation``; polygon i is
+            ``vertices[vertex_offsets[i]:vertex_offsets[i + 1]]``. Boolean gates have no vertices
+            but an ``operation`` and ``operands``, separated by "/"; both are "" for polygons.
         """
-        found = [(s, g) for s, tree in trees.items() for g in tree if isinstance(g, PolygonGate)]
-        names = ("name", "parent", "x", "y", "transform_x", "transform_y", "compensation")
-        out = {k: np.array([getattr(g, k) for _, g in found], dtype=object) for k in names}
+        found = [(s, g) for s, tree in trees.items() for g in tree]
+        out = {
+            k: np.array([_uns_text(getattr(g, k, "")) for _, g in found], dtype=object)
+            for k in _UNS_TEXT
+        }
+        outlines = [getattr(g, "vertices", np.empty((0, 2))) for _, g in found]
         out["sample"] = np.array([str(s) for s, _ in found], dtype=object)
-        out["vertex_offsets"] = np.cumsum([0, *(len(g.vertices) for _, g in found)], dtype=np.int64)
-        out["vertices"] = np.concatenate([np.empty((0, 2)), *(g.vertices for _, g in found)])
+        out["vertex_offsets"] = np.cumsum([0, *map(len, outlines)], dtype=np.int64)
+        out["vertices"] = np.concatenate([np.empty((0, 2)), *outlines])
         return out
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Gates as a list of dicts of text, numbers and lists, for JSON."""
+        return [
+            {
+                "type": type(gate).__name__,
+                **{
+                    k: v.tolist()
+                    if isinstance(v, np.ndarray)
+                    else list(v)
+                    if k == "operands"
+                    else v
+                    for k, v in vars(gate).items()
+                },
+            }
+            for gate in self
+        ]
+
+    @classmethod
+    def from_records(cls, records: Sequence[Mapping[str, Any]]) -> Self:
+        """Undo :meth:`to_records`."""
+        kinds = {"PolygonGate": PolygonGate, "BooleanGate": BooleanGate}
+        return cls(
+            [
+                kinds[record["type"]](**{k: v for k, v in record.items() if k != "type"})
+                for record in records
+            ]
+        )
 
     @classmethod
     def from_labels(
@@ -261,6 +356,10 @@ class GatingTree:
                 f"The data lack marker(s) {', '.join(missing)}; present are "
                 f"{listed(adata.var_names)}. Rename adata.var_names or leave out those gates."
             )
+
+
+def _uns_text(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else "/".join(value)
 
 
 def _needs(gate: Any) -> list[str]:

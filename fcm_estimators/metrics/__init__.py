@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from fcm_estimators.metrics._blank import LimitOfBlank, limit_of_blank
 from fcm_estimators.metrics._classification import classification_table, summarize
+from fcm_estimators.metrics._gates import gate_agreement
 from fcm_estimators.metrics._mrd import clopper_pearson, mrd_error, mrd_table
 
 __all__ = [
     "LimitOfBlank",
     "classification_table",
     "clopper_pearson",
+    "gate_agreement",
     "limit_of_blank",
     "mrd_error",
     "mrd_table",

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from fcm_estimators.nn.polygon_head import PolygonFormer
 from fcm_estimators.nn.relu_attention import AttentionContext
 from fcm_estimators.nn.reluformer import LayerTrace, ReluFormer, ReluFormerLayer, SetModule
 
-__all__ = ["AttentionContext", "LayerTrace", "ReluFormer", "ReluFormerLayer", "SetModule"]
+__all__ = [
+    "AttentionContext",
+    "LayerTrace",
+    "PolygonFormer",
+    "ReluFormer",
+    "ReluFormerLayer",
+    "SetModule",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,39 +98,16 @@ class ReluFormerLayer(nn.Module):
 
 
 class SetModule(nn.Module):
-    """A net on packed samples that standardises its input.
-
-    Parameters
-    ----------
-    n_markers : int
-        Markers M; ``input_mean`` and ``input_scale`` are buffers of that length.
-    """
-
-    input_mean: Tensor
-    input_scale: Tensor
-
-    def __init__(self, n_markers: int) -> None:
-        super().__init__()
-        self.register_buffer("input_mean", torch.zeros(n_markers))
-        self.register_buffer("input_scale", torch.ones(n_markers))
-
-    def standardise(self, x: Tensor) -> Tensor:
-        """Cells in training SD around the training mean."""
-        return (x - self.input_mean) / self.input_scale
-
-
-class ReluFormer(SetModule):
-    """Per-cell outputs from all cells of a sample.
+    """Encoder of whole samples that standardises its input; what the two models share.
 
     Inputs are standardised inside (buffers ``input_mean`` and ``input_scale``), so gradients are
-    per unit of the caller's values and the state dict is the whole model.
+    per unit of the caller's values and the state dict is the whole model. Subclasses make their
+    outputs from the encoded cells in :meth:`read_out`.
 
     Parameters
     ----------
     n_markers : int
         Markers M.
-    n_outputs : int
-        Outputs per cell, one logit per class.
     hidden_dim : int, default 32
         Width D.
     n_heads : int, default 4
@@ -140,38 +117,37 @@ class ReluFormer(SetModule):
     eps : float, default 1e-2
         Relative to the mean normaliser of the attention. The published form adds 1e-5 to the
         sum over N cells, which is ``eps = 1e-5 / N`` here.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fcm_estimators.nn import ReluFormer
-    >>> net = ReluFormer(n_markers=5, n_outputs=2)
-    >>> cells = torch.randn(300, 5)
-    >>> net(cells, offsets=[0, 100, 300]).shape  # two samples, 100 and 200 cells
-    torch.Size([300, 2])
     """
+
+    input_mean: Tensor
+    input_scale: Tensor
 
     def __init__(
         self,
         n_markers: int,
-        n_outputs: int,
         *,
         hidden_dim: int = 32,
         n_heads: int = 4,
         n_layers: int = 4,
         eps: float = 1e-2,
     ) -> None:
-        super().__init__(n_markers)
+        super().__init__()
         if hidden_dim % n_heads:
             raise ValueError(
                 f"hidden_dim={hidden_dim} is not a multiple of n_heads={n_heads}; "
                 "heads are equal blocks of the width"
             )
+        self.register_buffer("input_mean", torch.zeros(n_markers))
+        self.register_buffer("input_scale", torch.ones(n_markers))
+        self.hidden_dim, self.n_heads, self.eps = hidden_dim, n_heads, eps
         widths = [n_markers] + [hidden_dim] * n_layers
         self.layers = nn.ModuleList(
             ReluFormerLayer(width, hidden_dim, n_heads, eps) for width in widths[:-1]
         )
-        self.output = nn.Linear(hidden_dim, n_outputs)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Cells in training SD around the training mean."""
+        return (x - self.input_mean) / self.input_scale
 
     def trace(
         self,
@@ -197,6 +173,30 @@ class ReluFormer(SetModule):
             yield step
             h = step.output
 
+    def encode(
+        self,
+        x: Tensor,
+        offsets: Sequence[int] | None = None,
+        *,
+        contexts: Sequence[AttentionContext] | None = None,
+        context_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Encoded cells, the output of the last layer; parameters are those of :meth:`forward`."""
+        steps = self.trace(x, offsets, contexts=contexts, context_weight=context_weight)
+        return deque(steps, maxlen=1).pop().output
+
+    def read_out(
+        self,
+        x: Tensor,
+        encoded: Tensor,
+        offsets: Sequence[int],
+        *,
+        contexts: Sequence[AttentionContext] | None = None,
+        context_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Outputs per cell, shape (N, n_outputs), from encoded cells of shape (N, D)."""
+        raise NotImplementedError
+
     def forward(
         self,
         x: Tensor,
@@ -205,7 +205,7 @@ class ReluFormer(SetModule):
         contexts: Sequence[AttentionContext] | None = None,
         context_weight: Tensor | None = None,
     ) -> Tensor:
-        """Logits of every cell.
+        """Outputs of every cell.
 
         Parameters
         ----------
@@ -213,7 +213,7 @@ class ReluFormer(SetModule):
             Cells in the caller's units, samples packed.
         offsets : sequence of S + 1 int, optional
             Row limits of the samples. Default: all rows are one sample.
-        contexts : sequence of L AttentionContext, optional
+        contexts : sequence of AttentionContext, optional
             Contexts to use instead of those of ``x`` (from :meth:`contexts`): cells are then
             independent of each other.
         context_weight : Tensor of shape (N,), optional
@@ -223,8 +223,9 @@ class ReluFormer(SetModule):
         -------
         Tensor of shape (N, n_outputs)
         """
-        steps = self.trace(x, offsets, contexts=contexts, context_weight=context_weight)
-        return self.output(deque(steps, maxlen=1).pop().output)
+        offsets = [0, len(x)] if offsets is None else offsets
+        h = self.encode(x, offsets, contexts=contexts, context_weight=context_weight)
+        return self.read_out(x, h, offsets, contexts=contexts, context_weight=context_weight)
 
     def contexts(
         self,
@@ -235,3 +236,42 @@ class ReluFormer(SetModule):
     ) -> list[AttentionContext]:
         """Contexts of all layers for the samples in ``x``."""
         return [s.context for s in self.trace(x, offsets, context_weight=context_weight)]
+
+
+class ReluFormer(SetModule):
+    """Logits per cell from all cells of a sample.
+
+    Parameters
+    ----------
+    n_markers : int
+        Markers M.
+    n_outputs : int
+        Outputs per cell, one logit per class.
+    **encoder
+        Of :class:`SetModule`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fcm_estimators.nn import ReluFormer
+    >>> net = ReluFormer(n_markers=5, n_outputs=2)
+    >>> cells = torch.randn(300, 5)
+    >>> net(cells, offsets=[0, 100, 300]).shape  # two samples, 100 and 200 cells
+    torch.Size([300, 2])
+    """
+
+    def __init__(self, n_markers: int, n_outputs: int, **encoder: Any) -> None:
+        super().__init__(n_markers, **encoder)
+        self.output = nn.Linear(self.hidden_dim, n_outputs)
+
+    def read_out(
+        self,
+        x: Tensor,
+        encoded: Tensor,
+        offsets: Sequence[int],
+        *,
+        contexts: Sequence[AttentionContext] | None = None,
+        context_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of encoded cells, shape (N, n_outputs)."""
+        return self.output(encoded)

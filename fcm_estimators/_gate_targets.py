@@ -1,0 +1,269 @@
+"""The expert's gates as training targets: membership of cells, points on planes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._gate_training import Probes
+from fcm_estimators._validation import listed
+from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
+from fcm_estimators.gating._coordinates import data_values
+from fcm_estimators.gating._gates import ROOT
+
+# Points on the plane of each expert polygon, and how far around it they lie.
+_PROBES_PER_GATE = 400
+_PROBE_MARGIN = 0.5
+_SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+
+
+def as_template(gates: Any) -> GatingTree:
+    """Tree of what to learn, from a tree or from planes.
+
+    Parameters
+    ----------
+    gates : GatingTree, or mapping of gate to (parent, x, y) or to BooleanGate
+        The polygons of a tree are not used.
+
+    Raises
+    ------
+    InvalidInputError
+        Something else; no polygon; and as GatingTree.
+    """
+    if isinstance(gates, GatingTree):
+        tree = gates
+    elif isinstance(gates, Mapping):
+        tree = GatingTree([_planned(name, plan) for name, plan in gates.items()])
+    else:
+        raise InvalidInputError(
+            f"gates is a {type(gates).__name__}; expected a GatingTree, or a mapping of gate to "
+            "(parent, x marker, y marker) or to a BooleanGate."
+        )
+    if not polygons_of(tree):
+        raise InvalidInputError("gates holds no polygon; there is nothing to learn.")
+    return tree
+
+
+def _planned(name: str, plan: Any) -> PolygonGate | BooleanGate:
+    if isinstance(plan, BooleanGate):
+        if plan.name != name:
+            raise InvalidInputError(f"gates[{name!r}] is a BooleanGate named {plan.name!r}.")
+        return plan
+    if isinstance(plan, str) or len(plan) != 3:
+        raise InvalidInputError(f"gates[{name!r}] is {plan!r}; expected (parent, x, y).")
+    parent, x, y = plan
+    return PolygonGate(name, x, y, np.array(_SQUARE), parent or ROOT)
+
+
+def polygons_of(tree: GatingTree) -> list[PolygonGate]:
+    """Polygon gates of a tree, parents first."""
+    return [gate for gate in tree if isinstance(gate, PolygonGate)]
+
+
+def read_membership(
+    data: Any, y: Any, key: str | None, tree: GatingTree, aliases: Mapping[str, str] | None
+) -> np.ndarray:
+    """The expert's membership of all rows.
+
+    Parameters
+    ----------
+    data : AnnData, DataFrame or array of shape (n_rows, ...)
+    y : DataFrame or array of shape (n_rows, n_gates), or None
+        Membership; an array has the columns of ``tree.gates``. None: ``data.obsm[key]``.
+    key : str or None
+    tree : GatingTree
+    aliases : mapping or None
+        Name in the data -> name in the tree.
+
+    Returns
+    -------
+    ndarray of int8, shape (n_rows, number of all gates)
+        1 inside, 0 outside, -1 unknown; columns as ``tree.gates``. A gate without column is
+        unknown; boolean gates follow from their operands where these are known.
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        No membership; not True/False; children outside of their parent.
+    """
+    n_rows = data.shape[0]
+    out = np.full((n_rows, len(tree)), -1, dtype=np.int8)
+    table = _table(data, y, key, tree)
+    if table is None:
+        return out
+    if len(table) != n_rows:
+        raise InvalidInputError(f"Gate membership has {len(table)} rows for {n_rows} cells.")
+    named = {(aliases or {}).get(str(c), str(c)): table[c] for c in table}
+    for position, name in enumerate(tree.gates):
+        if name in named:
+            out[:, position] = _codes(name, named[name])
+    derive_booleans(tree, out)
+    _refuse_contradictions(tree, out)
+    return out
+
+
+def _table(data: Any, y: Any, key: str | None, tree: GatingTree) -> pd.DataFrame | None:
+    if y is None:
+        if key is None or not isinstance(data, AnnData) or key not in data.obsm:
+            return None
+        y = data.obsm[key]
+    if isinstance(y, pd.DataFrame):
+        return y
+    y = np.asarray(y)
+    if y.ndim != 2 or y.shape[1] != len(tree):
+        raise InvalidInputError(
+            f"Gate membership of shape {y.shape}: an array needs a column for each of the "
+            f"{len(tree)} gates {listed(tree.gates)}; or pass a DataFrame with named columns."
+        )
+    return pd.DataFrame(y, columns=list(tree.gates))
+
+
+def _codes(name: str, column: pd.Series) -> np.ndarray:
+    unknown = column.isna().to_numpy()
+    values = column.where(~unknown, 0)
+    if not values.isin([0, 1]).all():
+        odd = [v for v in pd.unique(values) if v not in (0, 1)]
+        raise InvalidInputError(
+            f"Membership in gate {name!r} holds {listed(odd[:5])}; expected True/False or 1/0, NaN "
+            "where it is not known."
+        )
+    return np.where(unknown, -1, values.astype(bool).to_numpy()).astype(np.int8)
+
+
+def derive_booleans(tree: GatingTree, member: np.ndarray) -> None:
+    """Fill unknown entries of boolean gates from operands and parent, in place."""
+    column = {name: member[:, i] for i, name in enumerate(tree.gates)}
+    for name, gate in tree.gates.items():
+        if not isinstance(gate, BooleanGate):
+            continue
+        needed = [column[o] for o in gate.operands]
+        if gate.parent != ROOT:
+            needed.append(column[gate.parent])
+        known = np.logical_and.reduce([c >= 0 for c in needed]) & (column[name] < 0)
+        inside = gate.combine([column[o] == 1 for o in gate.operands])
+        if gate.parent != ROOT:
+            inside = inside & (column[gate.parent] == 1)
+        column[name][known] = inside[known]
+
+
+def _refuse_contradictions(tree: GatingTree, member: np.ndarray) -> None:
+    column = {name: member[:, i] for i, name in enumerate(tree.gates)}
+    found = []
+    for name, gate in tree.gates.items():
+        if gate.parent == ROOT:
+            continue
+        n_wrong = int(((column[name] == 1) & (column[gate.parent] == 0)).sum())
+        if n_wrong:
+            found.append(f"{n_wrong} of {name!r} are outside of its parent {gate.parent!r}")
+    if found:
+        raise InvalidInputError(
+            f"The membership columns contradict the tree: {'; '.join(found)}. A gate holds cells "
+            "of its parent only: name another parent, or correct the columns."
+        )
+
+
+def within_parents(tree: GatingTree, member: np.ndarray) -> np.ndarray:
+    """Membership in the polygons, -1 for cells that are not known to be inside the parent."""
+    names = list(tree.gates)
+    polygons = polygons_of(tree)
+    out = member[:, [names.index(g.name) for g in polygons]].copy()
+    for i, gate in enumerate(polygons):
+        if gate.parent != ROOT:
+            out[member[:, names.index(gate.parent)] != 1, i] = -1
+    return out
+
+
+def strata(member: np.ndarray) -> np.ndarray:
+    """Last polygon that a cell is in, 0 for none: cells that are alike for drawing."""
+    inside = member == 1
+    last = inside.shape[1] - inside[:, ::-1].argmax(1)
+    return np.where(inside.any(1), last, 0).astype(np.int64)
+
+
+def expert_trees(
+    data: Any, key: str | None, tree: GatingTree, aliases: Mapping[str, str] | None
+) -> dict[str, GatingTree]:
+    """The expert's polygons of each sample that has some in ``data.uns[key]``.
+
+    Gates that the tree does not have are left out, as are those whose parent is missing.
+
+    Raises
+    ------
+    InvalidInputError
+        A polygon with another plane or parent than in the tree.
+    """
+    if key is None or not isinstance(data, AnnData) or key not in data.uns:
+        return {}
+    entry = data.uns[key]
+    samples = pd.unique(np.asarray(entry.get("gates", entry)["sample"]).astype(str))
+    found = {}
+    for sample in samples:
+        known = GatingTree.from_adata(data, key=key, sample=sample).renamed(aliases or {})
+        gates = [g for g in polygons_of(known) if g.name in tree.gates]
+        for gate in gates:
+            wanted = tree[gate.name]
+            if not isinstance(wanted, PolygonGate) or (gate.parent, gate.x, gate.y) != (
+                wanted.parent,
+                wanted.x,
+                wanted.y,
+            ):
+                raise InvalidInputError(
+                    f"The expert's gate {gate.name!r} of sample {sample!r} has parent "
+                    f"{gate.parent!r} and plane {gate.x!r} x {gate.y!r}; the tree says {wanted!r}."
+                )
+        found[sample] = GatingTree(gates)
+    return found
+
+
+def sample_probes(
+    data: AnnData, tree: GatingTree, expert: GatingTree, rng: np.random.Generator
+) -> Probes:
+    """Points around the expert's polygons of one sample, in the units of ``data``."""
+    order = [g.name for g in polygons_of(tree)]
+    gates, places, inside = [], [], []
+    for gate in polygons_of(expert):
+        low, high = gate.vertices.min(0), gate.vertices.max(0)
+        margin = _PROBE_MARGIN * (high - low)
+        points = rng.uniform(low - margin, high + margin, size=(_PROBES_PER_GATE, 2))
+        gates.append(np.full(len(points), order.index(gate.name)))
+        places.append(
+            np.column_stack(
+                [
+                    data_values(data, gate, gate.x, gate.transform_x, points[:, 0]),
+                    data_values(data, gate, gate.y, gate.transform_y, points[:, 1]),
+                ]
+            )
+        )
+        inside.append(gate.contains(points))
+    return Probes(np.concatenate(gates), np.concatenate(places), np.concatenate(inside))
+
+
+def require_taught(tree: GatingTree, member: np.ndarray, key: str | None) -> None:
+    """Raise unless every polygon has a cell inside and one outside to learn from.
+
+    Parameters
+    ----------
+    tree : GatingTree
+    member : ndarray of shape (n, number of polygons)
+    key : str or None
+        Where membership was looked for, for the message.
+    """
+    names = [g.name for g in polygons_of(tree)]
+    if (member < 0).all():
+        raise MissingKeyError(
+            f"No membership for any of the gates {listed(names)}: looked in obsm[{key!r}] and "
+            f"uns[{key!r}]. Pass y=DataFrame with a True/False column per gate, or name the key "
+            "with label_key=...."
+        )
+    for i, name in enumerate(names):
+        n_inside = int((member[:, i] == 1).sum())
+        if n_inside < 3:
+            raise InvalidInputError(
+                f"Gate {name!r} has {n_inside} cell(s) inside in all training samples together; "
+                "three or more are needed. Check the column's name (gate_aliases) and its parent."
+            )

@@ -1,0 +1,194 @@
+"""What the polygon regressor learns from: draws with points on the plane, loss, typical gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fcm_estimators._draws import SampleDraws
+from fcm_estimators.nn.polygon_head import Shapes, StarGates
+
+# Points of an expert's plane in one draw of a sample, per gate.
+_PROBES_PER_DRAW = 48
+# Fewer cells inside than this say nothing about where a gate is.
+_MIN_INSIDE = 20
+# Fit of free polygons.
+_FIT_STEPS, _FIT_RATE = 200, 0.05
+
+
+class Probes(NamedTuple):
+    """Points of the planes of one sample, inside or outside of the expert's polygons.
+
+    Attributes
+    ----------
+    gate : ndarray of int, shape (P,)
+        Position of the gate.
+    place : ndarray of shape (P, 2)
+        In the data's units.
+    inside : ndarray of bool, shape (P,)
+    """
+
+    gate: np.ndarray
+    place: np.ndarray
+    inside: np.ndarray
+
+
+class GateDraws(SampleDraws):
+    """Training draws for gates; the target is stratum and membership.
+
+    The target of a row has 1 + G columns: the stratum (-1 for a point that is no cell), then 1
+    inside, 0 outside, -1 unknown or outside of the parent, for each gate.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of :class:`SampleDraws`; ``y`` is the stratum of each cell.
+    axes : sequence of G pairs of int
+        Markers of each gate.
+    probes : sequence of Probes or None
+        One per sample. Points are added to a draw with the other markers of random cells, and
+        distorted as these are; they are in no context.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        axes: Sequence[tuple[int, int]],
+        probes: Sequence[Probes | None],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.axes, self.probes = np.asarray(axes).reshape(-1, 2), probes
+
+    def _look_up(
+        self, s: int, rows: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        x, target = super()._look_up(s, rows, rng)
+        probes = self.probes[s]
+        if probes is None:
+            return x, target
+        size = min(len(probes.gate), _PROBES_PER_DRAW * len(self.axes))
+        picked = rng.choice(len(probes.gate), size, replace=False, shuffle=False)
+        gate, row = probes.gate[picked], np.arange(size)
+        points = x[rng.integers(len(x), size=size)]
+        points[row[:, None], self.axes[gate]] = probes.place[picked]
+        known = np.full((size, target.shape[1]), -1, dtype=target.dtype)
+        known[row, 1 + gate] = probes.inside[picked]
+        return np.concatenate([x, points]), np.concatenate([target, known])
+
+
+class GateLoss(nn.Module):
+    """Cross-entropy balanced between inside and outside, and soft Dice; mean over gates.
+
+    In validation soft Dice alone, which is bounded. A gate with fewer than 20 cells inside says
+    only where it is not.
+    """
+
+    def forward(self, logits: Tensor, y: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Mean over samples and gates that have something to say."""
+        stratum, member = y[:, 0].long(), y[:, 1:]
+        ratio = inputs["log_odds_ratio"].gather(1, stratum.clamp(min=0).unsqueeze(1))
+        # Topped-up cells count as often as the sample has them.
+        weight = torch.exp(-ratio) * (stratum >= 0).unsqueeze(1)
+        sample = inputs["sample"]
+        n_samples = int(sample[-1]) + 1
+
+        def total(values: Tensor) -> Tensor:
+            zeros = values.new_zeros(n_samples, values.shape[1])
+            return zeros.index_add(0, sample, values)
+
+        inside, outside = (member == 1).to(logits.dtype), (member == 0).to(logits.dtype)
+        enough = total(inside) >= _MIN_INSIDE
+        soft = torch.sigmoid(logits)
+        overlap = total(weight * soft * inside)
+        sizes = total(weight * soft * (inside + outside)) + total(weight * inside)
+        dice = 1 - 2 * overlap / sizes.clamp(min=1e-6)
+        # A sample known by points alone has no cells for Dice.
+        with_dice = enough & (total(weight * inside) > 0)
+        if not self.training:
+            return _mean(dice, with_dice)
+        # Points of the plane count as one cell each.
+        each = torch.where(stratum.unsqueeze(1) >= 0, weight, 1.0)
+        missed = total(each * inside * nn.functional.softplus(-logits))
+        taken = total(each * outside * nn.functional.softplus(logits))
+        n_inside, n_outside = total(each * inside), total(each * outside)
+        loss_inside = torch.where(enough, missed / n_inside.clamp(min=1e-6), 0.0)
+        loss_outside = taken / n_outside.clamp(min=1e-6)
+        loss = (loss_inside + loss_outside) / 2 + torch.where(with_dice, dice, 0.0)
+        return _mean(loss, enough | (n_outside > 0))
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    return (values * where).sum() / where.sum().clamp(min=1)
+
+
+def fit_shapes(
+    gates: StarGates, z: Tensor, member: Tensor, offsets: Sequence[int], *, shared: bool
+) -> Shapes:
+    """Polygons that hold the cells inside best, without a net.
+
+    Parameters
+    ----------
+    gates : StarGates
+        Where to start; not changed.
+    z : Tensor of shape (N, M)
+        Standardised cells, samples packed.
+    member : int Tensor of shape (N, G)
+        1 inside, 0 outside, -1 neither.
+    offsets : sequence of S + 1 int
+    shared : bool
+        One polygon per gate for all samples (fixed gates), or one per sample and gate.
+
+    Returns
+    -------
+    Shapes
+        Of S samples, or of one where shared.
+    """
+    n_samples = len(offsets) - 1
+    sizes = torch.tensor(offsets).diff()
+    sample = torch.repeat_interleave(torch.arange(n_samples), sizes)
+    change = torch.zeros(1 if shared else n_samples, len(gates.axes), gates.n_parameters)
+    change = change.to(z).requires_grad_()
+    inputs = {"sample": sample, "log_odds_ratio": z.new_zeros(len(z), 1)}
+    target = torch.cat([torch.zeros_like(member[:, :1]), member], 1)
+    loss = GateLoss()
+    optimizer = torch.optim.Adam([change], lr=_FIT_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _FIT_STEPS)
+    limits = [0, len(z)] if shared else offsets
+    for _ in range(_FIT_STEPS):
+        optimizer.zero_grad()
+        loss(gates.membership(z, gates.shapes(change), limits), target, inputs).backward()
+        optimizer.step()
+        schedule.step()
+    return gates.shapes(change.detach())
+
+
+def place_gates(gates: StarGates, z: np.ndarray, member: np.ndarray, offsets: list[int]) -> None:
+    """Set the typical centre, spread and radii of each gate from training cells.
+
+    Parameters
+    ----------
+    gates : StarGates
+        Its buffers are set.
+    z : ndarray of shape (N, M)
+        Standardised cells, samples packed.
+    member : int ndarray of shape (N, G)
+    offsets : list of S + 1 int
+    """
+    axes = gates.axes.numpy()
+    for g in range(len(axes)):
+        places = [z[i:j][member[i:j, g] == 1][:, axes[g]] for i, j in pairwise(offsets)]
+        known = [p for p in places if len(p) >= _MIN_INSIDE] or [np.concatenate(places)]
+        gates.centre[g] = torch.from_numpy(np.mean([p.mean(0) for p in known], axis=0))
+        spread = np.sqrt(np.mean([p.var(0) for p in known], axis=0))
+        gates.spread[g] = torch.from_numpy(np.maximum(spread, 0.05))
+    shapes = fit_shapes(
+        gates, torch.from_numpy(z), torch.from_numpy(member).long(), offsets, shared=True
+    )
+    gates.centre.copy_(shapes.centre[0])
+    gates.log_radius.copy_(shapes.log_radius[0])

@@ -1,0 +1,333 @@
+"""Polygons of a gating tree from all cells of a sample.
+
+A gate is a *star polygon*: a centre and V radii at fixed angles. Its vertices are ordered by
+construction, it never crosses itself and need not be convex. With inverse radii ``w``, the cell
+at ``p`` (relative to the centre) between the directions ``u_k`` and ``u_k+1`` lies at
+
+    rho(p) = (w_k+1 cross(u_k, p) + w_k cross(p, u_k+1)) / sin(2 pi / V)
+
+times the way from the centre to the outline: 0 at the centre, 1 on the outline. ``rho`` is linear
+in ``p`` within each sector, so its gradient is finite everywhere, on the centre too.
+
+References
+----------
+Kowarsch et al., *Towards Self-explainable Transformers for Cell Classification in Flow Cytometry
+Data*, iMIMIC 2022, which predicts unordered vertices instead and takes their convex hull.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fcm_estimators.nn.relu_attention import AttentionContext, attend, attention_context
+from fcm_estimators.nn.reluformer import LayerTrace, SetModule
+
+# Width of the soft outline: the logit of membership is -log(rho) / _SOFTNESS.
+_SOFTNESS = 0.1
+# Share of the way to the outline within which a cell is simply inside: no gradient there.
+_CORE = 0.05
+# Bounds of what a net can change: the centre in training SD, a radius as a factor (exp).
+_CENTRE_BOUND = 2.0
+_RADIUS_BOUND = 1.5
+# A vertex this close to the end of an axis (share of the axis) is moved outwards until it lies
+# beyond, so that events piled up on the end stay inside; at most by a factor.
+_NEAR_LIMIT, _BEYOND_LIMIT, _MAX_EXTENSION = 0.01, 0.05, 2.0
+
+
+class Shapes(NamedTuple):
+    """Star polygons of S samples and G gates.
+
+    Attributes
+    ----------
+    centre : Tensor of shape (S, G, 2)
+        In training SD of the plane's markers.
+    log_radius : Tensor of shape (S, G, V)
+        Logarithm of the radii, in units of the gate's own SD.
+    """
+
+    centre: Tensor
+    log_radius: Tensor
+
+
+class StarGates(nn.Module):
+    """Planes of the gates and typical polygons in them.
+
+    Parameters
+    ----------
+    axes : sequence of G pairs of int
+        Marker of x and y of each gate.
+    n_vertices : int
+        V.
+
+    Attributes
+    ----------
+    centre, spread : Tensor of shape (G, 2)
+        Buffers: typical centre, and SD of the cells inside, in training SD of the markers.
+    log_radius : Tensor of shape (G, V)
+        Buffer: typical radii, in units of ``spread``.
+    limits : Tensor of shape (2, G, 2)
+        Buffer: lower and upper end of the axes, in training SD.
+    """
+
+    axes: Tensor
+    centre: Tensor
+    spread: Tensor
+    log_radius: Tensor
+    limits: Tensor
+    directions: Tensor
+
+    def __init__(self, axes: Sequence[tuple[int, int]], n_vertices: int) -> None:
+        super().__init__()
+        n_gates = len(axes)
+        angle = 2 * math.pi * torch.arange(n_vertices, dtype=torch.float64) / n_vertices
+        directions = torch.stack([angle.cos(), angle.sin()], 1)
+        self.register_buffer("axes", torch.tensor(axes, dtype=torch.int64).reshape(n_gates, 2))
+        self.register_buffer("centre", torch.zeros(n_gates, 2))
+        self.register_buffer("spread", torch.ones(n_gates, 2))
+        self.register_buffer("log_radius", torch.full((n_gates, n_vertices), math.log(2.0)))
+        unlimited = torch.full((1, n_gates, 2), math.inf)
+        self.register_buffer("limits", torch.cat([-unlimited, unlimited]))
+        self.register_buffer("directions", directions.float(), persistent=False)
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that describe one polygon: two of the centre, V radii."""
+        return 2 + self.log_radius.shape[1]
+
+    def shapes(self, change: Tensor) -> Shapes:
+        """Polygons from bounded changes of the typical ones.
+
+        Parameters
+        ----------
+        change : Tensor of shape (S, G, 2 + V)
+            Unbounded; 0 is the typical polygon.
+        """
+        moved = _CENTRE_BOUND * torch.tanh(change[..., :2] / _CENTRE_BOUND)
+        factor = _RADIUS_BOUND * torch.tanh(change[..., 2:] / _RADIUS_BOUND)
+        return Shapes(self.centre + moved, self.log_radius + factor)
+
+    def membership(self, z: Tensor, shapes: Shapes, offsets: Sequence[int]) -> Tensor:
+        """Soft membership of each cell in each gate, parents left aside.
+
+        Parameters
+        ----------
+        z : Tensor of shape (N, M)
+            Standardised cells, samples packed.
+        shapes : Shapes of S samples
+        offsets : sequence of S + 1 int
+
+        Returns
+        -------
+        Tensor of shape (N, G)
+            Logits: 0 on the outline, positive inside.
+        """
+        counts = torch.tensor(offsets, device=z.device).diff()
+        rows = torch.repeat_interleave(torch.arange(len(counts), device=z.device), counts)
+        place = (z[:, self.axes] - shapes.centre[rows]) / self.spread
+        rho = self._relative_distance(place, torch.exp(-shapes.log_radius), rows)
+        # clamp has no gradient below the core, where the cell is inside whatever the outline.
+        return -torch.log(rho.clamp(min=_CORE)) / _SOFTNESS
+
+    def _relative_distance(self, place: Tensor, inverse: Tensor, rows: Tensor) -> Tensor:
+        """``rho`` of cells at ``place`` (N, G, 2) of polygons with ``inverse`` radii (S, G, V)."""
+        n_vertices = inverse.shape[-1]
+        step = 2 * math.pi / n_vertices
+        with torch.no_grad():
+            angle = torch.atan2(place[..., 1], place[..., 0])
+            first = torch.floor(angle / step).long() % n_vertices
+        second = (first + 1) % n_vertices
+        gate = torch.arange(place.shape[1], device=place.device)
+        w_first, w_second = (inverse[rows[:, None], gate, k] for k in (first, second))
+        u_first, u_second = (self.directions[k] for k in (first, second))
+        return (w_second * _cross(u_first, place) + w_first * _cross(place, u_second)) / math.sin(
+            step
+        )
+
+    def set_limits(self, ends: Tensor) -> None:
+        """Take the ends of the axes from the lowest and highest cell of each marker, (2, M)."""
+        self.limits.copy_(ends[:, self.axes])
+
+    def vertices(self, shapes: Shapes) -> Tensor:
+        """Vertices in training SD, anticlockwise, as predicted; shape (S, G, V, 2)."""
+        radius = torch.exp(shapes.log_radius).unsqueeze(-1) * self.directions
+        return shapes.centre.unsqueeze(2) + radius * self.spread.unsqueeze(1)
+
+    def extended(self, shapes: Shapes) -> Tensor:
+        """Vertices, those at the end of an axis moved beyond it along their ray.
+
+        The polygon stays a star around its centre.
+        """
+        centre = shapes.centre.unsqueeze(2)
+        arm = self.vertices(shapes) - centre
+        low, high = self.limits.unsqueeze(2)
+        outward = arm.sign()
+        end = torch.where(outward > 0, high, low)
+        length = high - low
+        # How far inside of the end, and how far the arm has to reach, along each axis.
+        near = (end - centre - arm) * outward <= _NEAR_LIMIT * length
+        reach = (end - centre) * outward + _BEYOND_LIMIT * length
+        factor = torch.where(near & (arm != 0), reach / arm.abs().clamp(min=1e-6), 1.0)
+        return centre + arm * factor.amax(-1, keepdim=True).clamp(1.0, _MAX_EXTENSION)
+
+
+def _cross(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+class GatePooling(nn.Module):
+    """ReLU attention of one learned query per gate to the encoded cells of a sample.
+
+    ``h = LayerNorm(q + attend(q, context))``, ``y = LayerNorm(h + relu(W h + b))``: the layer of
+    the encoder with learned queries.
+
+    Parameters
+    ----------
+    n_gates, hidden_dim, n_heads : int
+    eps : float
+    """
+
+    def __init__(self, n_gates: int, hidden_dim: int, n_heads: int, eps: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.eps = eps
+        self.query = nn.Parameter(torch.randn(n_gates, hidden_dim))
+        self.key = nn.Linear(hidden_dim, hidden_dim)
+        self.value = nn.Linear(hidden_dim, hidden_dim)
+        self.feedforward = nn.Linear(hidden_dim, hidden_dim)
+        self.norm_attention = nn.LayerNorm(hidden_dim)
+        self.norm_feedforward = nn.LayerNorm(hidden_dim)
+
+    def trace(
+        self,
+        h: Tensor,
+        offsets: Sequence[int],
+        *,
+        context: AttentionContext | None = None,
+        context_weight: Tensor | None = None,
+    ) -> LayerTrace:
+        """Attend to packed cells; ``q`` and ``output`` have G rows per sample, ``k`` N rows."""
+        k = self.key(h)
+        if context is None:
+            context = attention_context(
+                k, self.value(h), offsets, self.n_heads, weight=context_weight
+            )
+        n_samples, n_gates = len(context.key), len(self.query)
+        q = self.query.repeat(n_samples, 1)
+        limits = [n_gates * s for s in range(n_samples + 1)]
+        g = self.norm_attention(q + attend(q, context, limits, self.n_heads, self.eps))
+        y = self.norm_feedforward(g + torch.relu(self.feedforward(g)))
+        return LayerTrace(q, k, context, y)
+
+
+class PolygonFormer(SetModule):
+    """Polygons of every gate from all cells of a sample, and the cells' soft membership.
+
+    Parameters
+    ----------
+    n_markers : int
+        Markers M.
+    axes : sequence of G pairs of int
+        Marker of x and y of each gate.
+    n_vertices : int, default 16
+        V.
+    **encoder
+        Of :class:`SetModule`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fcm_estimators.nn import PolygonFormer
+    >>> net = PolygonFormer(n_markers=5, axes=[(0, 1), (2, 3), (2, 4)])
+    >>> cells = torch.randn(300, 5)
+    >>> net(cells, offsets=[0, 100, 300]).shape  # two samples, three gates
+    torch.Size([300, 3])
+    >>> net.polygons(cells, offsets=[0, 100, 300]).shape
+    torch.Size([2, 3, 16, 2])
+    """
+
+    def __init__(
+        self,
+        n_markers: int,
+        axes: Sequence[tuple[int, int]],
+        n_vertices: int = 16,
+        **encoder: Any,
+    ) -> None:
+        super().__init__(n_markers, **encoder)
+        self.gates = StarGates(axes, n_vertices)
+        width = self.hidden_dim
+        self.pooling = GatePooling(len(axes), width, self.n_heads, self.eps)
+        # Zero: training starts from the typical polygons.
+        self.weight = nn.Parameter(torch.zeros(len(axes), width, self.gates.n_parameters))
+        self.bias = nn.Parameter(torch.zeros(len(axes), self.gates.n_parameters))
+
+    def shapes(
+        self,
+        encoded: Tensor,
+        offsets: Sequence[int],
+        *,
+        contexts: Sequence[AttentionContext] | None = None,
+        context_weight: Tensor | None = None,
+    ) -> Shapes:
+        """Polygons from encoded cells."""
+        step = self.pooling.trace(
+            encoded,
+            offsets,
+            context=None if contexts is None else contexts[len(self.layers)],
+            context_weight=context_weight,
+        )
+        pooled = step.output.unflatten(0, (-1, len(self.weight)))
+        return self.gates.shapes(torch.einsum("sgd,gdp->sgp", pooled, self.weight) + self.bias)
+
+    def read_out(
+        self,
+        x: Tensor,
+        encoded: Tensor,
+        offsets: Sequence[int],
+        *,
+        contexts: Sequence[AttentionContext] | None = None,
+        context_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of membership of every cell in every gate, shape (N, G)."""
+        shapes = self.shapes(encoded, offsets, contexts=contexts, context_weight=context_weight)
+        return self.gates.membership(self.standardise(x), shapes, offsets)
+
+    def polygons(
+        self, x: Tensor, offsets: Sequence[int] | None = None, *, extend: bool = True
+    ) -> Tensor:
+        """Vertices of every gate in the caller's units, shape (S, G, V, 2).
+
+        With ``extend`` those at the end of an axis of the training data are moved beyond it.
+        """
+        offsets = [0, len(x)] if offsets is None else offsets
+        shapes = self.shapes(self.encode(x, offsets), offsets)
+        return self._in_units(
+            self.gates.extended(shapes) if extend else self.gates.vertices(shapes)
+        )
+
+    def typical(self) -> Tensor:
+        """Vertices of the typical polygons in the caller's units, shape (G, V, 2)."""
+        gates = self.gates
+        shapes = Shapes(gates.centre.unsqueeze(0), gates.log_radius.unsqueeze(0))
+        return self._in_units(gates.extended(shapes))[0]
+
+    def _in_units(self, vertices: Tensor) -> Tensor:
+        axes = self.gates.axes
+        return vertices * self.input_scale[axes].unsqueeze(1) + self.input_mean[axes].unsqueeze(1)
+
+    def contexts(
+        self,
+        x: Tensor,
+        offsets: Sequence[int] | None = None,
+        *,
+        context_weight: Tensor | None = None,
+    ) -> list[AttentionContext]:
+        """Contexts of all layers and of the pooling, for the samples in ``x``."""
+        offsets = [0, len(x)] if offsets is None else offsets
+        steps = list(self.trace(x, offsets, context_weight=context_weight))
+        pooled = self.pooling.trace(steps[-1].output, offsets, context_weight=context_weight)
+        return [*(s.context for s in steps), pooled.context]
