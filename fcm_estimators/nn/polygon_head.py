@@ -191,13 +191,14 @@ class GatePooling(nn.Module):
     eps : float
     """
 
-    def __init__(self, n_gates: int, hidden_dim: int, n_heads: int, eps: float) -> None:
+    def __init__(self, n_markers: int, n_gates: int, hidden_dim: int, n_heads: int, eps: float) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.eps = eps
         self.query = nn.Parameter(torch.randn(n_gates, hidden_dim))
         self.key = nn.Linear(hidden_dim, hidden_dim)
         self.value = nn.Linear(hidden_dim, hidden_dim)
+        self.place = nn.Linear(n_markers, hidden_dim)
         self.feedforward = nn.Linear(hidden_dim, hidden_dim)
         self.norm_attention = nn.LayerNorm(hidden_dim)
         self.norm_feedforward = nn.LayerNorm(hidden_dim)
@@ -205,6 +206,7 @@ class GatePooling(nn.Module):
     def trace(
         self,
         h: Tensor,
+        z: Tensor,
         offsets: Sequence[int],
         *,
         context: AttentionContext | None = None,
@@ -214,13 +216,15 @@ class GatePooling(nn.Module):
         k = self.key(h)
         if context is None:
             context = attention_context(
-                k, self.value(h), offsets, self.n_heads, weight=context_weight
+                k, self.value(h) + self.place(z), offsets, self.n_heads, weight=context_weight
             )
         n_samples, n_gates = len(context.key), len(self.query)
         q = self.query.repeat(n_samples, 1)
         limits = [n_gates * s for s in range(n_samples + 1)]
-        g = self.norm_attention(q + attend(q, context, limits, self.n_heads, self.eps))
+        read = attend(q, context, limits, self.n_heads, self.eps)
+        g = self.norm_attention(q + read)
         y = self.norm_feedforward(g + torch.relu(self.feedforward(g)))
+        y = torch.cat([y, read * read.shape[1] ** 0.5], 1)
         return LayerTrace(q, k, context, y)
 
 
@@ -260,14 +264,15 @@ class PolygonFormer(SetModule):
         super().__init__(n_markers, **encoder)
         self.gates = StarGates(axes, n_vertices)
         width = self.hidden_dim
-        self.pooling = GatePooling(len(axes), width, self.n_heads, self.eps)
+        self.pooling = GatePooling(n_markers, len(axes), width, self.n_heads, self.eps)
         # Zero: training starts from the typical polygons.
-        self.weight = nn.Parameter(torch.zeros(len(axes), width, self.gates.n_parameters))
+        self.weight = nn.Parameter(torch.zeros(len(axes), 2 * width, self.gates.n_parameters))
         self.bias = nn.Parameter(torch.zeros(len(axes), self.gates.n_parameters))
 
     def shapes(
         self,
         encoded: Tensor,
+        z: Tensor,
         offsets: Sequence[int],
         *,
         contexts: Sequence[AttentionContext] | None = None,
@@ -276,6 +281,7 @@ class PolygonFormer(SetModule):
         """Polygons from encoded cells."""
         step = self.pooling.trace(
             encoded,
+            z,
             offsets,
             context=None if contexts is None else contexts[len(self.layers)],
             context_weight=context_weight,
@@ -293,7 +299,7 @@ class PolygonFormer(SetModule):
         context_weight: Tensor | None = None,
     ) -> Tensor:
         """Logits of membership of every cell in every gate, shape (N, G)."""
-        shapes = self.shapes(encoded, offsets, contexts=contexts, context_weight=context_weight)
+        shapes = self.shapes(encoded, self.standardise(x), offsets, contexts=contexts, context_weight=context_weight)
         return self.gates.membership(self.standardise(x), shapes, offsets)
 
     def polygons(
@@ -304,7 +310,7 @@ class PolygonFormer(SetModule):
         With ``extend`` those at the end of an axis of the training data are moved beyond it.
         """
         offsets = [0, len(x)] if offsets is None else offsets
-        shapes = self.shapes(self.encode(x, offsets), offsets)
+        shapes = self.shapes(self.encode(x, offsets), self.standardise(x), offsets)
         return self._in_units(
             self.gates.extended(shapes) if extend else self.gates.vertices(shapes)
         )
