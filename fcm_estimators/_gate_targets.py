@@ -36,7 +36,7 @@ def as_template(gates: Any) -> GatingTree:
         Something else; no polygon; and as GatingTree.
     """
     if isinstance(gates, GatingTree):
-        tree = gates
+        tree = GatingTree([_as_polygon(gate) for gate in gates])
     elif isinstance(gates, Mapping):
         tree = GatingTree([_planned(name, plan) for name, plan in gates.items()])
     else:
@@ -47,6 +47,20 @@ def as_template(gates: Any) -> GatingTree:
     if not polygons_of(tree):
         raise InvalidInputError("gates holds no polygon; there is nothing to learn.")
     return tree
+
+
+def _as_polygon(gate: Any) -> PolygonGate | BooleanGate:
+    """A rectangle or ellipse stands for its plane."""
+    if isinstance(gate, (PolygonGate, BooleanGate)):
+        return gate
+    if len(gate.markers) != 2:
+        raise InvalidInputError(
+            f"Gate {gate.name!r} has {len(gate.markers)} marker(s) ({listed(gate.markers)}); only "
+            "gates in a plane of two can be learnt as polygons. Leave it out, or name a plane for "
+            "it in a dict of gates."
+        )
+    x, y = gate.markers
+    return PolygonGate(gate.name, x, y, np.array(_SQUARE), gate.parent)
 
 
 def _planned(name: str, plan: Any) -> PolygonGate | BooleanGate:

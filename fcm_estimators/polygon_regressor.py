@@ -620,9 +620,9 @@ class PolygonRegressor(SetEstimator):
     def _tree(self, vertices: np.ndarray) -> GatingTree:
         """Tree of one sample from its vertices (G, V, 2)."""
         shape = dict(zip(self.gates_, vertices, strict=True))
-        gates: list[PolygonGate | BooleanGate] = []
+        gates: list[Any] = []
         for gate in self.tree_:
-            if isinstance(gate, BooleanGate):
+            if not isinstance(gate, PolygonGate):
                 gates.append(gate)
                 continue
             x, y = (self._states.get(m, ("none", False)) for m in (gate.x, gate.y))
@@ -704,14 +704,16 @@ def soft_members(tree: GatingTree, names: list[str], own: torch.Tensor) -> dict[
     """
     found: dict[str, torch.Tensor] = {}
     for name, gate in tree.gates.items():
-        if isinstance(gate, PolygonGate):
-            member = own[:, names.index(name)]
-        else:
-            parts = torch.stack([found[o] for o in gate.operands])
+        if isinstance(gate, BooleanGate):
+            parts = torch.stack(
+                [1 - found[o] if o in gate.complements else found[o] for o in gate.operands]
+            )
             if gate.operation == "and":
                 member = parts.prod(0)
             else:
                 member = 1 - (1 - parts).prod(0) if gate.operation == "or" else 1 - parts[0]
+        else:
+            member = own[:, names.index(name)]
         found[name] = member * found[gate.parent] if gate.parent else member
     return found
 

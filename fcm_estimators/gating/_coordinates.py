@@ -8,13 +8,37 @@ import numpy as np
 from anndata import AnnData
 
 from fcm_estimators._exceptions import MarkerMismatchError, ProcessingStateError
+from fcm_estimators._fcs_record import UNS_KEY, get_spillover
 from fcm_estimators._validation import listed
 from fcm_estimators.gating._gates import PolygonGate
+from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
 from fcm_estimators.preprocessing import Scale, parse_transform
+
+DrawnGate = PolygonGate | RectangleGate | EllipsoidGate
+
+
+def column_of(adata: AnnData, marker: str) -> int | None:
+    """Column of a marker, or of the channel ($PnN) of that name; None where there is neither."""
+    if marker in adata.var_names:
+        return int(adata.var_names.get_loc(marker))
+    if "channel" in adata.var:
+        found = np.flatnonzero(adata.var["channel"].astype(str).to_numpy() == marker)
+        return int(found[0]) if len(found) == 1 else None
+    return None
+
+
+def places_of(adata: AnnData, gate: DrawnGate, rows: np.ndarray) -> np.ndarray:
+    """Where some cells lie in the units of a gate, float64 of shape (n, number of axes)."""
+    return np.column_stack(
+        [
+            axis_values(adata, gate, marker, transform, rows)
+            for marker, transform in zip(gate.markers, gate.transforms, strict=True)
+        ]
+    )
 
 
 def axis_values(
-    adata: AnnData, gate: PolygonGate, marker: str, transform: str, rows: np.ndarray
+    adata: AnnData, gate: DrawnGate, marker: str, transform: str, rows: np.ndarray
 ) -> np.ndarray:
     """Values of one marker of some cells in the units of a gate, float64.
 
@@ -23,24 +47,31 @@ def axis_values(
     ProcessingStateError
         Compensation differs, or the state of the data is not recorded and the gate needs it.
     """
-    column = int(adata.var_names.get_loc(marker))
+    column = _column(adata, marker)
     values = np.asarray(adata.X[rows, column], dtype=np.float64).ravel()
     mine, theirs = _scales(adata, gate, marker, transform)
     return values if mine == theirs else mine.transform(theirs.inverse(values))
 
 
 def data_values(
-    adata: AnnData, gate: PolygonGate, marker: str, transform: str, values: np.ndarray
+    adata: AnnData, gate: DrawnGate, marker: str, transform: str, values: np.ndarray
 ) -> np.ndarray:
     """Values in the units of a gate in those of the data; the inverse of :func:`axis_values`."""
     mine, theirs = _scales(adata, gate, marker, transform)
     return values if mine == theirs else theirs.transform(mine.inverse(values))
 
 
-def _scales(adata: AnnData, gate: PolygonGate, marker: str, transform: str) -> tuple[Scale, Scale]:
+def _column(adata: AnnData, marker: str) -> int:
+    column = column_of(adata, marker)
+    if column is None:
+        raise MarkerMismatchError(f"Marker {marker!r} is not in the data.")
+    return column
+
+
+def _scales(adata: AnnData, gate: DrawnGate, marker: str, transform: str) -> tuple[Scale, Scale]:
     """Scale of the gate and of the data; equal scales compare equal, however they are written."""
     mine = parse_transform(transform)
-    column = int(adata.var_names.get_loc(marker))
+    column = _column(adata, marker)
     if "transform" not in adata.var:
         if transform == "none":
             return mine, mine
@@ -53,14 +84,16 @@ def _scales(adata: AnnData, gate: PolygonGate, marker: str, transform: str) -> t
     return mine, parse_transform(str(adata.var["transform"].iloc[column]))
 
 
-def _require_same_compensation(adata: AnnData, gate: PolygonGate, marker: str, column: int) -> None:
+def _require_same_compensation(adata: AnnData, gate: DrawnGate, marker: str, column: int) -> None:
     """Refuse fluorescence whose compensation is not the gate's; scatter has none."""
     if "compensated" not in adata.var or "kind" not in adata.var:
         return
     if str(adata.var["kind"].iloc[column]) != "fluorescence":
         return
     compensated = bool(adata.var["compensated"].iloc[column])
-    if compensated != (gate.compensation == "spillover"):
+    if gate.compensation == "fcs" and not compensated and _without_matrix(adata):
+        return
+    if compensated != (gate.compensation != "none"):
         found, wanted = (
             ("compensated", "not compensated")
             if compensated
@@ -76,14 +109,21 @@ def _require_same_compensation(adata: AnnData, gate: PolygonGate, marker: str, c
         )
 
 
+def _without_matrix(adata: AnnData) -> bool:
+    """Whether the FCS files of all samples are known to have no spillover matrix."""
+    if UNS_KEY not in adata.uns or "sample" not in adata.obs:
+        return False
+    return all(get_spillover(adata, str(s)) is None for s in adata.obs["sample"].unique())
+
+
 def plane_of(adata: AnnData, x: str, y: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Values of two markers as they are, and their state as PolygonGate's arguments."""
-    missing = [m for m in (x, y) if m not in adata.var_names]
+    missing = [m for m in (x, y) if column_of(adata, m) is None]
     if missing:
         raise MarkerMismatchError(
             f"Markers {listed(missing)} are not in the data; there is {listed(adata.var_names)}."
         )
-    columns = [int(adata.var_names.get_loc(m)) for m in (x, y)]
+    columns = [_column(adata, m) for m in (x, y)]
     values = np.asarray(adata.X[:, columns], dtype=np.float64)
     texts = ["none", "none"]
     if "transform" in adata.var:

@@ -14,7 +14,7 @@ from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators.preprocessing import parse_transform
 
 ROOT = ""
-COMPENSATIONS = ("none", "spillover")
+COMPENSATIONS = ("none", "spillover", "fcs")
 OPERATIONS = ("and", "or", "not")
 
 
@@ -34,8 +34,9 @@ class PolygonGate:
     transform_x, transform_y : str, default "none"
         Scale of the coordinates, as in ``adata.var["transform"]``, such as
         ``"logicle(T=262144,W=0.5,M=4.5,A=0)"``.
-    compensation : {"none", "spillover"}, default "none"
-        Whether fluorescence coordinates are of compensated values.
+    compensation : {"none", "spillover", "fcs"}, default "none"
+        Whether fluorescence coordinates are of compensated values; "fcs": with the matrix of the
+        FCS file, where it has one.
 
     Raises
     ------
@@ -60,21 +61,10 @@ class PolygonGate:
     parent: str = ROOT
     transform_x: str = "none"
     transform_y: str = "none"
-    compensation: Literal["none", "spillover"] = "none"
+    compensation: Literal["none", "spillover", "fcs"] = "none"
 
     def __post_init__(self) -> None:
-        _require_name(self.name)
-        if self.x == self.y:
-            raise InvalidInputError(
-                f"Gate {self.name!r} has marker {self.x!r} on both axes; a plane needs two."
-            )
-        if self.compensation not in COMPENSATIONS:
-            raise InvalidInputError(
-                f"Gate {self.name!r}: compensation={self.compensation!r} is not among "
-                f"{COMPENSATIONS}."
-            )
-        for text in (self.transform_x, self.transform_y):
-            parse_transform(text)
+        require_gate(self.name, self.markers, self.transforms, self.compensation)
         vertices = np.array(self.vertices, dtype=np.float64)
         if vertices.ndim != 2 or vertices.shape[1:] != (2,) or len(vertices) < 3:
             raise InvalidInputError(
@@ -91,6 +81,16 @@ class PolygonGate:
                 f"Gate {self.name!r}: {shapely.is_valid_reason(shape)}. The outline must not cross "
                 "itself, so that inside and outside are clear; order the vertices along it."
             )
+
+    @property
+    def markers(self) -> tuple[str, str]:
+        """Markers of the two axes."""
+        return self.x, self.y
+
+    @property
+    def transforms(self) -> tuple[str, str]:
+        """Scales of the two axes."""
+        return self.transform_x, self.transform_y
 
     @property
     def _shape(self) -> shapely.Polygon:
@@ -159,11 +159,13 @@ class BooleanGate:
         Gates.
     parent : str, default ""
         Gate within whose cells it is; "" for all cells.
+    complements : tuple of str, default ()
+        Operands of which the cells outside are taken.
 
     Raises
     ------
     InvalidInputError
-        Another operation, or the wrong number of operands.
+        Another operation, the wrong number of operands, or a complement that is no operand.
 
     Examples
     --------
@@ -176,16 +178,24 @@ class BooleanGate:
     operation: Literal["and", "or", "not"]
     operands: tuple[str, ...]
     parent: str = ROOT
+    complements: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require_name(self.name)
+        require_gate(self.name, (), (), "none")
         if self.operation not in OPERATIONS:
             raise InvalidInputError(
                 f"Gate {self.name!r}: operation={self.operation!r} is not among {OPERATIONS}."
             )
-        if isinstance(self.operands, str):
+        if isinstance(self.operands, str) or isinstance(self.complements, str):
             raise InvalidInputError(f"Gate {self.name!r}: operands must be a tuple of names.")
         object.__setattr__(self, "operands", tuple(self.operands))
+        object.__setattr__(self, "complements", tuple(self.complements))
+        strangers = [name for name in self.complements if name not in self.operands]
+        if strangers:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: complements {strangers} are not among its operands "
+                f"{list(self.operands)}."
+            )
         n = len(self.operands)
         if (n != 1) if self.operation == "not" else (n < 2):
             raise InvalidInputError(
@@ -194,14 +204,35 @@ class BooleanGate:
             )
 
     def combine(self, members: list[np.ndarray]) -> np.ndarray:
-        """Cells of the combination, from those of the operands."""
+        """Cells of the combination, from those inside the operands."""
+        taken = [
+            ~inside if operand in self.complements else inside
+            for operand, inside in zip(self.operands, members, strict=True)
+        ]
         if self.operation == "not":
-            return ~members[0]
-        return (np.logical_and if self.operation == "and" else np.logical_or).reduce(members)
+            return ~taken[0]
+        return (np.logical_and if self.operation == "and" else np.logical_or).reduce(taken)
 
 
-def _require_name(name: object) -> None:
+def require_gate(
+    name: object, markers: tuple[str, ...], transforms: tuple[str, ...], compensation: str
+) -> None:
+    """Raise InvalidInputError for what no gate can have."""
     if not isinstance(name, str) or not name or "/" in name:
         raise InvalidInputError(
             f"A gate's name must be text of one or more characters without '/', got {name!r}."
         )
+    if len(set(markers)) < len(markers):
+        raise InvalidInputError(
+            f"Gate {name!r} has a marker on more than one axis: {list(markers)}."
+        )
+    if len(transforms) != len(markers):
+        raise InvalidInputError(
+            f"Gate {name!r} has {len(markers)} axes but {len(transforms)} transforms."
+        )
+    if compensation not in COMPENSATIONS:
+        raise InvalidInputError(
+            f"Gate {name!r}: compensation={compensation!r} is not among {COMPENSATIONS}."
+        )
+    for text in transforms:
+        parse_transform(text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from os import PathLike
 from typing import Any, Self
 
 import numpy as np
@@ -13,10 +15,17 @@ from scipy.spatial import ConvexHull, QhullError
 
 from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators._validation import listed, require_key
-from fcm_estimators.gating._coordinates import axis_values, plane_of
+from fcm_estimators.gating._coordinates import column_of, places_of, plane_of
+from fcm_estimators.gating._exchange import (
+    flowjo_samples,
+    read_flowjo,
+    read_gatingml,
+    write_gatingml,
+)
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
+from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
 
-Gate = PolygonGate | BooleanGate
+Gate = PolygonGate | RectangleGate | EllipsoidGate | BooleanGate
 
 # What is text in the parallel arrays; a gate's name holds no "/".
 _UNS_TEXT = (
@@ -29,6 +38,7 @@ _UNS_TEXT = (
     "compensation",
     "operation",
     "operands",
+    "complements",
 )
 
 
@@ -39,6 +49,10 @@ class GatingTree:
     ----------
     gates : sequence of PolygonGate and BooleanGate
         In any order.
+
+    spillover : DataFrame, default None
+        Matrix with which data have to be compensated for gates on compensated values, where a
+        file gave one: ``Compensation(spillover=tree.spillover)``. None: each sample's own.
 
     Attributes
     ----------
@@ -63,7 +77,8 @@ class GatingTree:
     True
     """
 
-    def __init__(self, gates: Sequence[Gate]) -> None:
+    def __init__(self, gates: Sequence[Gate], *, spillover: pd.DataFrame | None = None) -> None:
+        self.spillover = spillover
         names = [gate.name for gate in gates]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -123,14 +138,15 @@ class GatingTree:
 
         return GatingTree(
             [
-                replace(gate, name=new(gate.name), parent=new(gate.parent))
-                if isinstance(gate, PolygonGate)
-                else replace(
+                replace(
                     gate,
                     name=new(gate.name),
                     parent=new(gate.parent),
                     operands=tuple(new(o) for o in gate.operands),
+                    complements=tuple(new(o) for o in gate.complements),
                 )
+                if isinstance(gate, BooleanGate)
+                else replace(gate, name=new(gate.name), parent=new(gate.parent))
                 for gate in self
             ]
         )
@@ -161,26 +177,19 @@ class GatingTree:
         """
         self._require_markers(adata)
 
-        def points(gate: PolygonGate, rows: np.ndarray) -> np.ndarray:
-            return np.column_stack(
-                [
-                    axis_values(adata, gate, gate.x, gate.transform_x, rows),
-                    axis_values(adata, gate, gate.y, gate.transform_y, rows),
-                ]
-            )
-
-        return pd.DataFrame(self.members(adata.n_obs, points), index=adata.obs_names)
+        members = self.members(adata.n_obs, partial(places_of, adata))
+        return pd.DataFrame(members, index=adata.obs_names)
 
     def members(
-        self, n_cells: int, points: Callable[[PolygonGate, np.ndarray], np.ndarray]
+        self, n_cells: int, places: Callable[[Any, np.ndarray], np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Cells inside each gate, from a function that says where they lie.
 
         Parameters
         ----------
         n_cells : int
-        points : callable
-            Gate and rows (ndarray of int) -> places of these cells in the gate's units, (n, 2).
+        places : callable
+            Gate and rows (ndarray of int) -> where these cells lie in the gate's units, (n, axes).
 
         Returns
         -------
@@ -195,8 +204,111 @@ class GatingTree:
                 continue
             rows = np.flatnonzero(parent)
             inside[name] = np.zeros(n_cells, dtype=bool)
-            inside[name][rows] = gate.contains(points(gate, rows))
+            inside[name][rows] = gate.contains(places(gate, rows))
         return inside
+
+    # -- files --------------------------------------------------------------------------------
+
+    @classmethod
+    def from_gatingml(
+        cls, path: str | PathLike[str], *, gates: Sequence[str] | None = None
+    ) -> Self:
+        """Gates of a Gating-ML 2.0 file, through FlowKit (extra ``gating``).
+
+        Polygons, ranges, rectangles, boxes, ellipsoids, quadrants (as boxes) and boolean gates;
+        scales flin, flog, fasinh, logicle and hyperlog. Axes are named by channel ($PnN), which
+        ``apply`` finds in ``var["channel"]``. Gates on values compensated with the file's matrix
+        or a matrix of their own have compensation "spillover"; a matrix of their own is in
+        ``spillover``.
+
+        Parameters
+        ----------
+        path : path
+        gates : sequence of str, optional
+            Import these only, with their parents and operands. A gate whose name occurs more than
+            once is called by its path, "parent > name"; "/" in names becomes "|".
+
+        Returns
+        -------
+        GatingTree
+
+        Raises
+        ------
+        InvalidInputError
+            Not readable; gates that are not supported, all of them named: ratios of channels,
+            outlines that cross themselves, cells outside of an outline, axes compensated in
+            different ways.
+        MissingKeyError
+            No such gate.
+        """
+        found = read_gatingml(path, gates)
+        return cls(found.gates, spillover=found.spillover)
+
+    @classmethod
+    def from_flowjo(
+        cls,
+        path: str | PathLike[str],
+        *,
+        sample: str | None = None,
+        gates: Sequence[str] | None = None,
+    ) -> Self:
+        """Gates of one sample of a FlowJo 10 workspace (.wsp), through FlowKit.
+
+        FlowJo sorts events into bins of its display when it applies polygons, so its counts can
+        differ by a few events at the edges. FlowJo's biexponential axes are read by FlowKit's
+        table.
+
+        Parameters
+        ----------
+        path : path
+        sample : str, optional
+            Name of the sample in the workspace; :meth:`flowjo_samples` lists them. Default: the
+            only one.
+        gates : sequence of str, optional
+            As in :meth:`from_gatingml`.
+
+        Returns
+        -------
+        GatingTree
+
+        Raises
+        ------
+        InvalidInputError, MissingKeyError
+            As :meth:`from_gatingml`; no such sample.
+        """
+        found = read_flowjo(path, sample, gates)
+        return cls(found.gates, spillover=found.spillover)
+
+    @staticmethod
+    def flowjo_samples(path: str | PathLike[str]) -> list[str]:
+        """Names of the samples of a FlowJo workspace."""
+        return flowjo_samples(path)
+
+    def to_gatingml(
+        self, path: str | PathLike[str], *, channels: AnnData | Mapping[str, str] | None = None
+    ) -> None:
+        """Write a Gating-ML 2.0 file, which FlowJo and Bioconductor read.
+
+        Compensated gates refer to the matrix of the FCS file.
+
+        Parameters
+        ----------
+        path : path
+        channels : AnnData or mapping, optional
+            Channel ($PnN) of each marker, as Gating-ML needs it: data whose ``var["channel"]``
+            tells, or a mapping. Default: markers are named as they are.
+
+        Raises
+        ------
+        InvalidInputError
+            A scale that Gating-ML does not have (FlowJo's).
+        """
+        if isinstance(channels, AnnData):
+            require_key("channel", channels.var, "the column of adata.var")
+            channels = dict(
+                zip(channels.var_names, channels.var["channel"].astype(str), strict=True)
+            )
+        write_gatingml(self, path, channels or {})
 
     # -- AnnData ------------------------------------------------------------------------------
 
@@ -226,10 +338,12 @@ class GatingTree:
         gates: list[Gate] = []
         for i in np.flatnonzero(samples == sample):
             text = {k: str(v[i]) for k, v in entry.items() if k in _UNS_TEXT}
-            operation, operands = text.pop("operation", ""), text.pop("operands", "")
+            operation, *names = (text.pop(k, "") for k in ("operation", "operands", "complements"))
             if operation:
-                names = tuple(operands.split("/"))
-                gates.append(BooleanGate(text["name"], operation, names, text["parent"]))  # type: ignore[arg-type]
+                operands, complements = (tuple(filter(None, n.split("/"))) for n in names)
+                gates.append(
+                    BooleanGate(text["name"], operation, operands, text["parent"], complements)  # type: ignore[arg-type]
+                )
             else:
                 outline = vertices[offsets[i] : offsets[i + 1]]
                 gates.append(PolygonGate(**text, vertices=outline))  # type: ignore[arg-type]
@@ -249,9 +363,21 @@ class GatingTree:
             One entry per gate: ``sample``, ``name``, ``parent``, ``x``, ``y``, ``transform_x``,
             ``transform_y``, ``compensation``; polygon i is
             ``vertices[vertex_offsets[i]:vertex_offsets[i + 1]]``. Boolean gates have no vertices
-            but an ``operation`` and ``operands``, separated by "/"; both are "" for polygons.
+            but an ``operation``, ``operands`` and ``complements``, names separated by "/"; all are
+            "" for polygons.
+
+        Raises
+        ------
+        InvalidInputError
+            Rectangles and ellipsoids, which these arrays cannot hold; see :meth:`to_gatingml`.
         """
         found = [(s, g) for s, tree in trees.items() for g in tree]
+        others = [g.name for _, g in found if isinstance(g, (RectangleGate, EllipsoidGate))]
+        if others:
+            raise InvalidInputError(
+                f"Gates {listed(dict.fromkeys(others))} are no polygons; the arrays in uns hold "
+                "polygons and boolean gates only. Keep the tree as Gating-ML (to_gatingml)."
+            )
         out = {
             k: np.array([_uns_text(getattr(g, k, "")) for _, g in found], dtype=object)
             for k in _UNS_TEXT
@@ -282,7 +408,9 @@ class GatingTree:
     @classmethod
     def from_records(cls, records: Sequence[Mapping[str, Any]]) -> Self:
         """Undo :meth:`to_records`."""
-        kinds = {"PolygonGate": PolygonGate, "BooleanGate": BooleanGate}
+        kinds: dict[str, Any] = {
+            kind.__name__: kind for kind in (PolygonGate, RectangleGate, EllipsoidGate, BooleanGate)
+        }
         return cls(
             [
                 kinds[record["type"]](**{k: v for k, v in record.items() if k != "type"})
@@ -348,9 +476,9 @@ class GatingTree:
     def _require_markers(self, adata: AnnData) -> None:
         wanted: dict[str, str] = {}
         for gate in self:
-            if isinstance(gate, PolygonGate):
-                wanted |= {gate.x: gate.name, gate.y: gate.name}
-        missing = [f"{m!r} (gate {g!r})" for m, g in wanted.items() if m not in adata.var_names]
+            if not isinstance(gate, BooleanGate):
+                wanted |= dict.fromkeys(gate.markers, gate.name)
+        missing = [f"{m!r} (gate {g!r})" for m, g in wanted.items() if column_of(adata, m) is None]
         if missing:
             raise MarkerMismatchError(
                 f"The data lack marker(s) {', '.join(missing)}; present are "

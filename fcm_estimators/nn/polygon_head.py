@@ -182,16 +182,19 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 class GatePooling(nn.Module):
     """ReLU attention of one learned query per gate to the encoded cells of a sample.
 
-    ``h = LayerNorm(q + attend(q, context))``, ``y = LayerNorm(h + relu(W h + b))``: the layer of
-    the encoder with learned queries.
+    ``r = attend(q, context)``, ``h = LayerNorm(q + r)``, ``y = LayerNorm(h + relu(W h + b))``: the
+    layer of the encoder with learned queries. Values hold the markers beside the encoded cell, and
+    ``r`` is passed on beside ``y``: where the attended cells lie, with no norm in between.
 
     Parameters
     ----------
-    n_gates, hidden_dim, n_heads : int
+    n_markers, n_gates, hidden_dim, n_heads : int
     eps : float
     """
 
-    def __init__(self, n_markers: int, n_gates: int, hidden_dim: int, n_heads: int, eps: float) -> None:
+    def __init__(
+        self, n_markers: int, n_gates: int, hidden_dim: int, n_heads: int, eps: float
+    ) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.eps = eps
@@ -212,7 +215,10 @@ class GatePooling(nn.Module):
         context: AttentionContext | None = None,
         context_weight: Tensor | None = None,
     ) -> LayerTrace:
-        """Attend to packed cells; ``q`` and ``output`` have G rows per sample, ``k`` N rows."""
+        """Attend to packed cells.
+
+        ``k`` has N rows, ``q`` G rows per sample of width D, ``output`` the same of width 2 D.
+        """
         k = self.key(h)
         if context is None:
             context = attention_context(
@@ -278,7 +284,7 @@ class PolygonFormer(SetModule):
         contexts: Sequence[AttentionContext] | None = None,
         context_weight: Tensor | None = None,
     ) -> Shapes:
-        """Polygons from encoded cells."""
+        """Polygons from encoded and standardised cells."""
         step = self.pooling.trace(
             encoded,
             z,
@@ -299,7 +305,9 @@ class PolygonFormer(SetModule):
         context_weight: Tensor | None = None,
     ) -> Tensor:
         """Logits of membership of every cell in every gate, shape (N, G)."""
-        shapes = self.shapes(encoded, self.standardise(x), offsets, contexts=contexts, context_weight=context_weight)
+        shapes = self.shapes(
+            encoded, self.standardise(x), offsets, contexts=contexts, context_weight=context_weight
+        )
         return self.gates.membership(self.standardise(x), shapes, offsets)
 
     def polygons(
@@ -335,5 +343,7 @@ class PolygonFormer(SetModule):
         """Contexts of all layers and of the pooling, for the samples in ``x``."""
         offsets = [0, len(x)] if offsets is None else offsets
         steps = list(self.trace(x, offsets, context_weight=context_weight))
-        pooled = self.pooling.trace(steps[-1].output, offsets, context_weight=context_weight)
+        pooled = self.pooling.trace(
+            steps[-1].output, self.standardise(x), offsets, context_weight=context_weight
+        )
         return [*(s.context for s in steps), pooled.context]

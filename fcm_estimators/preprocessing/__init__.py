@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from fcm_estimators.preprocessing._compensation import Compensation
+from fcm_estimators.preprocessing._exchange_scales import (
+    FlowJoBiex,
+    Hyperlog,
+    ParametrizedArcsinh,
+    ParametrizedLinear,
+    ParametrizedLog,
+)
 from fcm_estimators.preprocessing._scales import (
     Arcsinh,
     Identity,
@@ -21,11 +28,16 @@ __all__ = [
     "Arcsinh",
     "ArcsinhTransform",
     "Compensation",
+    "FlowJoBiex",
+    "Hyperlog",
     "Identity",
     "Linear",
     "LinearTransform",
     "Logicle",
     "LogicleTransform",
+    "ParametrizedArcsinh",
+    "ParametrizedLinear",
+    "ParametrizedLog",
     "Scale",
     "parse_transform",
 ]

@@ -179,7 +179,7 @@ class Linear(Scale):
     T: float = 262144.0
 
     def _check_parameters(self) -> None:
-        _require(self, "T must be positive", self.T > 0)
+        require(self, "T must be positive", self.T > 0)
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
         return x / self.T
@@ -212,7 +212,7 @@ class Arcsinh(Scale):
     cofactor: float = 150.0
 
     def _check_parameters(self) -> None:
-        _require(self, "cofactor must be positive", self.cofactor > 0)
+        require(self, "cofactor must be positive", self.cofactor > 0)
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
         return np.arcsinh(x / self.cofactor)
@@ -255,10 +255,10 @@ class Logicle(Scale):
     A: float = 0.0
 
     def _check_parameters(self) -> None:
-        _require(self, "T and M must be positive", self.T > 0 and self.M > 0)
-        _require(self, "W must be between 0 and M / 2", 0 <= self.W <= self.M / 2)
-        _require(self, "A must be between -W and M - 2 W", -self.W <= self.A <= self.M - 2 * self.W)
-        _require(self, "M + A must be positive", self.M + self.A > 0)
+        require(self, "T and M must be positive", self.T > 0 and self.M > 0)
+        require(self, "W must be between 0 and M / 2", 0 <= self.W <= self.M / 2)
+        require(self, "A must be between -W and M - 2 W", -self.W <= self.A <= self.M - 2 * self.W)
+        require(self, "M + A must be positive", self.M + self.A > 0)
 
     def _forward(self, x: np.ndarray) -> np.ndarray:
         y = _flow.logicle(x.ravel(), None, t=self.T, m=self.M, w=self.W, a=self.A)
@@ -275,6 +275,14 @@ class Logicle(Scale):
 
 
 _SCALES: dict[str, type[Scale]] = {s.name: s for s in (Identity, Linear, Arcsinh, Logicle)}
+
+
+def register(scale: type[Scale]) -> type[Scale]:
+    """Make :func:`parse_transform` know a scale; a class decorator."""
+    _SCALES[scale.name] = scale
+    return scale
+
+
 _TEXT_FORM = re.compile(r"(?P<name>\w+)(?:\((?P<parameters>[^()]+)\))?")
 
 
@@ -325,6 +333,7 @@ def _known_forms() -> str:
     return ", ".join(f'"{scale()}"' for scale in _SCALES.values())
 
 
-def _require(scale: Scale, rule: str, holds: bool) -> None:
+def require(scale: Scale, rule: str, holds: bool) -> None:
+    """Raise InvalidInputError with the rule unless it holds."""
     if not holds:
         raise InvalidInputError(f"{rule}, got {scale}.")

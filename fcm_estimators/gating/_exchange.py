@@ -1,0 +1,464 @@
+"""Gates in and out of Gating-ML 2.0 and FlowJo workspaces, through FlowKit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._validation import listed
+from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
+from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
+from fcm_estimators.preprocessing import (
+    Arcsinh,
+    FlowJoBiex,
+    Hyperlog,
+    Identity,
+    Linear,
+    Logicle,
+    ParametrizedArcsinh,
+    ParametrizedLinear,
+    ParametrizedLog,
+    Scale,
+    parse_transform,
+)
+
+# Dimensions that nobody compensates.
+_NEVER_COMPENSATED = ("fsc", "ssc", "time")
+
+
+class Imported(NamedTuple):
+    """Gates of a file.
+
+    Attributes
+    ----------
+    gates : list of gate
+    spillover : DataFrame or None
+        The matrix that the file gives for its compensated gates, labelled with channels.
+    """
+
+    gates: list[Any]
+    spillover: pd.DataFrame | None
+
+
+def flowkit() -> Any:
+    """FlowKit, or an InvalidInputError that says how to get it."""
+    try:
+        import flowkit
+    except ImportError as error:
+        raise InvalidInputError(
+            "Gating-ML and FlowJo files need FlowKit: pip install 'fcm-estimators[gating]'."
+        ) from error
+    return flowkit
+
+
+def read_gatingml(path: str | PathLike[str], wanted: Iterable[str] | None) -> Imported:
+    """Gates of a Gating-ML file; arguments as :meth:`GatingTree.from_gatingml`."""
+    _refuse_entities(Path(path))
+    strategy = _parse(path, flowkit().parse_gating_xml)
+    return _import(strategy, dict(strategy.transformations), Path(path).name, wanted)
+
+
+def read_flowjo(
+    path: str | PathLike[str], sample: str | None, wanted: Iterable[str] | None
+) -> Imported:
+    """Gates of one sample of a workspace; arguments as :meth:`GatingTree.from_flowjo`."""
+    samples = _workspace(path)
+    if sample is None and len(samples) == 1:
+        sample = next(iter(samples))
+    if sample not in samples:
+        raise MissingKeyError(
+            f"{Path(path).name} holds the samples {listed(samples)}; sample={sample!r} is none of "
+            "them."
+        )
+    strategy = samples[sample]["gating_strategy"]
+    return _import(strategy, dict(strategy.transformations), Path(path).name, wanted)
+
+
+def flowjo_samples(path: str | PathLike[str]) -> list[str]:
+    """Names of the samples of a workspace."""
+    return [str(name) for name in _workspace(path)]
+
+
+def _workspace(path: str | PathLike[str]) -> dict[str, Any]:
+    _refuse_entities(Path(path))
+    found = _parse(path, flowkit().parse_wsp)
+    samples: dict[str, Any] = found["samples"]
+    return samples
+
+
+def _parse(path: str | PathLike[str], parser: Callable[[str], Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return parser(str(path))
+    except Exception as error:  # FlowKit and lxml raise whatever the file provokes.
+        raise InvalidInputError(
+            f"{Path(path).name} cannot be read: {type(error).__name__}: {error}. Export it again, "
+            "as Gating-ML 2.0 or as a FlowJo 10 workspace."
+        ) from error
+
+
+def _refuse_entities(path: Path) -> None:
+    """Refuse a document type, through which XML reaches other files and the network."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be read: {error.strerror}.") from error
+    if b"<!DOCTYPE" in content.replace(b"\0", b"") or b"<!ENTITY" in content.replace(b"\0", b""):
+        raise InvalidInputError(
+            f"{path.name} declares a document type or entities, which gates never need; it is not "
+            "read. Remove the declaration if you trust the file."
+        )
+
+
+def _import(
+    strategy: Any, transforms: Mapping[str, Any], file: str, wanted: Iterable[str] | None
+) -> Imported:
+    """Gates of FlowKit's strategy, all or those wanted with what they need."""
+    tables = _Tables(strategy, transforms)
+    names = _unique_names(strategy)
+    plain: dict[tuple[str, tuple[str, ...]], Callable[[], Any]] = {}
+    for key in strategy.get_gate_ids():
+        gate = _owner(strategy, key)
+        plain[key] = lambda gate=gate, key=key: _convert(gate, key, names, tables)  # type: ignore[misc]
+    chosen = set(plain) if wanted is None else _needed(strategy, names, plain, wanted)
+    gates, problems = [], []
+    for key, make in plain.items():
+        if key not in chosen or _is_quadrant_set(strategy, key):
+            continue
+        try:
+            gates.append(make())
+        except InvalidInputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InvalidInputError(
+            f"{file} has gates that cannot be imported: {' '.join(problems)} Name the others with "
+            "gates=[...] to import them alone."
+        )
+    return Imported(gates, tables.spillover())
+
+
+def _owner(strategy: Any, key: tuple[str, tuple[str, ...]]) -> Any:
+    """Gate of a name and path; a quadrant comes from its set."""
+    name, path = key
+    if len(path) > 1:
+        try:
+            over = strategy.get_gate(path[-1], gate_path=path[:-1])
+        except flowkit().exceptions.QuadrantReferenceError:
+            over = None  # the parent is a quadrant itself
+        if over is not None and over.gate_type == "QuadrantGate" and name in over.quadrants:
+            return over
+    return strategy.get_gate(name, gate_path=path)
+
+
+def _is_quadrant_set(strategy: Any, key: tuple[str, tuple[str, ...]]) -> bool:
+    gate = _owner(strategy, key)
+    return gate.gate_type == "QuadrantGate" and key[0] not in gate.quadrants
+
+
+def _unique_names(strategy: Any) -> dict[tuple[str, tuple[str, ...]], str]:
+    """Name of each gate: its own, with its ancestors before it where another has the same."""
+    keys = strategy.get_gate_ids()
+    own = [_plain(name) for name, _ in keys]
+    names = {}
+    for (name, path), plain in zip(keys, own, strict=True):
+        if own.count(plain) > 1:
+            plain = " > ".join([*map(_plain, path[1:]), plain])
+        names[name, path] = plain
+    return names
+
+
+def _plain(name: str) -> str:
+    """FlowJo allows "/" in names, h5ad does not."""
+    return name.replace("/", "|")
+
+
+def _needed(strategy: Any, names: Any, plain: Any, wanted: Iterable[str]) -> set[Any]:
+    """The wanted gates with their parents and operands."""
+    by_name = {name: key for key, name in names.items()}
+    missing = [name for name in wanted if name not in by_name]
+    if missing:
+        raise MissingKeyError(
+            f"Gates {listed(missing)} are not in the file; it has {listed(by_name)}."
+        )
+    todo, found = [by_name[name] for name in wanted], set()
+    while todo:
+        key = todo.pop()
+        if key in found:
+            continue
+        found.add(key)
+        if len(key[1]) > 1:
+            todo.append((key[1][-1], key[1][:-1]))
+        gate = _owner(strategy, key)
+        if gate.gate_type == "BooleanGate":
+            todo += [(ref["ref"], tuple(ref["path"])) for ref in gate.gate_refs]
+    return found & set(plain)
+
+
+class _Tables:
+    """Transforms and matrices of a file."""
+
+    def __init__(self, strategy: Any, transforms: Mapping[str, Any]) -> None:
+        self.transforms = transforms
+        self.matrices = dict(strategy.comp_matrices)
+        self.used: set[str] = set()
+
+    def scale(self, reference: str | None) -> str:
+        if reference is None:
+            return "none"
+        return str(_scale(self.transforms[reference]))
+
+    def channel(self, name: str, reference: str | None) -> str:
+        """Channel of a dimension; a matrix may name fluorochromes."""
+        matrix = self.matrices.get(reference)
+        if matrix is not None and name in matrix.fluorochromes and name not in matrix.detectors:
+            return str(matrix.detectors[list(matrix.fluorochromes).index(name)])
+        # FlowJo marks compensated channels in their names.
+        return name.removeprefix("Comp-") if reference not in (None, "uncompensated") else name
+
+    def compensation(
+        self, dimensions: list[tuple[str, str | None]]
+    ) -> Literal["none", "spillover", "fcs"]:
+        references = {
+            reference
+            for name, reference in dimensions
+            if not name.lower().startswith(_NEVER_COMPENSATED)
+        }
+        references = {None if r == "uncompensated" else r for r in references}
+        if len(references) > 1:
+            raise InvalidInputError(
+                "its axes are compensated in different ways "
+                f"({listed(sorted(map(str, references)))})"
+            )
+        reference = references.pop() if references else None
+        if reference is None:
+            return "none"
+        if reference == "FCS":
+            return "fcs"
+        self.used.add(reference)
+        return "spillover"
+
+    def spillover(self) -> pd.DataFrame | None:
+        if not self.used:
+            return None
+        if len(self.used) > 1:
+            raise InvalidInputError(
+                f"The gates use the matrices {listed(sorted(self.used))}; data can be compensated "
+                "with one only. Import the gates of each with gates=[...]."
+            )
+        matrix = self.matrices.get(next(iter(self.used)))
+        if matrix is None:
+            raise InvalidInputError(
+                f"The gates refer to the matrix {listed(self.used)}, which the file does not have."
+            )
+        return pd.DataFrame(
+            np.asarray(matrix.matrix), index=list(matrix.detectors), columns=list(matrix.detectors)
+        )
+
+
+def _scale(transform: Any) -> Scale:
+    kind = type(transform).__name__
+    p = {k.removeprefix("param_"): v for k, v in vars(transform).items() if k != "dimensions"}
+    if kind == "LogicleTransform":
+        return Logicle(T=p["t"], W=p["w"], M=p["m"], A=p["a"])
+    if kind == "HyperlogTransform":
+        return Hyperlog(T=p["t"], W=p["w"], M=p["m"], A=p["a"])
+    if kind == "AsinhTransform":
+        return ParametrizedArcsinh(T=p["t"], M=p["m"], A=p["a"])
+    if kind == "LinearTransform":
+        return Linear(T=p["t"]) if p["a"] == 0 else ParametrizedLinear(T=p["t"], A=p["a"])
+    if kind == "LogTransform":
+        return ParametrizedLog(T=p["t"], M=p["m"])
+    if kind == "WSPLogTransform":
+        top = p["offset"] * 10 ** p["decades"]
+        return ParametrizedLog(T=top, M=p["decades"], floor=p["offset"])
+    if kind == "WSPBiexTransform":
+        return FlowJoBiex(
+            negative=p["negative"],
+            width=p["width"],
+            positive=p["positive"],
+            max_value=p["max_value"],
+        )
+    raise InvalidInputError(f"its axis has a {kind}, which is not supported")
+
+
+def _convert(gate: Any, key: tuple[str, tuple[str, ...]], names: Any, tables: _Tables) -> Any:
+    name, path = names[key], key[1]
+    try:
+        parent = _parent(path, names, gate, key[0])
+        if gate.gate_type == "BooleanGate":
+            refs = [
+                (names[r["ref"], tuple(r["path"])], bool(r["complement"])) for r in gate.gate_refs
+            ]
+            return BooleanGate(
+                name,
+                gate.type,
+                tuple(ref for ref, _ in refs),
+                parent,
+                tuple(ref for ref, outside in refs if outside),
+            )
+        if gate.gate_type == "QuadrantGate":
+            return _quadrant(gate, key[0], name, parent, tables)
+        return _drawn(gate, name, parent, tables)
+    except InvalidInputError as error:
+        reason = str(error).removeprefix(f"Gate {name!r}: ").rstrip(".")
+        raise InvalidInputError(f"Gate {name!r}: {reason}.") from error
+
+
+def _parent(path: tuple[str, ...], names: Any, gate: Any, own: str) -> str:
+    """Parent's name; a quadrant's parent is that of its set."""
+    if gate.gate_type == "QuadrantGate" and own in gate.quadrants:
+        path = path[:-1]
+    return names[path[-1], path[:-1]] if len(path) > 1 else ROOT
+
+
+def _drawn(gate: Any, name: str, parent: str, tables: _Tables) -> Any:
+    if getattr(gate, "use_complement", False):
+        raise InvalidInputError("it takes the cells outside of its outline, which is not supported")
+    if any(type(d).__name__ == "RatioDimension" for d in gate.dimensions):
+        raise InvalidInputError("it has a ratio of two channels on an axis, which is not supported")
+    references = [(d.id, d.compensation_ref) for d in gate.dimensions]
+    compensation: Any = tables.compensation(references)
+    markers = tuple(tables.channel(*r) for r in references)
+    scales = tuple(tables.scale(d.transformation_ref) for d in gate.dimensions)
+    if gate.gate_type == "PolygonGate":
+        (x, y), vertices = markers, np.array(gate.vertices, dtype=np.float64)
+        return PolygonGate(name, x, y, vertices, parent, scales[0], scales[1], compensation)
+    if gate.gate_type == "EllipsoidGate":
+        return EllipsoidGate(
+            name,
+            markers,
+            np.array(gate.coordinates),
+            np.array(gate.covariance_matrix),
+            gate.distance_square,
+            parent,
+            scales,
+            compensation,
+        )
+    if gate.gate_type == "RectangleGate":
+        low = [-np.inf if d.min is None else d.min for d in gate.dimensions]
+        high = [np.inf if d.max is None else d.max for d in gate.dimensions]
+        return RectangleGate(
+            name, markers, np.array(low), np.array(high), parent, scales, compensation
+        )
+    raise InvalidInputError(f"gates of kind {gate.gate_type} are not supported")
+
+
+def _quadrant(gate: Any, own: str, name: str, parent: str, tables: _Tables) -> RectangleGate:
+    dividers = {d.id: d for d in gate.dimensions}
+    ranges = gate.quadrants[own]._divider_ranges
+    used = [dividers[reference] for reference in ranges]
+    references = [(d.dimension_ref, d.compensation_ref) for d in used]
+    return RectangleGate(
+        name,
+        tuple(tables.channel(*r) for r in references),
+        np.array([-np.inf if low is None else low for low, _ in ranges.values()]),
+        np.array([np.inf if high is None else high for _, high in ranges.values()]),
+        parent,
+        tuple(tables.scale(d.transformation_ref) for d in used),
+        tables.compensation(references),
+    )
+
+
+# -- out ------------------------------------------------------------------------------------------
+
+
+def write_gatingml(
+    gates: Iterable[Any], path: str | PathLike[str], channels: Mapping[str, str]
+) -> None:
+    """Write gates, parents before their children; as :meth:`GatingTree.to_gatingml`."""
+    fk = flowkit()
+    strategy = fk.GatingStrategy()
+    written: dict[str, tuple[str, ...]] = {}
+    for gate in gates:
+        over = (*written[gate.parent], gate.parent) if gate.parent != ROOT else ("root",)
+        written[gate.name] = over
+        if isinstance(gate, BooleanGate):
+            refs = [
+                {"ref": o, "path": written[o], "complement": o in gate.complements}
+                for o in gate.operands
+            ]
+            strategy.add_gate(fk.gates.BooleanGate(gate.name, gate.operation, refs), over)
+            continue
+        axes = [
+            _Axis(fk, strategy, gate, channels.get(marker, marker), text)
+            for marker, text in zip(gate.markers, gate.transforms, strict=True)
+        ]
+        strategy.add_gate(_outgoing(fk, gate, axes), over)
+    with Path(path).open("wb") as file:
+        fk.export_gatingml(strategy, file)
+
+
+class _Axis:
+    """One axis in Gating-ML's terms: its transform, and the factor from our units to its."""
+
+    def __init__(self, fk: Any, strategy: Any, gate: Any, channel: str, text: str) -> None:
+        self.channel = channel
+        self.compensation = "uncompensated" if gate.compensation == "none" else "FCS"
+        transform, self.factor = _outgoing_scale(fk, parse_transform(text))
+        self.reference = None
+        if transform is not None:
+            # Ids must start with a letter and hold no brackets.
+            self.reference = "".join(c if c.isalnum() or c in "_.-" else "_" for c in text)
+            if self.reference not in strategy.transformations:
+                strategy.add_transform(self.reference, transform)
+        self.fk = fk
+
+    def dimension(self, low: float | None = None, high: float | None = None) -> Any:
+        limits = [None if v is None or np.isinf(v) else float(v) * self.factor for v in (low, high)]
+        return self.fk.Dimension(self.channel, self.compensation, self.reference, *limits)
+
+
+def _outgoing_scale(fk: Any, scale: Scale) -> tuple[Any, float]:
+    """Gating-ML's transform, and its value of what is 1 in our units."""
+    t = fk.transforms
+    if isinstance(scale, Identity):
+        return None, 1.0
+    if isinstance(scale, Linear):
+        return t.LinearTransform(scale.T, 0.0), 1.0
+    if isinstance(scale, ParametrizedLinear):
+        return t.LinearTransform(scale.T, scale.A), 1.0
+    if isinstance(scale, Logicle):
+        return t.LogicleTransform(scale.T, scale.W, scale.M, scale.A), 1.0
+    if isinstance(scale, Hyperlog):
+        return t.HyperlogTransform(scale.T, scale.W, scale.M, scale.A), 1.0
+    if isinstance(scale, ParametrizedArcsinh):
+        return t.AsinhTransform(scale.T, scale.M, scale.A), 1.0
+    if isinstance(scale, Arcsinh):
+        # Without negative decades, with M such that sinh(M ln 10) / T = 1 / cofactor.
+        top = max(262144.0, 10 * scale.cofactor)
+        decades = float(np.arcsinh(top / scale.cofactor) / np.log(10))
+        return t.AsinhTransform(top, decades, 0.0), 1.0 / (decades * float(np.log(10)))
+    if isinstance(scale, ParametrizedLog) and scale.floor <= 1e-100:
+        return t.LogTransform(scale.T, scale.M), 1.0
+    raise InvalidInputError(
+        f"Gating-ML has no scale like {scale}; apply the gates to data, and write these with "
+        "write_fcs instead."
+    )
+
+
+def _outgoing(fk: Any, gate: Any, axes: list[_Axis]) -> Any:
+    factors = np.array([axis.factor for axis in axes])
+    if isinstance(gate, PolygonGate):
+        vertices = (gate.vertices * factors).tolist()
+        return fk.gates.PolygonGate(gate.name, [axis.dimension() for axis in axes], vertices)
+    if isinstance(gate, RectangleGate):
+        dimensions = [
+            axis.dimension(low, high)
+            for axis, low, high in zip(axes, gate.low, gate.high, strict=True)
+        ]
+        return fk.gates.RectangleGate(gate.name, dimensions)
+    return fk.gates.EllipsoidGate(
+        gate.name,
+        [axis.dimension() for axis in axes],
+        (gate.centre * factors).tolist(),
+        (gate.covariance * np.outer(factors, factors)).tolist(),
+        gate.distance_square,
+    )

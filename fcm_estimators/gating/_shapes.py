@@ -1,0 +1,169 @@
+"""Rectangles and ellipsoids in any number of markers, as other software draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.gating._gates import ROOT, require_gate
+
+
+@dataclass(frozen=True, eq=False)
+class RectangleGate:
+    """Range, rectangle or box: lower limits belong to it, upper ones do not.
+
+    Parameters
+    ----------
+    name : str
+    markers : sequence of D str
+        One for a range, two for a rectangle, more for a box.
+    low, high : sequence of D numbers
+        Limits in the units of the transforms; -inf and inf for an open side.
+    parent : str, default ""
+    transforms : sequence of D str, optional
+        Scale of each axis, as in ``adata.var["transform"]``. Default: "none".
+    compensation : {"none", "spillover", "fcs"}, default "none"
+        As in :class:`PolygonGate`.
+
+    Raises
+    ------
+    InvalidInputError
+        Lengths that differ, a marker twice, limits upside down or NaN, an unknown scale.
+
+    References
+    ----------
+    Spidlen et al., Gating-ML 2.0, Cytometry A 87A, 683-687 (2015), for which limits belong.
+
+    Examples
+    --------
+    >>> from fcm_estimators.gating import RectangleGate
+    >>> RectangleGate("bright", ("CD19",), (0.5,), (float("inf"),)).contains([[0.5], [0.4]])
+    array([ True, False])
+    """
+
+    name: str
+    markers: tuple[str, ...]
+    low: np.ndarray
+    high: np.ndarray
+    parent: str = ROOT
+    transforms: tuple[str, ...] = ()
+    compensation: Literal["none", "spillover", "fcs"] = "none"
+
+    def __post_init__(self) -> None:
+        _set_axes(self)
+        low, high = (np.array(v, dtype=np.float64) for v in (self.low, self.high))
+        if low.shape != (len(self.markers),) or high.shape != low.shape:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: {len(self.markers)} marker(s), but limits of shapes "
+                f"{low.shape} and {high.shape}; one of each per marker is needed."
+            )
+        if not (low < high).all():
+            raise InvalidInputError(
+                f"Gate {self.name!r}: lower limits {low.tolist()} have to be below the upper ones "
+                f"{high.tolist()}."
+            )
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    def contains(self, points: ArrayLike) -> np.ndarray:
+        """Whether points of shape (N, D) lie inside, ndarray of bool of shape (N,)."""
+        places = _places(points, len(self.markers))
+        return np.all((places >= self.low) & (places < self.high), axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class EllipsoidGate:
+    """Cells within a Mahalanobis distance of a centre; an ellipse in two markers.
+
+    Parameters
+    ----------
+    name : str
+    markers : sequence of D str
+        Two or more.
+    centre : array-like of shape (D,)
+        In the units of the transforms.
+    covariance : array-like of shape (D, D)
+        Symmetric, positive definite.
+    distance_square : float, default 1.0
+        Largest squared Mahalanobis distance.
+    parent : str, default ""
+    transforms : sequence of D str, optional
+        Default: "none".
+    compensation : {"none", "spillover", "fcs"}, default "none"
+        As in :class:`PolygonGate`.
+
+    Raises
+    ------
+    InvalidInputError
+        Shapes that do not fit, a covariance that is not positive definite, an unknown scale.
+
+    Examples
+    --------
+    >>> from fcm_estimators.gating import EllipsoidGate
+    >>> gate = EllipsoidGate("round", ("CD19", "CD10"), (0, 0), [[4, 0], [0, 1]])
+    >>> gate.contains([[1.9, 0], [0, 1.1]])
+    array([ True, False])
+    """
+
+    name: str
+    markers: tuple[str, ...]
+    centre: np.ndarray
+    covariance: np.ndarray
+    distance_square: float = 1.0
+    parent: str = ROOT
+    transforms: tuple[str, ...] = ()
+    compensation: Literal["none", "spillover", "fcs"] = "none"
+
+    def __post_init__(self) -> None:
+        _set_axes(self)
+        n = len(self.markers)
+        centre = np.array(self.centre, dtype=np.float64)
+        covariance = np.array(self.covariance, dtype=np.float64)
+        if n < 2 or centre.shape != (n,) or covariance.shape != (n, n):
+            raise InvalidInputError(
+                f"Gate {self.name!r}: {n} marker(s), centre of shape {centre.shape}, covariance of "
+                f"shape {covariance.shape}; expected D >= 2, (D,) and (D, D)."
+            )
+        symmetric = np.isfinite(covariance).all() and np.allclose(covariance, covariance.T)
+        if not symmetric or np.linalg.eigvalsh(covariance).min() <= 0:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: the covariance {covariance.tolist()} is not symmetric and "
+                "positive definite."
+            )
+        if not np.isfinite(centre).all() or not self.distance_square > 0:
+            raise InvalidInputError(
+                f"Gate {self.name!r}: centre {centre.tolist()} must be finite and distance_square "
+                f"{self.distance_square} positive."
+            )
+        object.__setattr__(self, "centre", centre)
+        object.__setattr__(self, "covariance", covariance)
+        object.__setattr__(self, "distance_square", float(self.distance_square))
+
+    def contains(self, points: ArrayLike) -> np.ndarray:
+        """Whether points of shape (N, D) lie inside, ndarray of bool of shape (N,)."""
+        apart = _places(points, len(self.markers)) - self.centre
+        distance = np.einsum("ni,ij,nj->n", apart, np.linalg.inv(self.covariance), apart)
+        return distance <= self.distance_square
+
+
+def _set_axes(gate: RectangleGate | EllipsoidGate) -> None:
+    """Check and store what the axes are."""
+    if isinstance(gate.markers, str) or isinstance(gate.transforms, str):
+        raise InvalidInputError(f"Gate {gate.name!r}: markers and transforms must be sequences.")
+    markers = tuple(gate.markers)
+    transforms = tuple(gate.transforms) or ("none",) * len(markers)
+    require_gate(gate.name, markers, transforms, gate.compensation)
+    object.__setattr__(gate, "markers", markers)
+    object.__setattr__(gate, "transforms", transforms)
+
+
+def _places(points: ArrayLike | Sequence[Sequence[float]], n: int) -> np.ndarray:
+    places = np.asarray(points, dtype=np.float64)
+    if places.ndim != 2 or places.shape[1] != n:
+        raise InvalidInputError(f"points have shape {places.shape}; expected (N, {n}).")
+    return places

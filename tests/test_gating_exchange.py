@@ -1,0 +1,305 @@
+"""Gating-ML 2.0 and FlowJo, through FlowKit."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import flowkit
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from lxml import etree
+
+from fcm_estimators import FcmError, read_fcs
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.gating import (
+    BooleanGate,
+    EllipsoidGate,
+    GatingTree,
+    PolygonGate,
+    RectangleGate,
+)
+from fcm_estimators.preprocessing import (
+    ArcsinhTransform,
+    Compensation,
+    FlowJoBiex,
+    LinearTransform,
+    LogicleTransform,
+    parse_transform,
+)
+from tests.helpers import data_home
+
+# Truth files that are not called like their gate.
+TRUTH_NAMES = {"ParRectangle1": "ParQuadRect"}
+# What is refused, and the words that say why.
+UNSUPPORTED = {
+    "gml_ellipsoid3d_gate.xml": "Ellipsoid3D.*positive definite",
+    "gml_log_ratio_range1_gate.xml": "RatRange1a.*ratio of two channels",
+    "gml_ratio_range1_gate.xml": "RatRange1.*ratio of two channels",
+    "gml_ratio_range2_gate.xml": "RatRange2.*ratio of two channels",
+    "gml_poly3ns_gate.xml": "Polygon3NS.*Self-intersection",
+    "gml_range_gate_attr_testing.xml": "cannot be read",
+}
+# Gates without a truth file.
+WITHOUT_TRUTH = {"myEllipse2"}
+
+
+@pytest.fixture(scope="module")
+def compliance():
+    folder = data_home("gatingml_reference")
+    return folder, read_fcs(folder / "data1.fcs")
+
+
+@pytest.mark.real_data
+def test_every_supported_gate_of_the_compliance_set_matches_its_truth_event_by_event(compliance):
+    folder, raw = compliance
+    checked = set()
+    for file in sorted((folder / "gml").glob("*.xml")):
+        if file.name in UNSUPPORTED or file.name == "gml_all_gates.xml":
+            continue
+        tree = GatingTree.from_gatingml(file)
+        data = raw
+        if tree.spillover is not None:
+            data = Compensation(spillover=tree.spillover).fit_transform(raw)
+        for gate, inside in tree.apply(data).items():
+            if gate in WITHOUT_TRUTH:
+                continue
+            truth = folder / "truth" / f"Results_{TRUTH_NAMES.get(gate, gate)}.txt"
+            expected = pd.read_csv(truth, header=None)[0].astype(bool).to_numpy()
+            assert np.array_equal(inside.to_numpy(), expected), (file.name, gate)
+            checked.add(truth.name)
+    unsupported = {"Ellipsoid3D", "Polygon3NS", "RatRange1", "RatRange1a", "RatRange2"}
+    everything = {path.name for path in (folder / "truth").iterdir()}
+    assert everything - checked == {f"Results_{name}.txt" for name in unsupported}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("file", UNSUPPORTED)
+def test_what_is_not_supported_is_refused_by_name(compliance, file):
+    with pytest.raises(InvalidInputError, match=UNSUPPORTED[file]):
+        GatingTree.from_gatingml(compliance[0] / "gml" / file)
+
+
+@pytest.mark.real_data
+def test_the_gates_beside_an_unsupported_one_can_be_imported_alone(compliance):
+    path = compliance[0] / "gml" / "gml_all_gates.xml"
+    with pytest.raises(InvalidInputError, match=r"RatRange1.*Polygon3NS.*gates="):
+        GatingTree.from_gatingml(path)
+    tree = GatingTree.from_gatingml(path, gates=["ParAnd3", "FL2N-FL4N"])
+    assert set(tree.gates) == {"Range1", "Ellipse1", "Polygon1", "ParAnd3", "FL2N-FL4N"}
+    assert tree["ParAnd3"].complements == ("Ellipse1",)
+    with pytest.raises(MissingKeyError, match="'nobody'"):
+        GatingTree.from_gatingml(path, gates=["nobody"])
+
+
+# FlowJo
+
+
+@pytest.mark.real_data
+def test_a_flowjo_workspace_gates_as_flowkit_does():
+    folder = data_home("flowjo_example")
+    path = folder / "simple_poly_and_rect_v2_poly50.wsp"
+    tree = GatingTree.from_flowjo(path)
+    assert isinstance(tree["poly1"], PolygonGate)
+    assert isinstance(tree["rect1"], RectangleGate)
+    fcs = folder / "data_set_simple_line_100.fcs"
+    mine = tree.apply(read_fcs(fcs))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workspace = flowkit.Workspace(str(path), fcs_samples=str(fcs))
+        workspace.analyze_samples(use_mp=False)
+    for gate in ("poly1", "rect1"):
+        theirs = workspace.get_gate_membership("data_set_simple_line_100.fcs", gate)
+        assert np.array_equal(mine[gate].to_numpy(), theirs)
+        assert theirs.sum() == {"poly1": 50, "rect1": 0}[gate]
+
+
+@pytest.mark.real_data
+def test_a_workspace_of_several_samples_asks_which(tmp_path):
+    source = data_home("flowjo_example") / "simple_poly_and_rect_v2_poly50.wsp"
+    root = etree.parse(str(source))
+    samples = root.find("SampleList")
+    second = copy.deepcopy(samples[0])
+    old = "data_set_simple_line_100.fcs"
+    for element in second.iter():
+        for key, value in element.attrib.items():
+            element.attrib[key] = value.replace(old, "other.fcs")
+    for element in second.iter("DataSet", "SampleNode"):
+        element.attrib["sampleID"] = "2"
+    samples.append(second)
+    path = tmp_path / "two.wsp"
+    root.write(str(path))
+    assert GatingTree.flowjo_samples(path) == [old, "other.fcs"]
+    with pytest.raises(MissingKeyError, match=r"other\.fcs.*sample=None"):
+        GatingTree.from_flowjo(path)
+    tree = GatingTree.from_flowjo(path, sample="other.fcs", gates=["rect1"])
+    assert list(tree.gates) == ["rect1"]
+
+
+def test_flowjo_s_biexponential_scale_is_flowkit_s():
+    scale = parse_transform(str(FlowJoBiex(negative=0.5, width=-100, positive=4.5)))
+    values = np.array([-200.0, 0.0, 50.0, 3000.0, 2e5])
+    table = flowkit.transforms.WSPBiexTransform(negative=0.5, width=-100, positive=4.5)
+    np.testing.assert_array_equal(scale.transform(values), table.apply(values))
+    np.testing.assert_allclose(scale.inverse(scale.transform(values)), values, rtol=1e-6, atol=0.1)
+
+
+# Out and in again
+
+
+def tree_of_all_kinds(transform):
+    axes = {"transform_x": transform, "transform_y": transform}
+    scales = (transform, transform)
+    return GatingTree(
+        [
+            PolygonGate("poly", "A", "B", [[-0.2, -0.1], [0.9, 0], [0.8, 1.1], [0, 0.7]], **axes),
+            RectangleGate("rect", ("A", "B"), (0.1, -np.inf), (0.6, 0.5), "poly", scales),
+            RectangleGate("range", ("C",), (0.2,), (np.inf,), "poly", (transform,)),
+            EllipsoidGate(
+                "round", ("A", "C"), (0.4, 0.4), [[0.05, 0.02], [0.02, 0.04]], 2.0, "", scales
+            ),
+            BooleanGate("both", "and", ("rect", "round"), "poly", ("round",)),
+            BooleanGate("none", "not", ("poly",)),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        "none",
+        "linear(T=1000)",
+        "flin(T=1000,A=100)",
+        "arcsinh(cofactor=150)",
+        "fasinh(T=1000,M=4,A=1)",
+        "logicle(T=1000,W=0.5,M=4.5,A=0)",
+        "hyperlog(T=1000,W=0.5,M=4.5,A=0)",
+    ],
+)
+def test_gates_come_back_from_gatingml_with_the_same_cells(tmp_path, transform):
+    rng = np.random.default_rng(0)
+    scale = parse_transform(transform)
+    places = rng.uniform(-0.3, 1.2, size=(4000, 3))
+    adata = AnnData(
+        scale.inverse(places),
+        var=pd.DataFrame({"transform": "none", "compensated": False}, index=list("ABC")),
+    )
+    tree = tree_of_all_kinds(transform)
+    before = tree.apply(adata)
+    tree.to_gatingml(tmp_path / "gates.xml")
+    again = GatingTree.from_gatingml(tmp_path / "gates.xml").apply(adata)
+    assert before.mean().between(0.01, 0.99).all()
+    pd.testing.assert_frame_equal(again[before.columns], before)
+
+
+def test_flowkit_finds_the_same_cells_in_what_is_written(tmp_path):
+    adata = simulate_cohort(n_samples=1, n_cells=3000, random_state=1)
+    tree = GatingTree.from_adata(adata, sample="patient1_d0")
+    tree.to_gatingml(tmp_path / "gates.xml", channels=adata)
+    channels = adata.var["channel"].to_dict()
+    matrix = Compensation().fit_transform(adata)
+    events = pd.DataFrame(matrix.X.astype("f8"), columns=[channels[m] for m in adata.var_names])
+    sample = flowkit.Sample(events, sample_id="s")
+    strategy = flowkit.parse_gating_xml(str(tmp_path / "gates.xml"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The values are compensated already, and the sample has no matrix of its own.
+        report = strategy.gate_sample(sample)
+    for gate in ("syto", "cd19", "blast_cd45_cd10"):
+        theirs = report.get_gate_membership(gate)
+        assert np.array_equal(theirs, adata.obsm["gates"][gate].to_numpy()), gate
+
+
+def test_compensated_gates_need_compensated_data(tmp_path):
+    adata = simulate_cohort(n_samples=1, n_cells=500)
+    tree = GatingTree.from_adata(adata, sample="patient1_d0")
+    tree.to_gatingml(tmp_path / "gates.xml", channels=adata)
+    again = GatingTree.from_gatingml(tmp_path / "gates.xml")
+    with pytest.raises(FcmError, match="Compensation first"):
+        again.apply(adata)
+    steps = (Compensation(), LogicleTransform(W=0.4), LinearTransform())
+    data = adata
+    for step in steps:
+        data = step.fit_transform(data)
+    pd.testing.assert_frame_equal(
+        again.apply(data)[list(tree.gates)], adata.obsm["gates"][list(tree.gates)]
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no xml",
+        b"<?xml version='1.0'?><a/>",
+        b"<?xml version='1.0'?><!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><a>&x;</a>",
+        "<?xml version='1.0' encoding='utf-16'?><!DOCTYPE a><a/>".encode("utf-16"),
+    ],
+)
+@pytest.mark.parametrize("read", [GatingTree.from_gatingml, GatingTree.from_flowjo])
+def test_files_that_are_no_gates_are_refused(tmp_path, content, read):
+    path = tmp_path / "file.xml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"file\.xml"):
+        read(path)
+    with pytest.raises(InvalidInputError, match=r"absent\.xml"):
+        read(tmp_path / "absent.xml")
+
+
+def test_gates_of_one_name_are_told_apart_by_their_path(tmp_path):
+    strategy = flowkit.GatingStrategy()
+
+    def gate(name, low):
+        return flowkit.gates.RectangleGate(name, [flowkit.Dimension("A", range_min=low)])
+
+    strategy.add_gate(gate("CD4+/CD8-", 0.0), ("root",))
+    strategy.add_gate(gate("live", 1.0), ("root",))
+    from fcm_estimators.gating._exchange import _import
+
+    strategy.add_gate(gate("CD4+/CD8-", 2.0), ("root", "live"))
+    names = {g.name: g for g in _import(strategy, {}, "file", None).gates}
+    assert set(names) == {"CD4+|CD8-", "live", "live > CD4+|CD8-"}
+    assert names["live > CD4+|CD8-"].parent == "live"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RectangleGate("g", ("A",), (1.0,), (0.0,)),
+        lambda: RectangleGate("g", ("A", "A"), (0, 0), (1, 1)),
+        lambda: RectangleGate("g", ("A", "B"), (0,), (1,)),
+        lambda: RectangleGate("g", "AB", (0, 0), (1, 1)),
+        lambda: RectangleGate("g", ("A",), (0,), (1,), "", ("nothing",)),
+        lambda: EllipsoidGate("g", ("A", "B"), (0, 0), [[1, 2], [2, 1]]),
+        lambda: EllipsoidGate("g", ("A", "B"), (0, np.nan), [[1, 0], [0, 1]]),
+        lambda: EllipsoidGate("g", ("A",), (0,), [[1]]),
+        lambda: BooleanGate("g", "and", ("a", "b"), "", ("c",)),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(make):
+    with pytest.raises(InvalidInputError, match=r"'g'|'nothing'"):
+        make()
+
+
+def test_transformed_cytometry_can_be_written_for_flowjo(tmp_path):
+    data = ArcsinhTransform(cofactor=5.0, markers=["A", "B"]).fit_transform(
+        AnnData(np.float32([[10, 20], [30, 5]]), var=pd.DataFrame(index=["A", "B"]))
+    )
+    gate = PolygonGate(
+        "g",
+        "A",
+        "B",
+        [[0, 0], [2, 0], [2, 3], [0, 3]],
+        transform_x=str(data.var["transform"].iloc[0]),
+        transform_y=str(data.var["transform"].iloc[1]),
+    )
+    GatingTree([gate]).to_gatingml(tmp_path / "g.xml")
+    again = GatingTree.from_gatingml(tmp_path / "g.xml")
+    assert again.apply(data)["g"].tolist() == gate.contains(data.X).tolist() == [True, False]
+    with pytest.raises(InvalidInputError, match="no scale"):
+        GatingTree([RectangleGate("b", ("A",), (0,), (1,), "", (str(FlowJoBiex()),))]).to_gatingml(
+            tmp_path / "b.xml"
+        )
