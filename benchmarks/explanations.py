@@ -38,13 +38,14 @@ from fcm_estimators.preprocessing import (
 LAYER = 0
 # Weight of the overlap of the heads in training, the estimators' parameter of that name.
 HEAD_DIVERSITY = 0.0
+N_HEADS = 4
 # Folder for fitted models, None to keep none.
 MODELS = None
 
 
 def trained(name, seed, train, label_key, pos_label):
     """Fit with default parameters, or load what an earlier run kept in the folder ``--models``."""
-    path = None if MODELS is None else MODELS / f"{name}_{seed}_{HEAD_DIVERSITY:g}"
+    path = None if MODELS is None else MODELS / f"{name}_{seed}_{HEAD_DIVERSITY:g}_{N_HEADS}"
     if path is not None and path.exists():
         return ReluFormerClassifier.load(path)
     clf = ReluFormerClassifier(
@@ -52,6 +53,7 @@ def trained(name, seed, train, label_key, pos_label):
         label_key=label_key,
         pos_label=pos_label,
         head_diversity=HEAD_DIVERSITY,
+        n_heads=N_HEADS,
         random_state=seed,
     ).fit(train)
     if path is not None:
@@ -94,7 +96,7 @@ def blood(seed):
 def specialised(seeds):
     """Bits that assigned heads hold about populations the model was never told."""
     rows = []
-    for name, make in (("all494", marrow), ("multicentre CyTOF", blood)):
+    for name, make in DATA.items():
         for seed in seeds:
             clf, test = make(seed)
             given = clf.label_key
@@ -122,6 +124,9 @@ def specialised(seeds):
     summary = numbers[["bits", "untrained", "permuted_max", "kmeans", "f1"]].mean()
     summary["lowest_ratio"] = numbers["ratio"].min()
     print(summary.round(4).to_string())
+
+
+DATA = {"all494": marrow, "multicentre CyTOF": blood}
 
 
 def directions(seeds):
@@ -329,8 +334,12 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--models", type=Path, help="keep fitted models here and use them again")
     parser.add_argument("--head-diversity", type=float, default=HEAD_DIVERSITY)
+    parser.add_argument("--n-heads", type=int, default=N_HEADS)
+    parser.add_argument("--data", choices=list(DATA), help="of the specialisation; default both")
     given = parser.parse_args()
-    MODELS, HEAD_DIVERSITY = given.models, given.head_diversity
+    if given.data is not None:
+        DATA = {given.data: DATA[given.data]}
+    MODELS, HEAD_DIVERSITY, N_HEADS = given.models, given.head_diversity, given.n_heads
     for name, part in parts.items():
         if given.what in (name, "all"):
             print(f"\n== {name}: {part.__doc__}", flush=True)

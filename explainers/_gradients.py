@@ -1,4 +1,4 @@
-"""Gradients of per-cell outputs of one sample: tensors in, tensors out.
+"""Gradients of the outputs of one sample: tensors in, tensors out.
 
 Nothing of the module is changed: gradients are taken with respect to a fresh input, no parameter
 collects any, and modes and generators stay as they are.
@@ -11,32 +11,30 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fcm_estimators.nn import AttentionContext, ReluFormer
+from explainers._outputs import ClassOutput, Output
+from fcm_estimators.nn import AttentionContext, SetModule
 
 # Cells of one chunk where they are independent; bounds the memory of the graph.
 _CHUNK = 16_384
 
-Output = Callable[[Tensor], Tensor]
-
 
 def own_gradient(
-    module: ReluFormer,
+    module: SetModule,
     contexts: Sequence[AttentionContext],
     x: Tensor,
-    output: Output,
+    output: ClassOutput,
     cells: Tensor,
 ) -> Tensor:
     """``[j in T] df_j/dx_j`` with the contexts held fixed.
 
     Parameters
     ----------
-    module : ReluFormer
+    module : SetModule
     contexts : sequence of L AttentionContext
         Of the sample as it is; ``x`` may be moved.
     x : Tensor of shape (N, M)
         The cells of one sample.
-    output : callable
-        Logits (n, C) -> output (n,).
+    output : ClassOutput
     cells : bool Tensor of shape (N,)
         The targets T.
 
@@ -53,10 +51,10 @@ def own_gradient(
     return out
 
 
-def set_gradient(module: ReluFormer, x: Tensor, output: Output, cells: Tensor) -> Tensor:
+def set_gradient(module: SetModule, x: Tensor, output: Output, cells: Tensor) -> Tensor:
     """``d(sum_{i in T} f_i)/dx_j``, through the contexts too; shapes as :func:`own_gradient`."""
     moved = x.detach().clone().requires_grad_()
-    total = output(module(moved))[cells].sum()
+    total = output.total(module, moved, cells)
     (gradient,) = torch.autograd.grad(total, moved)
     return gradient
 

@@ -1,17 +1,22 @@
-"""What is explained: a number per cell, made from the logits."""
+"""What is explained: a number per cell, made from the logits, or one of a sample's gates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fcm_estimators._exceptions import InvalidInputError
-from fcm_estimators._validation import listed
+from fcm_estimators._validation import listed, require_key
+from fcm_estimators.gating import GatingTree, PolygonGate
+from fcm_estimators.nn import AttentionContext, PolygonFormer, SetModule
+from fcm_estimators.polygon_regressor import PolygonRegressor, soft_members
 
+Contexts = Sequence[AttentionContext] | None
 OUTPUTS = ("log_odds", "probability")
 
 
@@ -43,6 +48,126 @@ class ClassOutput:
             return logits[:, self.positive] - logits[:, self.negative]
         rest = [c for c in range(logits.shape[1]) if c != self.positive]
         return logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
+
+    def total(
+        self, module: SetModule, x: Tensor, cells: Tensor, contexts: Contexts = None
+    ) -> Tensor:
+        """Sum over the targets among the cells ``x`` of one sample, a scalar."""
+        return self(module(x, contexts=contexts))[cells].sum()
+
+    def mean(self, module: SetModule, x: Tensor, contexts: Contexts = None) -> Tensor:
+        """Mean over all cells of one sample, a scalar."""
+        return self(module(x, contexts=contexts)).mean()
+
+
+@dataclass(frozen=True)
+class VertexOutput:
+    """One coordinate of one vertex of a gate's polygon, in the caller's units.
+
+    The vertex as the net predicts it; what is done to vertices at the end of an axis comes later.
+
+    Parameters
+    ----------
+    gate, vertex, axis : int
+        Position of the gate, of the vertex, 0 for x and 1 for y.
+    name : str
+    """
+
+    gate: int
+    vertex: int
+    axis: int
+    name: str
+
+    def total(
+        self, module: SetModule, x: Tensor, cells: Tensor, contexts: Contexts = None
+    ) -> Tensor:
+        """Coordinate in one sample, a scalar; it has no targets to choose among."""
+        return self.mean(module, x, contexts)
+
+    def mean(self, module: SetModule, x: Tensor, contexts: Contexts = None) -> Tensor:
+        """Coordinate in one sample, a scalar."""
+        net = cast(PolygonFormer, module)
+        return net.polygons(x, extend=False)[0, self.gate, self.vertex, self.axis]
+
+
+@dataclass(frozen=True)
+class SizeOutput:
+    """Soft count of the cells in a gate and its parents.
+
+    Parameters
+    ----------
+    tree : GatingTree
+    polygons : list of str
+        Gates with a polygon, in the order of the net.
+    gate : str
+    name : str
+    """
+
+    tree: GatingTree
+    polygons: list[str]
+    gate: str
+    name: str
+
+    def total(
+        self, module: SetModule, x: Tensor, cells: Tensor, contexts: Contexts = None
+    ) -> Tensor:
+        """Sum of the soft membership of the targets, a scalar."""
+        own = torch.sigmoid(module(x))
+        return soft_members(self.tree, self.polygons, own)[self.gate][cells].sum()
+
+    def mean(self, module: SetModule, x: Tensor, contexts: Contexts = None) -> Tensor:
+        """Soft count over all cells of one sample, a scalar."""
+        everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return self.total(module, x, everything)
+
+
+Output = ClassOutput | VertexOutput | SizeOutput
+
+
+def gate_output(
+    estimator: PolygonRegressor,
+    gate: str,
+    vertex: int | None,
+    axis: str | None,
+    size: bool,
+) -> VertexOutput | SizeOutput:
+    """Resolve a gate's vertex coordinate or size by name.
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        An unknown gate, vertex or axis, a boolean gate's vertex, or both or neither of vertex and
+        size; the message lists what there is.
+    """
+    require_key(gate, estimator.tree_.gates, "the gate")
+    if size == (vertex is not None):
+        raise InvalidInputError(
+            f"gate={gate!r}: say what of it, either size=True or vertex=<number> with axis='x' or "
+            "'y'."
+        )
+    names = estimator.gates_
+    if size:
+        return SizeOutput(estimator.tree_, names, gate, f"size of {gate}")
+    if gate not in names:
+        raise InvalidInputError(
+            f"Gate {gate!r} combines others and has no vertices; gates with a polygon are "
+            f"{listed(names)}."
+        )
+    n_vertices = estimator.net_.module_.gates.log_radius.shape[1]
+    if not isinstance(vertex, (int, np.integer)) or not 0 <= vertex < n_vertices:
+        raise InvalidInputError(
+            f"vertex={vertex!r}: the polygons have the vertices 0 to {n_vertices - 1}."
+        )
+    if axis not in ("x", "y"):
+        raise InvalidInputError(f"axis={axis!r} is neither 'x' nor 'y'.")
+    polygon = cast(PolygonGate, estimator.tree_[gate])
+    marker = polygon.x if axis == "x" else polygon.y
+    return VertexOutput(
+        names.index(gate),
+        int(vertex),
+        "xy".index(axis),
+        f"{marker} of vertex {vertex} of {gate}",
+    )
 
 
 def class_output(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,12 +138,8 @@ def specialisation(
 
 def _untrained(explainer: AttentionExplainer, seed: int) -> AttentionExplainer:
     """Build an explainer of the same net before training."""
-    other = AttentionExplainer(
-        explainer.estimator._untrained(seed),
-        layer=explainer.layer,
-        queries=explainer.queries,
-        key_added=explainer.key_added,
-    )
+    other = copy.copy(explainer)
+    other.estimator = explainer.estimator._untrained(seed)
     return other
 
 

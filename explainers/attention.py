@@ -17,11 +17,12 @@ from fcm_estimators import _keys
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import spans
-from fcm_estimators._validation import listed
+from fcm_estimators._validation import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
-from fcm_estimators.nn import LayerTrace, ReluFormer
-from fcm_estimators.nn.relu_attention import received_attention
+from fcm_estimators.nn import LayerTrace, PolygonFormer
+from fcm_estimators.nn.relu_attention import received_attention, received_from
+from fcm_estimators.polygon_regressor import PolygonRegressor
 
 NO_HEAD = "none"
 
@@ -52,12 +53,15 @@ class AttentionExplainer:
 
     Parameters
     ----------
-    estimator : ReluFormerClassifier
+    estimator : ReluFormerClassifier or PolygonRegressor
         Fitted.
     layer : int, default -1
         Layer whose attention is read; negative ones count from the last.
     queries : bool array, obs column, cell name or number, default None
         The cells that look. None: all of the sample.
+    gate : str, default None
+        Gate of a PolygonRegressor whose learned query looks, after the last layer, instead of
+        cells; results are written as those of one more layer.
     key_added : str, default "attention"
 
     References
@@ -80,15 +84,17 @@ class AttentionExplainer:
 
     def __init__(
         self,
-        estimator: ReluFormerClassifier,
+        estimator: ReluFormerClassifier | PolygonRegressor,
         *,
         layer: int = -1,
         queries: Any = None,
+        gate: str | None = None,
         key_added: str = "attention",
     ) -> None:
         self.estimator = estimator
         self.layer = layer
         self.queries = queries
+        self.gate = gate
         self.key_added = key_added
 
     def attribute(self, X: Any, *, groups: Any = None) -> Received:
@@ -153,11 +159,13 @@ class AttentionExplainer:
             assigned=assigned_heads(received.relative),
             none=NO_HEAD,
             run=_keys.record(
-                {"layer": self.layer, "key_added": self.key_added},
+                {"layer": self.layer, "gate": self.gate, "key_added": self.key_added},
                 version=__version__,
                 layer=layer,
                 sample_key=self.estimator.sample_key,
-                queries="all cells"
+                queries=f"gate {self.gate}"
+                if self.gate is not None
+                else "all cells"
                 if self.queries is None
                 else str(self.queries)
                 if isinstance(self.queries, (str, int))
@@ -185,6 +193,7 @@ class AttentionExplainer:
             share relative to the population's share of cells, and ``n_samples``. Samples without
             cells of the querying population do not count.
         """
+        self._require_cells_that_look()
         layer = self._layer()
         samples = self.estimator._read_to_predict(adata, None)
         labels = population_labels(adata, population)[samples.rows]
@@ -230,6 +239,7 @@ class AttentionExplainer:
             Relative to uniform within each sample (mean 1, less what was absorbed); NaN for cells
             not analysed.
         """
+        self._require_cells_that_look()
         samples = self.estimator._read_to_predict(X, groups)
         chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
         net_layer = self._net_layer(0)
@@ -248,12 +258,37 @@ class AttentionExplainer:
         """Names of the heads, columns of what is written."""
         return [f"head{h}" for h in range(self._net_layer(0).n_heads)]
 
+    def _require_cells_that_look(self) -> None:
+        if self.gate is not None:
+            raise InvalidInputError(
+                f"gate={self.gate!r}: a gate's query is no cell, so it has neither attention "
+                "between populations nor a rollout; use attribute, or gate=None."
+            )
+
     def _n_layers(self) -> int:
         self.estimator._require_fitted()
         return len(self.estimator.net_.module_.layers)
 
+    def _gate(self) -> int:
+        """Position of the gate that looks."""
+        estimator = self.estimator
+        if not isinstance(estimator, PolygonRegressor):
+            raise InvalidInputError(
+                f"gate={self.gate!r}: a {type(estimator).__name__} has no gates; leave gate=None."
+            )
+        require_key(self.gate, estimator.gates_, "the gate with a polygon")
+        if self.layer != -1 or self.queries is not None:
+            raise InvalidInputError(
+                f"gate={self.gate!r} looks with its own query, after the last layer; leave layer "
+                "and queries."
+            )
+        return estimator.gates_.index(str(self.gate))
+
     def _layer(self) -> int:
         n_layers = self._n_layers()
+        if self.gate is not None:
+            self._gate()
+            return n_layers
         if not isinstance(self.layer, (int, np.integer)) or not -n_layers <= self.layer < n_layers:
             raise InvalidInputError(
                 f"layer={self.layer!r}: the model has the layers {listed(range(n_layers))}; "
@@ -268,16 +303,38 @@ class AttentionExplainer:
     def _attribute(self, samples: Samples, chosen: np.ndarray) -> Received:
         """Received attention of each analysed cell from the chosen queries."""
         parts, absorbed = [], []
-        for number, steps in enumerate(self._traces(samples, self._layer())):
-            start, stop = samples.offsets[number], samples.offsets[number + 1]
-            mask = torch.from_numpy(chosen[start:stop])
-            received = self._received(steps[-1], mask).double().cpu().numpy()
+        looks = self._from_cells if self.gate is None else self._from_gate
+        for start, stop, tensor in looks(samples, chosen):
+            received = tensor.double().cpu().numpy()
             given = received.sum(0)
-            absorbed.append(1 - given if chosen[start:stop].any() else np.full(len(given), np.nan))
+            looked = self.gate is not None or chosen[start:stop].any()
+            absorbed.append(1 - given if looked else np.full(len(given), np.nan))
             parts.append(received * len(received) / np.where(given > 0, given, 1))
         relative = np.concatenate(parts).astype(samples.x.dtype)
         table = pd.DataFrame(absorbed, index=pd.Index(samples.names, name="sample"))
         return Received(relative, table.set_axis(self.heads, axis=1))
+
+    def _from_cells(
+        self, samples: Samples, chosen: np.ndarray
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Row limits of each sample and what its cells receive from the chosen ones."""
+        for number, steps in enumerate(self._traces(samples, self._layer())):
+            start, stop = samples.offsets[number], samples.offsets[number + 1]
+            yield start, stop, self._received(steps[-1], torch.from_numpy(chosen[start:stop]))
+
+    def _from_gate(
+        self, samples: Samples, chosen: np.ndarray
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Row limits of each sample and what its cells receive from the gate's query."""
+        module = cast(PolygonFormer, self.estimator._module(samples.x.dtype))
+        gate, layer = self._gate(), module.pooling
+        for start, stop in spans(samples):
+            x = torch.from_numpy(samples.x[start:stop]).to(module.input_mean.device)
+            with torch.no_grad():
+                step = module.pooled(x)
+                query = step.q[gate : gate + 1]
+                received = received_from(query, step.k, step.context, layer.n_heads, layer.eps)
+            yield start, stop, received
 
     def _received(self, step: LayerTrace, queries: torch.Tensor) -> torch.Tensor:
         layer = self._net_layer(0)
@@ -293,7 +350,7 @@ class AttentionExplainer:
 
     def _traces(self, samples: Samples, last: int) -> Iterator[list[LayerTrace]]:
         """For each sample, what its layers up to ``last`` computed."""
-        module = cast(ReluFormer, self.estimator._module(samples.x.dtype))
+        module = self.estimator._module(samples.x.dtype)
         device = next(module.parameters()).device
         for start, stop in spans(samples):
             x = torch.from_numpy(samples.x[start:stop]).to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 
 from explainers._gradients import integrated, own_gradient, set_gradient, smoothed
-from explainers._outputs import ClassOutput, class_output
+from explainers._outputs import ClassOutput, Output, class_output, gate_output
 from explainers._populations import population_labels, target_cells
 from explainers._projection import project_arrows
 from explainers._summary import summarise
@@ -22,6 +22,7 @@ from fcm_estimators._set_estimator import spans
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
+from fcm_estimators.polygon_regressor import PolygonRegressor
 
 MODES = ("own", "set", "context")
 METHODS = ("plain", "smooth", "integrated")
@@ -29,7 +30,7 @@ UNITS = ("layer", "sd")
 
 
 class GradientExplainer:
-    """Gradient of a class's output with respect to every cell's markers.
+    """Gradient of a class's or gate's output with respect to every cell's markers.
 
     The length of a cell's gradient says how much the cell matters, its direction in which
     direction of marker space a change matters most. With targets T (the cells whose outputs f_i
@@ -42,12 +43,15 @@ class GradientExplainer:
     - ``"context"``: ``set - own``: what goes through the contexts, the cell's effect on itself by
       that way included.
 
+    A gate of a :class:`~fcm_estimators.PolygonRegressor` belongs to the whole sample: a coordinate
+    of a vertex, or the soft count of the cells inside, has mode ``"set"`` only.
+
     An arrow shows what the *model* is sensitive to. It is no statement about biology, no path that
     a cell would take, and no proof that the marker is needed: see ``explainers.faithfulness``.
 
     Parameters
     ----------
-    estimator : ReluFormerClassifier
+    estimator : ReluFormerClassifier or PolygonRegressor
         Fitted.
     target : label, default None
         Class to explain. None: the positive class of two.
@@ -56,7 +60,18 @@ class GradientExplainer:
         rest.
     output : {"log_odds", "probability"}, default "log_odds"
         Probabilities saturate: their gradients vanish on confident cells.
-    mode : {"own", "set", "context"}, default "own"
+    gate : str, default None
+        Gate to explain, of a PolygonRegressor.
+    vertex : int, default None
+        Vertex of that gate, as ``predict`` numbers them; its coordinate ``axis`` is explained, in
+        the units of the marker, before vertices at the end of an axis are moved beyond it.
+    axis : {"x", "y"}, default None
+        Coordinate of the vertex.
+    size : bool, default False
+        Explain the soft count of the cells in the gate and its parents instead (of the targets,
+        where ``cells`` names some).
+    mode : {"own", "set", "context"}, default None
+        None: "own" for classes, "set" for gates.
     method : {"plain", "smooth", "integrated"}, default "plain"
         ``smooth``: mean over ``n_draws`` copies of the sample with Gaussian noise.
         ``integrated``: contributions along the straight path from the training mean, where all
@@ -97,12 +112,16 @@ class GradientExplainer:
 
     def __init__(
         self,
-        estimator: ReluFormerClassifier,
+        estimator: ReluFormerClassifier | PolygonRegressor,
         target: Any = None,
         *,
         versus: Any = None,
         output: Literal["log_odds", "probability"] = "log_odds",
-        mode: Literal["own", "set", "context"] = "own",
+        gate: str | None = None,
+        vertex: int | None = None,
+        axis: Literal["x", "y"] | None = None,
+        size: bool = False,
+        mode: Literal["own", "set", "context"] | None = None,
         method: Literal["plain", "smooth", "integrated"] = "plain",
         units: Literal["layer", "sd"] = "layer",
         noise: float = 0.2,
@@ -115,6 +134,10 @@ class GradientExplainer:
         self.target = target
         self.versus = versus
         self.output = output
+        self.gate = gate
+        self.vertex = vertex
+        self.axis = axis
+        self.size = size
         self.mode = mode
         self.method = method
         self.units = units
@@ -146,9 +169,10 @@ class GradientExplainer:
         NotFittedError
             The estimator is not fitted.
         InvalidInputError, MissingKeyError
-            An unknown class, mode, method, unit or selection of cells; the message lists what
-            there is. And as ``predict``.
+            An unknown class, gate, mode, method, unit or selection of cells; the message lists
+            what there is. A mode that the target does not have. And as ``predict``.
         """
+        self._require_targets(cells)
         samples = self.estimator._read_to_predict(X, groups)
         chosen = target_cells(X, cells, samples.n_rows)[samples.rows]
         return samples.scatter(self._attribute(samples, self._resolve(), chosen), np.nan)
@@ -190,7 +214,7 @@ class GradientExplainer:
                 {k: v for k, v in vars(self).items() if k != "estimator"},
                 version=__version__,
                 explained=output.name,
-                mode=self.mode,
+                mode=self._mode(),
                 method=self.method,
                 units=self.units,
                 markers=adata.var_names[self._columns(adata)].tolist(),
@@ -321,10 +345,20 @@ class GradientExplainer:
         names = [self._alias(name) for name in adata.var_names]
         return [names.index(marker) for marker in self.estimator.markers_]
 
-    def _resolve(self) -> ClassOutput:
+    def _mode(self) -> str:
+        gates = isinstance(self.estimator, PolygonRegressor)
+        return self.mode or ("set" if gates else "own")
+
+    def _require_targets(self, cells: Any) -> None:
+        if self.vertex is not None and cells is not None:
+            raise InvalidInputError(
+                "A vertex belongs to the whole sample and has no target cells; leave cells=None."
+            )
+
+    def _resolve(self) -> Output:
         self.estimator._require_fitted()
         for name, value, known in (
-            ("mode", self.mode, MODES),
+            ("mode", self._mode(), MODES),
             ("method", self.method, METHODS),
             ("units", self.units, UNITS),
         ):
@@ -335,6 +369,14 @@ class GradientExplainer:
                 "Integrated gradients are contributions in output units, not per unit of a marker; "
                 "leave units='layer'."
             )
+        if isinstance(self.estimator, PolygonRegressor):
+            return self._resolve_gate(self.estimator)
+        asked = {k: getattr(self, k) for k in ("gate", "vertex", "axis", "size")}
+        if any(value is not None and value is not False for value in asked.values()):
+            raise InvalidInputError(
+                f"{asked} is about gates, but the estimator is a "
+                f"{type(self.estimator).__name__}; name a class with target=."
+            )
         return class_output(
             self.estimator.classes_,
             self.estimator.pos_label_,
@@ -343,10 +385,22 @@ class GradientExplainer:
             self.output,
         )
 
+    def _resolve_gate(self, estimator: PolygonRegressor) -> Output:
+        if self.gate is None or self.target is not None or self.versus is not None:
+            raise InvalidInputError(
+                "A PolygonRegressor has gates and no classes: name a gate with gate=, one of "
+                f"{listed(estimator.tree_.gates)}, and leave target and versus."
+            )
+        if self._mode() != "set":
+            raise InvalidInputError(
+                f"mode={self.mode!r}: a gate belongs to the whole sample and has mode 'set' only."
+            )
+        return gate_output(estimator, self.gate, self.vertex, self.axis, self.size)
+
     def _attribute(
         self,
         samples: Samples,
-        output: ClassOutput,
+        output: Output,
         chosen: np.ndarray,
         points: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -374,19 +428,20 @@ class GradientExplainer:
         module: Any,
         x: torch.Tensor,
         at: torch.Tensor,
-        output: ClassOutput,
+        output: Output,
         cells: torch.Tensor,
         seed: list[int],
     ) -> torch.Tensor:
+        mode = self._mode()
         with torch.no_grad():
-            contexts = [] if self.mode == "set" else module.contexts(x)
-        own = partial(own_gradient, module, contexts, output=output, cells=cells)
+            contexts = [] if mode == "set" else module.contexts(x)
+        own = partial(own_gradient, module, contexts, output=cast(ClassOutput, output), cells=cells)
         whole = partial(set_gradient, module, output=output, cells=cells)
 
         def gradient(point: torch.Tensor) -> torch.Tensor:
-            if self.mode == "own":
+            if mode == "own":
                 return own(point)
-            return whole(point) - own(point) if self.mode == "context" else whole(point)
+            return whole(point) - own(point) if mode == "context" else whole(point)
 
         if self.method == "plain":
             return gradient(at)

@@ -202,10 +202,11 @@ class SetEstimator(BaseEstimator):
             return self._make_module(n_markers)
 
     def _untrained(self, seed: int) -> Self:
-        """Return this estimator as it was before training: new weights, the same input scale."""
+        """Return this estimator as it was before training: new weights, the same scale."""
         module = self._new_module(len(self.markers_), seed)
-        module.input_mean.copy_(self.net_.module_.input_mean)
-        module.input_scale.copy_(self.net_.module_.input_scale)
+        # Buffers are what was measured on the training data, not learnt.
+        for name, value in self.net_.module_.named_buffers():
+            module.get_buffer(name).copy_(value)
         return self._with_module(module)
 
     def _with_module(self, module: SetModule) -> Self:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import anndata as ad
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +14,20 @@ import shapely
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_validate
 
-from fcm_estimators import PolygonRegressor
+from fcm_estimators import FcmError, PolygonRegressor
+from fcm_estimators._exceptions import (
+    InvalidInputError,
+    MarkerMismatchError,
+    MissingKeyError,
+    NotFittedError,
+    ProcessingStateError,
+)
 from fcm_estimators._gate_training import GateLoss, fit_shapes
+from fcm_estimators.gating import BooleanGate, GatingTree
+from fcm_estimators.metrics import gate_agreement
 from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
 
@@ -119,7 +132,7 @@ def test_gradients_stay_finite_and_bounded_at_the_hard_places(seed, case):
         net.gates.centre.fill_(1e3)
     with torch.no_grad():
         if case == "centre":
-            shapes = net.shapes(net.encode(x, [0, 40]), [0, 40])
+            shapes = net.shapes(net.encode(x, [0, 40]), net.standardise(x), [0, 40])
             x[0, :2] = shapes.centre[0, 0]
             x[1, :2] = shapes.centre[0, 0] + 1e-4
     member = torch.full((40, 2), 0 if case == "empty" else 1)
@@ -180,3 +193,294 @@ def test_star_polygons_hold_a_boomerang_that_convex_gates_do_not():
     star_f1 = fit_free(points, inside)
     assert star_f1 > 0.93
     assert hull_f1 < 0.87
+
+
+def test_what_no_star_holds_has_a_ceiling_below_one():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1.5, 1.5, size=(6000, 2))
+    radius, angle = np.hypot(*points.T), np.arctan2(points[:, 1], points[:, 0])
+    crescent = (radius > 0.8) & (radius < 1.2) & (np.abs(angle) < 2.6)
+    assert 0.4 < fit_free(points, crescent) < 0.9
+
+
+# The estimator
+
+
+def test_gates_follow_the_samples(cohort, fitted):
+    unseen = gated_cohort(3, seed=7)
+    table = fitted.score_table(unseen)
+    assert (table["f1"] > 0.9).all()
+    assert fitted.score(unseen) == pytest.approx(table["f1"].mean())
+    polygons = fitted.predict(unseen)
+    assert polygons.shape == (3, 3, 16, 2)
+    assert polygons.dtype == np.float32
+    assert all(shapely.Polygon(p).is_valid for p in polygons.reshape(-1, 16, 2))
+    # The gate moves with its sample.
+    moved = unseen.copy()
+    moved.X = unseen.X + 0.7
+    steps = (fitted.predict(moved) - polygons)[:, 1].mean(1)
+    np.testing.assert_allclose(steps, 0.7, atol=0.45)
+
+
+def test_membership_is_that_of_the_predicted_trees(cohort, fitted):
+    trees = fitted.predict_gates(cohort)
+    assert list(trees) == [f"s{i}" for i in range(6)]
+    table = fitted.predict_membership(cohort)
+    for name, tree in trees.items():
+        rows = (cohort.obs["sample"] == name).to_numpy()
+        pd.testing.assert_frame_equal(tree.apply(cohort[rows]), table[rows])
+    assert not (table["left"] & ~table["live"]).any()
+
+
+def test_samples_do_not_depend_on_each_other_or_on_the_order_of_cells(cohort, fitted):
+    together = fitted.predict(cohort)
+    alone = fitted.predict(cohort[cohort.obs["sample"] == "s3"].copy())
+    np.testing.assert_allclose(alone[0], together[3], atol=1e-4)
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(cohort.n_obs)
+    shuffled = fitted.predict_gates(cohort[rows].copy())
+    for name, vertices in zip(fitted.predict_gates(cohort), together, strict=True):
+        np.testing.assert_allclose(shuffled[name]["left"].vertices, vertices[1], atol=1e-4)
+
+
+def test_annotate_writes_what_h5ad_can_hold_and_nothing_else(cohort, fitted, tmp_path):
+    adata = cohort.copy()
+    before = adata.copy()
+    fitted.annotate(adata)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    again = ad.read_h5ad(tmp_path / "a.h5ad")
+    table = again.obsm["predicted_gates_membership"]
+    pd.testing.assert_frame_equal(table, fitted.predict_membership(cohort), check_names=False)
+    tree = GatingTree.from_adata(again, key="predicted_gates", sample="s2")
+    np.testing.assert_allclose(
+        tree["right"].vertices, fitted.predict_gates(cohort)["s2"]["right"].vertices
+    )
+    assert (before.X == adata.X).all()
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(before.obsm["gates"]), pd.DataFrame(adata.obsm["gates"])
+    )
+    with pytest.raises(InvalidInputError, match="view"):
+        fitted.annotate(adata[:50])
+
+
+def test_leaves_classify_cells(cohort, fitted):
+    called = fitted.predict_cells(cohort)
+    gates = cohort.obsm["gates"]
+    truth = np.select([gates["left"], gates["right"]], ["left", "right"], "other")
+    assert set(called) == {"left", "right", "other"}
+    assert (called == truth).mean() > 0.9
+    only = fitted.predict_cells(cohort, leaves=["right"], outside="rest")
+    assert set(only) == {"right", "rest"}
+    with pytest.raises(MissingKeyError, match="'nobody'"):
+        fitted.predict_cells(cohort, leaves=["nobody"])
+
+
+def test_two_fits_are_equal_and_a_copy_stays_a_copy(cohort, fitted, tmp_path):
+    other = clone(fitted).fit(cohort)
+    np.testing.assert_array_equal(other.predict(cohort), fitted.predict(cohort))
+    for same in (copy.deepcopy(fitted), round_trip(fitted, tmp_path)):
+        np.testing.assert_array_equal(same.predict(cohort), fitted.predict(cohort))
+    fitted.save(tmp_path / "model")
+    loaded = PolygonRegressor.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.predict(cohort), fitted.predict(cohort))
+    assert [g.name for g in loaded.tree_] == [g.name for g in fitted.tree_]
+    pd.testing.assert_frame_equal(loaded.history_, fitted.history_)
+    loaded.warm_start = True
+    loaded.set_params(max_epochs=1).fit(cohort)
+    assert len(loaded.history_) == len(fitted.history_) + 1
+
+
+def round_trip(model, folder):
+    joblib.dump(model, folder / "m.joblib")
+    return joblib.load(folder / "m.joblib")
+
+
+def test_cross_validation_by_patient(cohort):
+    reg = PolygonRegressor(**{**FAST, "max_epochs": 2})
+    result = cross_validate(reg, cohort, groups=cohort.obs["patient"].to_numpy(), cv=GroupKFold(3))
+    assert len(result["test_score"]) == 3
+    assert (result["test_score"] > 0.6).all()
+
+
+def test_arrays_tables_and_groups_teach_the_same(cohort, fitted):
+    member = pd.DataFrame(cohort.obsm["gates"])
+    frame = pd.DataFrame(cohort.X, columns=list(cohort.var_names), index=cohort.obs_names)
+    frame["sample"] = cohort.obs["sample"]
+    by_frame = PolygonRegressor(**FAST).fit(frame, member)
+    np.testing.assert_array_equal(by_frame.predict(frame), fitted.predict(cohort))
+    params = {k: v for k, v in FAST.items() if k != "sample_key"}
+    gates = {
+        "live": ("", "column 0", "column 1"),
+        "left": ("live", "column 2", "column 3"),
+        "right": ("live", "column 2", "column 3"),
+    }
+    groups = cohort.obs["sample"].to_numpy()
+    by_array = PolygonRegressor(**{**params, "gates": gates}).fit(
+        cohort.X, member.to_numpy(), groups
+    )
+    np.testing.assert_array_equal(by_array.predict(cohort.X, groups), fitted.predict(cohort))
+    assert by_array.score(cohort.X, member.to_numpy(), groups) == fitted.score(cohort)
+
+
+def with_polygons(adata):
+    """The cohort with an expert's squares instead of membership."""
+    trees = {}
+    for name in adata.obs["sample"].unique():
+        cells = adata[adata.obs["sample"] == name]
+        trees[name] = GatingTree.from_labels(
+            cells, pd.DataFrame(cells.obsm["gates"]), GATES, trim=3.5
+        )
+    out = adata.copy()
+    del out.obsm["gates"]
+    out.uns["gates"] = GatingTree.to_uns(trees)
+    return out
+
+
+def test_drawn_polygons_teach_as_membership_does(cohort):
+    drawn = with_polygons(cohort)
+    reg = PolygonRegressor(**FAST).fit(drawn)
+    assert reg.score(gated_cohort(3, seed=7)) > 0.9
+    # Where the polygons are known and the membership is not, scores are against the polygons.
+    assert reg.score(drawn) > 0.9
+
+
+def test_polygons_in_other_units_teach_the_same_places(cohort):
+    def prepared(scale):
+        out = with_polygons(cohort)
+        out.var["transform"], out.var["compensated"] = f"linear(T={scale})", False
+        entry = out.uns["gates"]
+        for axis in ("transform_x", "transform_y"):
+            entry[axis] = np.array(["linear(T=2)"] * len(entry["name"]), dtype=object)
+        out.X = out.X * np.float32(2 / scale)
+        return out
+
+    here, there = (PolygonRegressor(**FAST).fit(prepared(scale)) for scale in (2, 4))
+    np.testing.assert_allclose(there.predict(prepared(4)) * 2, here.predict(prepared(2)), atol=0.05)
+
+
+def test_boolean_gates_are_derived(cohort):
+    adata = cohort.copy()
+    gates = {**GATES, "either": BooleanGate("either", "or", ("left", "right"), "live")}
+    reg = PolygonRegressor(**{**FAST, "gates": gates}).fit(adata)
+    table = reg.predict_membership(adata)
+    assert (table["either"] == (table["left"] | table["right"])).all()
+    assert reg.gates_ == ["live", "left", "right"]
+    agreement = reg.score_table(adata).groupby("gate")["f1"].mean()
+    assert agreement["either"] > 0.9
+    assert reg.predict_gates(adata)["s0"]["either"] == gates["either"]
+
+
+def test_cells_outside_of_the_subset_are_not_gated(cohort):
+    adata = cohort.copy()
+    adata.obs["live"] = adata.obsm["gates"]["live"].to_numpy()
+    gates = {"left": ("", "C", "D"), "right": ("", "C", "D")}
+    reg = PolygonRegressor(**{**FAST, "gates": gates, "subset_key": "live", "max_epochs": 2})
+    reg.fit(adata)
+    table = reg.predict_membership(adata)
+    assert (table["left"].isna() == ~adata.obs["live"]).all()
+    assert set(reg.predict_cells(adata)[~adata.obs["live"]]) == {"not analysed"}
+    reg.annotate(adata)
+
+
+def test_an_empty_parent_is_counted_as_nan(cohort, fitted):
+    adata = gated_cohort(2, seed=3)
+    adata.obsm["gates"].loc[:, :] = False
+    far = adata.copy()
+    far.X[:, :2] -= 100
+    table = fitted.score_table(far)
+    assert table["n_true"].sum() == 0
+    empty = table["n_predicted"] == 0
+    assert empty.any()
+    assert table.loc[empty, "f1"].isna().all()
+
+
+def test_gate_agreement_counts_what_is_known():
+    truth = pd.DataFrame({"g": pd.array([True, True, None, False], dtype="boolean")})
+    table = gate_agreement(truth, pd.DataFrame({"g": [True, False, True, True]}))
+    assert table.loc[0, ["n_cells", "n_true", "n_predicted"]].tolist() == [3, 2, 2]
+    assert table.loc[0, "f1"] == 0.5
+    one_sided = gate_agreement(pd.DataFrame({"g": [True]}), pd.DataFrame({"g": [False]}))
+    assert one_sided.loc[0, "f1"] == 0
+
+
+# Bad input
+
+
+def broken(**change):
+    return {**FAST, "max_epochs": 1, **change}
+
+
+@pytest.mark.parametrize(
+    ("gates", "error", "message"),
+    [
+        ({"g": ("", "A", "Z")}, MarkerMismatchError, "'g' needs marker.*'Z'"),
+        ({"g": ("nobody", "A", "B")}, InvalidInputError, "'nobody'"),
+        ({"g": ("h", "A", "B"), "h": ("g", "A", "B")}, InvalidInputError, "circle"),
+        ({"g": ("", "A")}, InvalidInputError, "expected"),
+        ({}, InvalidInputError, "no polygon"),
+        ({"unknown": ("", "A", "B")}, MissingKeyError, "No membership"),
+        ({**GATES, "x": BooleanGate("y", "not", ("left",))}, InvalidInputError, "named 'y'"),
+    ],
+)
+def test_trees_that_cannot_be_learnt(cohort, gates, error, message):
+    with pytest.raises(error, match=message):
+        PolygonRegressor(**broken(gates=gates)).fit(cohort)
+
+
+def test_membership_that_contradicts_the_tree_is_counted(cohort):
+    adata = cohort.copy()
+    adata.obsm["gates"].iloc[:7] = [False, True, False]
+    with pytest.raises(InvalidInputError, match="7 of 'left' are outside of its parent 'live'"):
+        PolygonRegressor(**broken()).fit(adata)
+    adata = cohort.copy()
+    adata.obsm["gates"]["left"] = 2
+    with pytest.raises(InvalidInputError, match="'left' holds '2'"):
+        PolygonRegressor(**broken()).fit(adata)
+    adata.obsm["gates"]["left"] = False
+    with pytest.raises(InvalidInputError, match=r"'left' has 0 cell.*gate_aliases"):
+        PolygonRegressor(**broken()).fit(adata)
+    with pytest.raises(InvalidInputError, match="shape"):
+        PolygonRegressor(**broken()).fit(cohort, np.ones((cohort.n_obs, 2)))
+    with pytest.raises(InvalidInputError, match="rows"):
+        PolygonRegressor(**broken()).fit(cohort, np.ones((5, 3)))
+
+
+def test_a_gate_that_is_missing_is_unlabelled_and_other_names_are_mapped(cohort):
+    adata = cohort.copy()
+    adata.obsm["gates"] = pd.DataFrame(adata.obsm["gates"]).rename(columns={"left": "L"})
+    with pytest.raises(InvalidInputError, match="'left' has 0"):
+        PolygonRegressor(**broken()).fit(adata)
+    reg = PolygonRegressor(**broken(gate_aliases={"L": "left"})).fit(adata)
+    assert reg.gates_ == ["live", "left", "right"]
+
+
+def test_a_failed_fit_leaves_the_model_and_the_data_alone(cohort, fitted):
+    reg = copy.deepcopy(fitted)
+    adata = cohort.copy()
+    adata.obsm["gates"].iloc[:7] = [False, True, False]
+    before = pd.DataFrame(adata.obsm["gates"]).copy()
+    with pytest.raises(FcmError):
+        reg.fit(adata)
+    np.testing.assert_array_equal(reg.predict(cohort), fitted.predict(cohort))
+    pd.testing.assert_frame_equal(pd.DataFrame(adata.obsm["gates"]), before)
+
+
+def test_data_in_another_state_are_refused(cohort):
+    adata = cohort.copy()
+    adata.var["transform"], adata.var["compensated"] = "arcsinh(cofactor=5)", False
+    reg = PolygonRegressor(**broken()).fit(adata)
+    gate = reg.predict_gates(adata)["s0"]["left"]
+    assert gate.transform_x == "arcsinh(cofactor=5)"
+    raw = adata.copy()
+    raw.var["transform"] = "none"
+    with pytest.raises(ProcessingStateError, match=r"'A' is in transform 'none'.*arcsinh"):
+        reg.predict(raw)
+
+
+def test_without_fit_or_with_another_tree_there_is_no_prediction(cohort, fitted):
+    with pytest.raises(NotFittedError):
+        PolygonRegressor(**FAST).predict(cohort)
+    other = copy.deepcopy(fitted)
+    other.set_params(warm_start=True, gates={"live": ("", "A", "B")})
+    with pytest.raises(InvalidInputError, match="warm_start goes on with"):
+        other.fit(cohort)

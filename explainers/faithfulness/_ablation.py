@@ -22,6 +22,7 @@ from explainers.faithfulness._common import (
     explained,
     net_of,
     read,
+    require_classifier,
     require_explainer,
 )
 from fcm_estimators._samples import Samples
@@ -112,6 +113,7 @@ def head_ablation(
     Michel et al., *Are sixteen heads really better than one?*, arXiv 1905.10650.
     """
     require_explainer(explainer, AttentionExplainer, what="head_ablation")
+    require_classifier(explainer, "head_ablation")
     samples = read(explainer, adata)
     layer = explainer._layer()
     labels = population_labels(adata, population)[samples.rows]
@@ -193,7 +195,7 @@ def _hiding(
                     torch.where(mine[:, None], less.key, context.key),
                 )
             h = part.trace(h, limits, context=context).output
-        return module.output(h)
+        return module.read_out(x, h, limits)
 
     def effect(gone: np.ndarray) -> float:
         kept = (~gone).astype(samples.x.dtype)

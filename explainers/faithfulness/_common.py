@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from explainers.gradient import GradientExplainer
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import SetEstimator
-from fcm_estimators.nn import ReluFormer
+from fcm_estimators.classifier import ReluFormerClassifier
+from fcm_estimators.nn import SetModule
 
 Explainer = GradientExplainer | AttentionExplainer
 AnyExplainer = TypeVar("AnyExplainer", bound=Explainer)
@@ -32,6 +33,15 @@ def require_explainer(explainer: object, *kinds: type, what: str) -> None:
     if not isinstance(explainer, kinds):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise InvalidInputError(f"{what} needs a {names}, got {type(explainer).__name__}.")
+
+
+def require_classifier(explainer: Explainer, what: str) -> None:
+    """Raise InvalidInputError where the estimator has no classes."""
+    if not isinstance(explainer.estimator, ReluFormerClassifier):
+        raise InvalidInputError(
+            f"{what} looks at the logits of classes; a {type(explainer.estimator).__name__} has "
+            "none. Use completeness, deletion or sensitivity on gradients of its gates."
+        )
 
 
 def read(explainer: Explainer, adata: AnnData) -> Samples:
@@ -112,9 +122,9 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def net_of(explainer: Explainer, samples: Samples) -> ReluFormer:
+def net_of(explainer: Explainer, samples: Samples) -> SetModule:
     """Return the explained net in the precision of the samples."""
-    return cast(ReluFormer, explainer.estimator._module(samples.x.dtype))
+    return explainer.estimator._module(samples.x.dtype)
 
 
 def as_tensor(explainer: Explainer, x: np.ndarray) -> Tensor:

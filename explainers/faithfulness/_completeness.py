@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from explainers._outputs import ClassOutput
 from explainers.faithfulness._common import (
     as_tensor,
     explained,
@@ -98,7 +99,7 @@ def completeness(
     Sundararajan et al., *Axiomatic attribution for deep networks*, arXiv 1703.01365.
     """
     require_explainer(explainer, GradientExplainer, what="completeness")
-    if explainer.mode == "context":
+    if explainer._mode() == "context":
         raise InvalidInputError(
             "mode='context' is the part of 'set' that 'own' leaves out, and adds up to no change "
             "of its own; use mode 'own' or 'set'."
@@ -114,14 +115,13 @@ def completeness(
         points = (mean + (k + 0.5) / n_steps * step).astype(samples.x.dtype)
         total += (explained(explainer, samples, points) * step / scale).sum(1) / n_steps
     change = _change(explainer, samples)
-    if explainer.mode == "own":
+    if explainer._mode() == "own":
         return Completeness(total, change, "cell")
-    starts = samples.offsets[:-1]
-    return Completeness(np.add.reduceat(total, starts), np.add.reduceat(change, starts), "sample")
+    return Completeness(np.add.reduceat(total, samples.offsets[:-1]), change, "sample")
 
 
 def _change(explainer: GradientExplainer, samples: Any) -> np.ndarray:
-    """Output of each cell, less its output with all cells at the training mean."""
+    """Output of each cell, or sum of a sample, less that with all cells at the training mean."""
     output = explainer._resolve()
     module = net_of(explainer, samples)
     parts = []
@@ -129,6 +129,11 @@ def _change(explainer: GradientExplainer, samples: Any) -> np.ndarray:
         for start, stop in spans(samples):
             x = as_tensor(explainer, samples.x[start:stop])
             baseline = module.input_mean.expand_as(x)
-            contexts = module.contexts(x) if explainer.mode == "own" else None
-            parts.append(output(module(x)) - output(module(baseline, contexts=contexts)))
+            if explainer._mode() == "own" and isinstance(output, ClassOutput):
+                contexts = module.contexts(x)
+                parts.append(output(module(x)) - output(module(baseline, contexts=contexts)))
+            else:
+                everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
+                before, after = (output.total(module, c, everything) for c in (baseline, x))
+                parts.append((after - before).reshape(1))
     return torch.cat(parts).double().cpu().numpy()

@@ -23,6 +23,7 @@ from explainers.faithfulness._common import (
     input_scale,
     net_of,
     read,
+    require_classifier,
     require_explainer,
 )
 from explainers.gradient import GradientExplainer
@@ -149,6 +150,7 @@ def deletion(
         name, last, effect = explainer._resolve().name, 1.0, _entries(explainer, samples)
         sinks = True
     else:
+        require_classifier(explainer, "deletion of attended cells")
         score, away = values.max(1), None
         name, last, effect = "mean change of the logits", 0.9, _cells(explainer, samples)
         sinks = False
@@ -191,17 +193,17 @@ def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
     mean = input_mean(explainer).astype(samples.x.dtype)
 
     def one(x: Tensor, moved: Tensor) -> Tensor:
-        if explainer.mode == "own":
-            return output(module(moved, contexts=module.contexts(x)))
-        if explainer.mode == "context":
-            return output(module(x, contexts=module.contexts(moved)))
-        return output(module(moved))
+        if explainer._mode() == "own":
+            return output.mean(module, moved, module.contexts(x))
+        if explainer._mode() == "context":
+            return output.mean(module, x, module.contexts(moved))
+        return output.mean(module, moved)
 
     def effect(gone: np.ndarray) -> float:
         moved = np.where(gone, mean, samples.x)
         with torch.no_grad():
             total = [
-                one(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, moved))).mean()
+                one(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, moved)))
                 for start, stop in spans(samples)
             ]
         return float(torch.stack(total).mean())

@@ -2,6 +2,7 @@ from ._curves import AgreementDisplay as AgreementDisplay
 from ._curves import CurveDisplay as CurveDisplay
 from ._curves import FloorDisplay as FloorDisplay
 from ._field import GradientFieldDisplay as GradientFieldDisplay
+from ._gates import GateDisplay as GateDisplay
 from ._heads import AttentionHeadsDisplay as AttentionHeadsDisplay
 from ._matrices import GradientSummaryDisplay as GradientSummaryDisplay
 from ._matrices import HeadMatrixDisplay as HeadMatrixDisplay
@@ -11,6 +12,7 @@ __all__ = [
     "AttentionHeadsDisplay",
     "CurveDisplay",
     "FloorDisplay",
+    "GateDisplay",
     "GradientFieldDisplay",
     "GradientSummaryDisplay",
     "HeadMatrixDisplay",

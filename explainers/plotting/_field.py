@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -89,7 +90,7 @@ class GradientFieldDisplay:
         columns = [marker_column(adata, x), marker_column(adata, y)]
         values = np.asarray(_values(adata, key)[:, columns], dtype=np.float64)
         gradient = np.asarray(adata.layers[key][:, columns], dtype=np.float64)
-        gradient *= _axis_units(adata, key, [x, y])
+        gradient *= plane_units(adata, key, (x, y))
         for marker, column in zip((x, y), gradient.T, strict=True):
             if np.isnan(column).all():
                 known = adata.var_names[~np.isnan(adata.layers[key]).all(0)]
@@ -201,7 +202,7 @@ def _values(adata: AnnData, key: str) -> Any:
     return adata.X if layer is None else adata.layers[layer]
 
 
-def _axis_units(adata: AnnData, key: str, markers: list[str]) -> np.ndarray:
+def plane_units(adata: AnnData, key: str, markers: Sequence[str]) -> np.ndarray:
     """What turns a gradient into a step along the axes, per marker.
 
     A gradient per training SD is a step in SD; a gradient per unit of the layer is one in units.

@@ -295,6 +295,11 @@ class PolygonFormer(SetModule):
         pooled = step.output.unflatten(0, (-1, len(self.weight)))
         return self.gates.shapes(torch.einsum("sgd,gdp->sgp", pooled, self.weight) + self.bias)
 
+    def pooled(self, x: Tensor, offsets: Sequence[int] | None = None) -> LayerTrace:
+        """What the gates' attention computes; see :meth:`GatePooling.trace`."""
+        offsets = [0, len(x)] if offsets is None else offsets
+        return self.pooling.trace(self.encode(x, offsets), self.standardise(x), offsets)
+
     def read_out(
         self,
         x: Tensor,
