@@ -1,0 +1,197 @@
+"""Explanations of gates: vertices, sizes, and which cells a gate's query looks at."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+from explainers import AttentionExplainer, GradientExplainer, specialisation
+from explainers.faithfulness import completeness, deletion, head_ablation
+from explainers.plotting import GateDisplay
+from fcm_estimators import PolygonRegressor
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.gating import BooleanGate, GatingTree
+from fcm_estimators.nn.relu_attention import dense_attention
+from tests.test_polygons import FAST, GATES, gated_cohort
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return gated_cohort(6, 300)
+
+
+@pytest.fixture(scope="module")
+def reg(cohort):
+    gates = {**GATES, "either": BooleanGate("either", "or", ("left", "right"), "live")}
+    return PolygonRegressor(**{**FAST, "gates": gates, "max_epochs": 12}).fit(cohort)
+
+
+def double(adata):
+    out = adata[adata.obs["sample"].isin(["s0", "s1"])].copy()
+    out.X = out.X.astype("f8")
+    return out
+
+
+def test_a_vertex_s_gradient_is_its_central_difference(cohort, reg):
+    adata = double(cohort)
+    explainer = GradientExplainer(reg, gate="left", vertex=3, axis="y")
+    gradient = explainer.attribute(adata)
+    rng = np.random.default_rng(0)
+    index = reg.gates_.index("left")
+
+    def coordinates(x):
+        net = reg.net_.module_.double()
+        with torch.no_grad():
+            return np.array(
+                [net.polygons(torch.from_numpy(part), extend=False)[0, index, 3, 1]
+                 for part in (x[:300], x[300:])]
+            )  # fmt: skip
+
+    for _ in range(5):
+        step = rng.normal(size=adata.X.shape)
+        change = coordinates(adata.X + 1e-5 * step) - coordinates(adata.X - 1e-5 * step)
+        expected = [(gradient * step)[:300].sum(), (gradient * step)[300:].sum()]
+        np.testing.assert_allclose(change / 2e-5, expected, rtol=1e-4, atol=1e-8)
+    reg.net_.module_.float()
+
+
+@pytest.mark.parametrize("gate", ["left", "either"])
+def test_a_size_s_gradient_is_its_central_difference(cohort, reg, gate):
+    adata = double(cohort)
+    chosen = np.zeros(adata.n_obs, dtype=bool)
+    chosen[100:400] = True
+    explainer = GradientExplainer(reg, gate=gate, size=True)
+    gradient = explainer.attribute(adata, cells=chosen)
+    rng = np.random.default_rng(0)
+
+    def size(x):
+        moved = adata.copy()
+        moved.X = x
+        return reg._soft_members(reg._read_to_predict(moved, None))[gate][chosen].sum()
+
+    for _ in range(5):
+        step = rng.normal(size=adata.X.shape)
+        change = size(adata.X + 1e-6 * step) - size(adata.X - 1e-6 * step)
+        np.testing.assert_allclose(change / 2e-6, (gradient * step).sum(), rtol=1e-3, atol=1e-5)
+
+
+def test_gates_are_explained_into_the_adata(cohort, reg, tmp_path):
+    adata = cohort.copy()
+    GradientExplainer(reg, gate="live", vertex=0, axis="x").explain(adata)
+    assert adata.uns["gradient"]["explained"] == "A of vertex 0 of live"
+    assert adata.uns["gradient"]["mode"] == "set"
+    assert np.isfinite(adata.layers["gradient"]).all()
+    AttentionExplainer(reg, gate="left").explain(adata)
+    assert adata.obsm["attention_layer2"].shape == (cohort.n_obs, 4)
+    assert adata.uns["attention"]["queries"] == "gate left"
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    assert ad.read_h5ad(tmp_path / "a.h5ad").uns["attention"]["layer"] == 2
+
+
+def test_a_gate_s_attention_is_that_of_the_dense_matrix(cohort, reg):
+    adata = double(cohort)
+    received = AttentionExplainer(reg, gate="right").attribute(adata)
+    net = reg._module(np.dtype("f8"))
+    for s in range(2):
+        x = torch.from_numpy(adata.X[300 * s : 300 * (s + 1)])
+        with torch.no_grad():
+            step = net.pooled(x)
+            query = step.q[reg.gates_.index("right")].expand(len(x), -1)
+            dense = dense_attention(query, step.k, 4, net.eps)[:, 0].T.numpy()
+        given = dense.sum(0)
+        # A head without attention stays 0.
+        expected = dense * 300 / np.where(given > 0, given, 1)
+        np.testing.assert_allclose(received.relative[300 * s : 300 * (s + 1)], expected, rtol=1e-9)
+        assert (given > 0).any()
+        np.testing.assert_allclose(received.absorbed.to_numpy()[s], 1 - given, atol=1e-12)
+
+
+def test_layers_of_the_encoder_are_explained_as_for_classes(cohort, reg):
+    received = AttentionExplainer(reg, layer=0).attribute(cohort)
+    assert received.relative.shape == (cohort.n_obs, 4)
+    cohort = cohort.copy()
+    cohort.obs["side"] = np.where(cohort.obsm["gates"]["left"], "left", "not left")
+    cohort.obs["all"] = "cell"
+    found = specialisation(
+        AttentionExplainer(reg, gate="left"), cohort, "side", given="all", n_permutations=20
+    )
+    assert found.information > found.permuted.max()
+
+
+def test_explaining_samples_apart_or_together_is_the_same(cohort, reg):
+    explainer = GradientExplainer(reg, gate="right", size=True)
+    together = explainer.attribute(cohort)
+    rows = (cohort.obs["sample"] == "s4").to_numpy()
+    alone = explainer.attribute(cohort[rows].copy())
+    np.testing.assert_allclose(alone, together[rows], rtol=1e-3, atol=1e-4)
+
+
+def test_integrated_gradients_of_a_gate_add_up(cohort, reg):
+    explainer = GradientExplainer(reg, gate="left", vertex=2, axis="x")
+    result = completeness(explainer, double(cohort), n_steps=256)
+    assert result.holds
+    assert result.frame().shape[0] == 2
+    falling = deletion(explainer, double(cohort), n_points=4, n_random=2)
+    assert np.isfinite(falling.curve).all()
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({}, InvalidInputError, "name a gate with gate="),
+        ({"gate": "nobody", "size": True}, MissingKeyError, "'nobody'.*'live', 'left'"),
+        ({"gate": "left"}, InvalidInputError, "size=True or vertex"),
+        ({"gate": "left", "size": True, "vertex": 1}, InvalidInputError, "size=True or vertex"),
+        ({"gate": "left", "vertex": 16, "axis": "x"}, InvalidInputError, "0 to 15"),
+        ({"gate": "left", "vertex": 0}, InvalidInputError, "axis=None"),
+        ({"gate": "either", "vertex": 0, "axis": "x"}, InvalidInputError, "combines others"),
+        ({"gate": "left", "size": True, "mode": "own"}, InvalidInputError, "'set' only"),
+        ({"target": "left"}, InvalidInputError, "no classes"),
+    ],
+)
+def test_targets_that_a_gate_does_not_have(cohort, reg, params, error, message):
+    with pytest.raises(error, match=message):
+        GradientExplainer(reg, **params).attribute(cohort)
+
+
+def test_what_gates_cannot_be_asked(cohort, reg):
+    with pytest.raises(InvalidInputError, match="no target cells"):
+        GradientExplainer(reg, gate="left", vertex=0, axis="x").attribute(cohort, cells="s")
+    with pytest.raises(MissingKeyError, match="'either'"):
+        AttentionExplainer(reg, gate="either").attribute(cohort)
+    with pytest.raises(InvalidInputError, match="its own query"):
+        AttentionExplainer(reg, gate="left", layer=0).attribute(cohort)
+    with pytest.raises(InvalidInputError, match="no cell"):
+        AttentionExplainer(reg, gate="left").rollout(cohort)
+    with pytest.raises(InvalidInputError, match="no cell"):
+        AttentionExplainer(reg, gate="left").between(cohort, "sample")
+    with pytest.raises(InvalidInputError, match="logits of classes"):
+        head_ablation(AttentionExplainer(reg, layer=0), cohort, "sample")
+
+
+def test_the_picture_of_a_gate_shows_what_was_predicted(cohort, reg):
+    adata = cohort[cohort.obs["sample"] == "s1"].copy()
+    tree = reg.predict_gates(adata)["s1"]
+    GradientExplainer(reg, gate="left", size=True, key_added="size").explain(adata)
+    expert = GatingTree.from_labels(adata, adata.obsm["gates"], GATES)
+    display = GateDisplay.from_tree(adata, tree, "left", expert=expert, key="size", n_arrows=9)
+    inside = tree.apply(adata)["live"].to_numpy()
+    np.testing.assert_array_equal(display.cells.to_numpy(), adata.X[inside][:, 2:])
+    np.testing.assert_array_equal(display.outlines["predicted"], tree["left"].vertices)
+    assert len(display.arrows) == 9
+    shown = display.plot()
+    patches = {p.get_label(): p.get_xy()[:-1] for p in shown.ax_.patches}
+    np.testing.assert_allclose(patches["expert"], expert["left"].vertices)
+    np.testing.assert_allclose(patches["predicted"], tree["left"].vertices)
+    assert shown.ax_.get_xlabel() == "C"
+    assert "size of left" in shown.ax_.get_title()
+    arrows = np.column_stack([shown.quiver_.U, shown.quiver_.V])
+    cosine = (arrows * display.arrows[["dx", "dy"]].to_numpy()).sum(1)
+    assert (cosine > 0).all()
+    assert set(display.frame()["outline"]) == {"expert", "predicted"}
+    with pytest.raises(InvalidInputError, match="no polygon"):
+        GateDisplay.from_tree(adata, tree, "either")
+    with pytest.raises(MissingKeyError, match="'absent'"):
+        GateDisplay.from_tree(adata, tree, "left", key="absent")
