@@ -276,8 +276,8 @@ def require_taught(tree: GatingTree, member: np.ndarray, key: str | None) -> Non
         )
     for i, name in enumerate(names):
         n_inside = int((member[:, i] == 1).sum())
-        if n_inside < 3:
+        if n_inside < 20:
             raise InvalidInputError(
                 f"Gate {name!r} has {n_inside} cell(s) inside in all training samples together; "
-                "three or more are needed. Check the column's name (gate_aliases) and its parent."
+                "20 or more are needed. Check the column's name (gate_aliases) and its parent."
             )

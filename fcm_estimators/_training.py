@@ -125,11 +125,12 @@ class CellLoss(nn.Module):
 
 
 class TellEpoch(Callback):
-    """Tell the training draws which epoch it is, so that each epoch draws anew."""
+    """Tell the training draws which epoch it is, so that each epoch draws anew, and the loss."""
 
     def on_epoch_begin(self, net: NeuralNet, dataset_train: Any = None, **kwargs: Any) -> None:
         """Set the epoch, counted from 1."""
         dataset_train.epoch = net.history[-1, "epoch"]
+        net.criterion_.progress = (net.history[-1, "epoch"] - 1) / max(net.max_epochs - 1, 1)
 
 
 class ProgressBar(Callback):

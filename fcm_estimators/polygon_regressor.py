@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -45,6 +46,8 @@ from fcm_estimators.preprocessing._state import recorded_compensation, recorded_
 _VALIDATION_DRAWS = 4
 # Cells of a sample from which typical gates are fitted.
 _PLACING_CELLS = 2_000
+# Cells of a sample to which its own polygons are fitted.
+_TRACING_CELLS = 20_000
 
 
 class PolygonRegressor(SetEstimator):
@@ -80,7 +83,7 @@ class PolygonRegressor(SetEstimator):
         Vertices V of every predicted polygon.
     n_layers, n_heads, hidden_dim, eps
         Of the encoder and the gates' attention, as in :class:`ReluFormerClassifier`.
-    max_epochs : int, default 40
+    max_epochs : int, default 25
     steps_per_epoch : int, default 50
     samples_per_step : int, default 4
     cells_per_sample : int, default 1500
@@ -91,7 +94,9 @@ class PolygonRegressor(SetEstimator):
     learning_rate : float, default 3e-3
     weight_decay : float, default 1e-2
     head_diversity : float, default 0.0
-    early_stopping : bool, default True
+    early_stopping : bool, default False
+        Hold out patients and keep the best epoch. Among few samples the held-out ones are missed
+        in training, and which epoch suits them best is chance.
     validation_fraction : float, default 0.15
     n_iter_no_change : int, default 20
     warm_start : bool, default False
@@ -159,7 +164,7 @@ class PolygonRegressor(SetEstimator):
         n_heads: int = 4,
         hidden_dim: int = 32,
         eps: float = 1e-2,
-        max_epochs: int = 40,
+        max_epochs: int = 25,
         steps_per_epoch: int = 50,
         samples_per_step: int = 4,
         cells_per_sample: int = 1500,
@@ -168,7 +173,7 @@ class PolygonRegressor(SetEstimator):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         head_diversity: float = 0.0,
-        early_stopping: bool = True,
+        early_stopping: bool = False,
         validation_fraction: float = 0.15,
         n_iter_no_change: int = 20,
         warm_start: bool = False,
@@ -343,10 +348,8 @@ class PolygonRegressor(SetEstimator):
         ends = torch.from_numpy(np.stack([samples.x.min(0), samples.x.max(0)]))
         module.gates.set_limits(module.standardise(ends))
         z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
-        with torch.enable_grad():
-            place_gates(
-                module.gates, z, inside[rows], [0, *np.cumsum([len(p) for p in picked]).tolist()]
-            )
+        limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
+        place_gates(module.gates, z, inside[rows], limits)
 
     def _draws(
         self,
@@ -587,6 +590,39 @@ class PolygonRegressor(SetEstimator):
         truth = truth.dropna(axis=1, how="all")
         predicted = pd.DataFrame(self._members(samples, self._polygons(samples)))
         return gate_agreement(truth, predicted, groups=samples.names[samples.sample_of_cell])
+
+    def trace_gates(self, X: Any, y: Any = None, groups: Any = None) -> dict[Any, GatingTree]:
+        """Star polygons fitted to the expert's cells of every sample.
+
+        What a polygon of this kind can hold at best: :meth:`score_table` of the predicted gates
+        cannot be expected to exceed that of these, which have seen the answer. Where the two are
+        alike, more training does not help; where these are poor, the population is no star.
+
+        Parameters
+        ----------
+        X, y, groups
+            As for :meth:`score`.
+
+        Returns
+        -------
+        dict of sample to GatingTree
+            A gate of which the sample has fewer than 20 cells is the typical one.
+        """
+        samples = self._read_to_gate(X, groups)
+        member, _ = self._read_expert(X, y, samples)
+        inside = within_parents(self.tree_, member)
+        module: Any = copy.deepcopy(self.net_.module_).float().cpu()
+        z = module.standardise(torch.from_numpy(samples.x.astype(np.float32))).numpy()
+        rng = np.random.default_rng(0)
+        found = {}
+        for name, (start, stop) in zip(samples.names.tolist(), spans(samples), strict=True):
+            rows = np.arange(start, stop)
+            rows = np.sort(rng.choice(rows, min(len(rows), _TRACING_CELLS), replace=False))
+            own = copy.deepcopy(module)
+            place_gates(own.gates, z[rows], inside[rows], [0, len(rows)])
+            with torch.no_grad():
+                found[name] = self._tree(own.typical().numpy())
+        return found
 
     # -- inside -------------------------------------------------------------------------------
 
