@@ -24,7 +24,7 @@ _CROSS_ENTROPY = 0.1
 _FIRST_LOG_RADIUS, _MIN_SPREAD = float(np.log(2.0)), 0.05
 # Dice counts cells by an outline that is sharper by this factor: a soft one is drawn too wide
 # where many cells are near the outline on one side of it.
-_SHARPNESS = 4.0
+_SHARPNESS = 8.0
 # Fit of free polygons: with cross-entropy first, then slower and by Dice alone.
 _FIT_STEPS, _FIT_RATE = 150, 0.05
 
