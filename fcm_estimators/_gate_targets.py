@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -200,16 +201,30 @@ def strata(member: np.ndarray) -> np.ndarray:
 
 
 def expert_trees(
-    data: Any, key: str | None, tree: GatingTree, aliases: Mapping[str, str] | None
+    data: Any,
+    key: str | None,
+    tree: GatingTree,
+    aliases: Mapping[str, str] | None,
+    taught: Collection[str],
 ) -> dict[str, GatingTree]:
     """The expert's polygons of each sample that has some in ``data.uns[key]``.
 
-    Gates that the tree does not have are left out, as are those whose parent is missing.
+    Gates that the tree does not have are left out, and those with another plane or parent.
+
+    Parameters
+    ----------
+    data : AnnData, DataFrame or array
+    key : str or None
+    tree : GatingTree
+    aliases : mapping or None
+        Name in the data -> name in the tree.
+    taught : collection of str
+        Gates with membership per cell, which need no polygon.
 
     Raises
     ------
     InvalidInputError
-        A polygon with another plane or parent than in the tree.
+        A polygon with another plane or parent than in the tree is all there is of a gate.
     """
     if key is None or not isinstance(data, AnnData) or key not in data.uns:
         return {}
@@ -218,20 +233,46 @@ def expert_trees(
     found = {}
     for sample in samples:
         known = GatingTree.from_adata(data, key=key, sample=sample).renamed(aliases or {})
-        gates = [g for g in polygons_of(known) if g.name in tree.gates]
-        for gate in gates:
-            wanted = tree[gate.name]
-            if not isinstance(wanted, PolygonGate) or (gate.parent, gate.x, gate.y) != (
-                wanted.parent,
-                wanted.x,
-                wanted.y,
-            ):
+        gates = []
+        for gate in polygons_of(known):
+            wanted = tree.gates.get(gate.name)
+            if not isinstance(wanted, PolygonGate):
+                continue
+            mine, theirs = ((g.parent, g.x, g.y) for g in (wanted, gate))
+            if mine == theirs:
+                gates.append(replace(gate, parent=ROOT))
+            elif gate.name not in taught:
                 raise InvalidInputError(
-                    f"The expert's gate {gate.name!r} of sample {sample!r} has parent "
-                    f"{gate.parent!r} and plane {gate.x!r} x {gate.y!r}; the tree says {wanted!r}."
+                    f"The expert's polygon of gate {gate.name!r} in sample {str(sample)!r} has "
+                    f"(parent, x, y) = {theirs}; gates= says {mine}. Correct one of them, or "
+                    f"give the cells inside in obsm[{key!r}]."
                 )
-        found[sample] = GatingTree(gates)
+        found[str(sample)] = GatingTree(gates)
     return found
+
+
+def fill_from_polygons(tree: GatingTree, member: np.ndarray, drawn: pd.DataFrame) -> None:
+    """Fill unknown membership of one sample from its polygons, parents first, in place.
+
+    Parameters
+    ----------
+    tree : GatingTree
+    member : int8 ndarray of shape (n, number of all gates)
+    drawn : DataFrame of bool, shape (n, gates with a polygon)
+        Cells inside each polygon, parents left aside.
+    """
+    column = {name: member[:, i] for i, name in enumerate(tree.gates)}
+    for name, gate in tree.gates.items():
+        if name in drawn:
+            unknown = column[name] < 0
+            inside = drawn[name].to_numpy(dtype=bool)
+            if gate.parent != ROOT:
+                # Where the parent is not known, neither is the child.
+                unknown &= column[gate.parent] >= 0
+                inside = inside & (column[gate.parent] == 1)
+            column[name][unknown] = inside[unknown]
+        elif isinstance(gate, BooleanGate):
+            derive_booleans(tree, member)
 
 
 def sample_probes(

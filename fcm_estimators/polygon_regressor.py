@@ -25,6 +25,7 @@ from fcm_estimators._gate_targets import (
     as_template,
     derive_booleans,
     expert_trees,
+    fill_from_polygons,
     polygons_of,
     read_membership,
     require_taught,
@@ -310,18 +311,18 @@ class PolygonRegressor(SetEstimator):
         """Membership of analysed cells in all gates, and points on the planes per sample."""
         tree = self.tree_
         member = read_membership(X, y, self.label_key, tree, self.gate_aliases)[samples.rows]
-        probes: list[Probes | None] = [None] * len(samples.names)
-        trees = expert_trees(X, self.label_key, tree, self.gate_aliases) if y is None else {}
         names = list(tree.gates)
+        taught = [name for i, name in enumerate(names) if (member[:, i] >= 0).any()]
+        trees = {}
+        if y is None:
+            trees = expert_trees(X, self.label_key, tree, self.gate_aliases, taught)
+        probes: list[Probes | None] = [None] * len(samples.names)
         for s, (start, stop) in enumerate(spans(samples)):
             expert = trees.get(str(samples.names[s]))
             if expert is None or len(expert) == 0:
                 continue
             cells = X[samples.rows[start:stop]]
-            drawn = expert.apply(cells)
-            for name in drawn:
-                column = member[start:stop, names.index(str(name))]
-                column[column < 0] = drawn[name].to_numpy()[column < 0]
+            fill_from_polygons(tree, member[start:stop], expert.apply(cells))
             probes[s] = sample_probes(cells, tree, expert, np.random.default_rng(s))
         derive_booleans(tree, member)
         return member, probes

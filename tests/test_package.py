@@ -72,7 +72,7 @@ def test_wheel_installs_and_imports_both_packages(tmp_path):
 def test_readme_examples_run_as_they_stand(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
-    first, explaining = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    first, explaining, gating = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     assert 10 <= len(first.strip().splitlines()) <= 15
     names = {"__name__": "readme"}
     exec(compile(first, "README.md", "exec"), names)
@@ -84,3 +84,6 @@ def test_readme_examples_run_as_they_stand(tmp_path, monkeypatch, capsys):
         exec(compile(explaining, "README.md", "exec"), names)
     assert {"attention_head", "gradient_norm"} <= set(names["test"].obs)
     assert "X_umap" in names["shown"].obsm
+    exec(compile(gating, "README.md", "exec"), names)
+    assert names["reg"].score(names["test"]) > 0.9
+    assert (tmp_path / "gates.xml").stat().st_size > 1000
