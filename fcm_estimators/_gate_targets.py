@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators._gate_training import Probes
+from fcm_estimators._gate_training import OUTSIDE_PARENT, Probes
 from fcm_estimators._validation import listed
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.gating._coordinates import data_values
@@ -183,14 +183,22 @@ def _refuse_contradictions(tree: GatingTree, member: np.ndarray) -> None:
 
 
 def within_parents(tree: GatingTree, member: np.ndarray) -> np.ndarray:
-    """Membership in the polygons, -1 for cells that are not known to be inside the parent."""
+    """Membership in the polygons: 1, 0, -1 unknown, -2 for cells outside of the parent."""
     names = list(tree.gates)
     polygons = polygons_of(tree)
     out = member[:, [names.index(g.name) for g in polygons]].copy()
     for i, gate in enumerate(polygons):
         if gate.parent != ROOT:
-            out[member[:, names.index(gate.parent)] != 1, i] = -1
+            parent = member[:, names.index(gate.parent)]
+            out[parent < 0, i] = -1
+            out[parent == 0, i] = OUTSIDE_PARENT
     return out
+
+
+def parent_positions(tree: GatingTree) -> list[int]:
+    """Position of each polygon's parent among the polygons; -1 for none or a boolean gate."""
+    names = [gate.name for gate in polygons_of(tree)]
+    return [names.index(g.parent) if g.parent in names else -1 for g in polygons_of(tree)]
 
 
 def strata(member: np.ndarray) -> np.ndarray:

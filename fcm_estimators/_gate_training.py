@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from fcm_estimators._draws import SampleDraws
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
 
+# Membership of a cell that is known to be outside of the gate's parent; -1 is not known.
+OUTSIDE_PARENT = -2
 # Points of an expert's plane in one draw of a sample, per gate.
 _PROBES_PER_DRAW = 48
 # Fewer cells inside than this say nothing about where a gate is.
@@ -50,7 +52,7 @@ class GateDraws(SampleDraws):
     """Training draws for gates; the target is stratum and membership.
 
     The target of a row has 1 + G columns: the stratum (-1 for a point that is no cell), then 1
-    inside, 0 outside, -1 unknown or outside of the parent, for each gate.
+    inside, 0 outside, -1 unknown, -2 outside of the parent, for each gate.
 
     Parameters
     ----------
@@ -96,14 +98,23 @@ class GateLoss(nn.Module):
     The outline by which Dice counts becomes sharper as training goes on. In validation sharp Dice
     alone, which is bounded. A gate with fewer than 20 cells inside says only where it is not.
 
+    A gate is judged on the cells of the expert's parent, and on those others that the predicted
+    parent lets through, as far as it does: in prediction they will come.
+
+    Parameters
+    ----------
+    parents : sequence of G int
+        Position of each gate's parent, -1 for none; parents come first.
+
     Attributes
     ----------
     progress : float
         Share of the training that is done, 0 to 1.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parents: Sequence[int]) -> None:
         super().__init__()
+        self.parents = list(parents)
         self.progress = 0.0
 
     def forward(self, logits: Tensor, y: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -119,7 +130,9 @@ class GateLoss(nn.Module):
             zeros = values.new_zeros(n_samples, values.shape[1])
             return zeros.index_add(0, sample, values)
 
-        inside, outside = (member == 1).to(logits.dtype), (member == 0).to(logits.dtype)
+        inside = (member == 1).to(logits.dtype)
+        let_through = self._let_through(logits.detach())
+        outside = (member == 0).to(logits.dtype) + (member == OUTSIDE_PARENT) * let_through
         enough = total(inside) >= _MIN_INSIDE
         n_inside_cells = total(weight * inside)
 
@@ -144,13 +157,28 @@ class GateLoss(nn.Module):
         loss = cross_entropy + torch.where(with_dice, dice, 0.0)
         return _mean(loss, enough | (n_outside > 0))
 
+    def _let_through(self, logits: Tensor) -> Tensor:
+        """Soft membership of each cell in all predicted ancestors of each gate."""
+        own = torch.sigmoid(_SHARPNESS * logits)
+        found = [torch.ones_like(logits[:, 0])] * len(self.parents)
+        for gate, parent in enumerate(self.parents):
+            if parent >= 0:
+                found[gate] = found[parent] * own[:, parent]
+        return torch.stack(found, 1)
+
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
 def fit_shapes(
-    gates: StarGates, z: Tensor, member: Tensor, offsets: Sequence[int], *, shared: bool
+    gates: StarGates,
+    z: Tensor,
+    member: Tensor,
+    offsets: Sequence[int],
+    parents: Sequence[int],
+    *,
+    shared: bool,
 ) -> Shapes:
     """Polygons that hold the cells inside best, without a net.
 
@@ -161,8 +189,10 @@ def fit_shapes(
     z : Tensor of shape (N, M)
         Standardised cells, samples packed.
     member : int Tensor of shape (N, G)
-        1 inside, 0 outside, -1 neither.
+        1 inside, 0 outside, -1 unknown, -2 outside of the parent.
     offsets : sequence of S + 1 int
+    parents : sequence of G int
+        As in :class:`GateLoss`.
     shared : bool
         One polygon per gate for all samples (fixed gates), or one per sample and gate.
 
@@ -178,7 +208,7 @@ def fit_shapes(
     change = change.to(z).requires_grad_()
     inputs = {"sample": sample, "log_odds_ratio": z.new_zeros(len(z), 1)}
     target = torch.cat([torch.zeros_like(member[:, :1]), member], 1)
-    loss = GateLoss()
+    loss = GateLoss(parents)
     limits = [0, len(z)] if shared else offsets
     for alone in (False, True):
         loss.train(not alone)
@@ -193,7 +223,13 @@ def fit_shapes(
     return gates.shapes(change.detach())
 
 
-def place_gates(gates: StarGates, z: np.ndarray, member: np.ndarray, offsets: list[int]) -> None:
+def place_gates(
+    gates: StarGates,
+    z: np.ndarray,
+    member: np.ndarray,
+    offsets: list[int],
+    parents: Sequence[int],
+) -> None:
     """Set the typical centre, spread and radii of each gate from training cells.
 
     A gate with fewer than 20 cells inside stays as it is.
@@ -206,6 +242,8 @@ def place_gates(gates: StarGates, z: np.ndarray, member: np.ndarray, offsets: li
         Standardised cells, samples packed.
     member : int ndarray of shape (N, G)
     offsets : list of S + 1 int
+    parents : sequence of G int
+        As in :class:`GateLoss`.
     """
     axes = gates.axes.numpy()
     enough = (member == 1).sum(0) >= _MIN_INSIDE
@@ -219,7 +257,12 @@ def place_gates(gates: StarGates, z: np.ndarray, member: np.ndarray, offsets: li
         gates.log_radius[g] = _FIRST_LOG_RADIUS
     with torch.enable_grad():
         shapes = fit_shapes(
-            gates, torch.from_numpy(z), torch.from_numpy(member).long(), offsets, shared=True
+            gates,
+            torch.from_numpy(z),
+            torch.from_numpy(member).long(),
+            offsets,
+            parents,
+            shared=True,
         )
     gates.centre.copy_(shapes.centre[0])
     gates.log_radius.copy_(shapes.log_radius[0])

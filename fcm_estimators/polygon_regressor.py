@@ -26,6 +26,7 @@ from fcm_estimators._gate_targets import (
     derive_booleans,
     expert_trees,
     fill_from_polygons,
+    parent_positions,
     polygons_of,
     read_membership,
     require_taught,
@@ -56,8 +57,8 @@ class PolygonRegressor(SetEstimator):
 
     A gate is a star polygon, a centre and radii at fixed angles: it never crosses itself and need
     not be convex. It is learnt from which cells are inside, so labels per cell train it as well as
-    drawn polygons do. Within training a gate is judged on the cells inside the expert's parent, in
-    prediction it is applied inside the predicted parent.
+    drawn polygons do. A gate is judged on the cells inside the expert's parent, and on others that
+    the predicted parent lets through; in prediction it is applied inside the predicted parent.
 
     Rows of X are cells, rows of what is predicted are samples: ``cross_validate`` with
     ``GroupKFold`` works, ``cross_val_predict`` does not.
@@ -276,7 +277,7 @@ class PolygonRegressor(SetEstimator):
             for chosen, fixed in ((train, False), (valid, True))
             if chosen
         ]
-        self._train(module, GateLoss(), draws[0], draws[1] if valid else None)
+        self._train(module, GateLoss(parent_positions(tree)), draws[0], draws[1] if valid else None)
         self.validation_samples_ = samples.names[valid].tolist()
         self.tree_ = self._tree(self._typical())
         return self
@@ -350,7 +351,7 @@ class PolygonRegressor(SetEstimator):
         module.gates.set_limits(module.standardise(ends))
         z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
         limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
-        place_gates(module.gates, z, inside[rows], limits)
+        place_gates(module.gates, z, inside[rows], limits, parent_positions(self.tree_))
 
     def _draws(
         self,
@@ -614,13 +615,13 @@ class PolygonRegressor(SetEstimator):
         inside = within_parents(self.tree_, member)
         module: Any = copy.deepcopy(self.net_.module_).float().cpu()
         z = module.standardise(torch.from_numpy(samples.x.astype(np.float32))).numpy()
-        rng = np.random.default_rng(0)
+        rng, parents = np.random.default_rng(0), parent_positions(self.tree_)
         found = {}
         for name, (start, stop) in zip(samples.names.tolist(), spans(samples), strict=True):
             rows = np.arange(start, stop)
             rows = np.sort(rng.choice(rows, min(len(rows), _TRACING_CELLS), replace=False))
             own = copy.deepcopy(module)
-            place_gates(own.gates, z[rows], inside[rows], [0, len(rows)])
+            place_gates(own.gates, z[rows], inside[rows], [0, len(rows)], parents)
             with torch.no_grad():
                 found[name] = self._tree(own.typical().numpy())
         return found

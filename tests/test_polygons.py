@@ -141,7 +141,7 @@ def test_gradients_stay_finite_and_bounded_at_the_hard_places(seed, case):
     target = torch.cat([torch.zeros(40, 1, dtype=torch.long), member], 1)
     x.requires_grad_()
     inputs = {"sample": torch.zeros(40, dtype=torch.long), "log_odds_ratio": torch.zeros(40, 1)}
-    loss = GateLoss()(net(x), target, inputs)
+    loss = GateLoss([-1, -1])(net(x), target, inputs)
     loss.backward()
     gradients = [x.grad, *(p.grad for p in net.parameters())]
     assert torch.isfinite(loss)
@@ -156,7 +156,7 @@ def test_a_gate_without_cells_does_not_move_its_centre():
     target = torch.zeros(50, 2, dtype=torch.long)
     inputs = {"sample": torch.zeros(50, dtype=torch.long), "log_odds_ratio": torch.zeros(50, 1)}
     logits = gates.membership(z, gates.shapes(change), [0, 50])
-    GateLoss()(logits, target, inputs).backward()
+    GateLoss([-1])(logits, target, inputs).backward()
     assert change.grad.abs().max() < 1e-6
 
 
@@ -178,7 +178,7 @@ def fit_free(points, inside, n_vertices=16):
     gates.spread.copy_(torch.from_numpy(places.std(0))[None])
     z = torch.from_numpy(points).float()
     member = torch.from_numpy(inside[:, None].astype("i8"))
-    shapes = fit_shapes(gates, z, member, [0, len(z)], shared=False)
+    shapes = fit_shapes(gates, z, member, [0, len(z)], [-1], shared=False)
     called = gates.membership(z, shapes, [0, len(z)])[:, 0].numpy() > 0
     return 2 * (called & inside).sum() / (called.sum() + inside.sum())
 
