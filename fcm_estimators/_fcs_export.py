@@ -16,6 +16,7 @@ from fcm_estimators._fcs_record import UNS_KEY, get_keywords, get_spillover
 from fcm_estimators._fcs_writer import save_fcs
 
 DEFAULT_KEY = "reluformer"
+GATES_KEY = "predicted_gates"
 NOT_ANALYSED = "not analysed"
 
 
@@ -29,13 +30,15 @@ def write_fcs(
     key: str | None = None,
 ) -> None:
     """
-    Write the raw events of one sample as FCS 3.1, with its predicted classes as parameters.
+    Write the raw events of one sample as FCS 3.1, with predicted classes and gates as parameters.
 
     Events are written in their original order as float32 scale values, so reading the file again
     gives the same numbers. A classifier's result adds one parameter ``{key}`` with the class code
     (0 = not analysed, 1, 2, ... = the categories in order; the keyword ``{KEY}_CLASSES`` spells
     them out) and one parameter ``{key}_{class}`` with the probability of each class, 0 where a
-    cell was not analysed. :func:`read_fcs` reads these back with kind "other", never as markers.
+    cell was not analysed. A polygon regressor's result adds one parameter ``{key}_{gate}`` per
+    gate, 1 inside and 0 outside. :func:`read_fcs` reads these back with kind "other", never as
+    markers.
 
     Parameters
     ----------
@@ -53,13 +56,15 @@ def write_fcs(
     dataset : int, optional
         Which data set of `source`, as in :func:`read_fcs`.
     key : str, optional
-        Where the classes are: ``obs[key]`` and, if present, ``obsm[f"{key}_proba"]``. Default:
-        "reluformer" if `adata` has it, otherwise events only.
+        Where the classes are: ``obs[key]`` and, if present, ``obsm[f"{key}_proba"]``; or the gates:
+        ``obsm[f"{key}_membership"]``. Default: "reluformer" and "predicted_gates" if `adata` has
+        them, otherwise events only.
 
     Raises
     ------
     MissingKeyError
-        If ``obs[key]``, `sample` or a column that :func:`read_fcs` writes is missing.
+        If both ``obs[key]`` and the membership are missing, or `sample`, or a column that
+        :func:`read_fcs` writes.
     ProcessingStateError
         If X is processed and there is no ``layers["raw"]``.
     InvalidInputError
@@ -99,7 +104,14 @@ def write_fcs(
     """
     target = Path(path)
     name, rows = _sample_rows(adata, sample)
-    added, codebook = _added_parameters(adata, rows, key)
+    if key is not None and key not in adata.obs and f"{key}_membership" not in adata.obsm:
+        raise MissingKeyError(
+            f"adata has neither obs[{key!r}] nor obsm['{key}_membership']; obs has "
+            f"{', '.join(adata.obs.columns)}. Run annotate first, or choose another key."
+        )
+    added, codebook = _class_parameters(adata, rows, DEFAULT_KEY if key is None else key)
+    gates = _gate_parameters(adata, rows, GATES_KEY if key is None else key)
+    added = pd.concat([added, gates], axis=1)
     events = adata.obs["event"].to_numpy()[rows]
     if source is None:
         block, parameters, keywords = _from_adata(adata, name, rows)
@@ -122,14 +134,13 @@ def write_fcs(
     number = len(parameters)
     parameters += [{"N": column, "R": "1"} for column in added.columns]
     if len(added.columns):
-        parameters[number]["R"] = str(len(codebook))
         numbers = [n for n in keywords.get(ADDED_KEYWORD, "").split(",") if n]
         numbers += [str(number + 1 + i) for i in range(added.shape[1])]
+        keywords[ADDED_KEYWORD] = ",".join(numbers)
+    if codebook:
+        parameters[number]["R"] = str(len(codebook))
         classes = ", ".join(f"{code}={label}" for code, label in enumerate(codebook))
-        keywords |= {
-            ADDED_KEYWORD: ",".join(numbers),
-            f"{added.columns[0].upper()}_CLASSES": classes,
-        }
+        keywords[f"{added.columns[0].upper()}_CLASSES"] = classes
     save_fcs(target, np.hstack([block, added.to_numpy(dtype=np.float32)]), parameters, keywords)
 
 
@@ -235,18 +246,12 @@ def _sample_rows(adata: ad.AnnData, sample: str | None) -> tuple[str, np.ndarray
     return sample, rows[np.argsort(events)]
 
 
-def _added_parameters(
-    adata: ad.AnnData, rows: np.ndarray, key: str | None
+def _class_parameters(
+    adata: ad.AnnData, rows: np.ndarray, key: str
 ) -> tuple[pd.DataFrame, list[str]]:
     """Class code and probabilities of the rows, and the class of every code."""
-    if key is None and DEFAULT_KEY not in adata.obs:
-        return pd.DataFrame(index=range(len(rows))), []
-    key = DEFAULT_KEY if key is None else key
     if key not in adata.obs:
-        raise MissingKeyError(
-            f"adata.obs has no {key!r}; it has {', '.join(adata.obs.columns)}. Run the "
-            "classifier's annotate first, or choose another key."
-        )
+        return pd.DataFrame(index=range(len(rows))), []
     labels = pd.Categorical(adata.obs[key])
     classes = [c for c in labels.categories if c != NOT_ANALYSED]
     codes = pd.Index(classes).get_indexer(pd.Index(labels[rows])) + 1
@@ -270,6 +275,29 @@ def _added_parameters(
                 raise InvalidInputError(f"Two parameters would be named {column!r}; rename them.")
             columns[column] = np.where(codes == 0, np.float32(0), values)
     return pd.DataFrame(columns), [NOT_ANALYSED, *map(str, classes)]
+
+
+def _gate_parameters(adata: ad.AnnData, rows: np.ndarray, key: str) -> pd.DataFrame:
+    """A column of 0 and 1 for every gate; 0 where a cell was not gated."""
+    name = f"{key}_membership"
+    if name not in adata.obsm:
+        return pd.DataFrame(index=range(len(rows)))
+    inside = adata.obsm[name]
+    if not isinstance(inside, pd.DataFrame):
+        raise InvalidInputError(
+            f"obsm[{name!r}] is a {type(inside).__name__}; a DataFrame with a True/False column "
+            "per gate is needed."
+        )
+    return pd.DataFrame(
+        {
+            _parameter_name(f"{key}_{gate}"): inside[gate]
+            .astype("boolean")
+            .fillna(False)
+            .to_numpy(dtype=np.float32)[rows]
+            for gate in inside
+        },
+        index=range(len(rows)),
+    )
 
 
 def _from_adata(

@@ -766,10 +766,28 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch)
         write_fcs(adata, tmp_path / "nowhere" / "b.fcs")
 
 
+def test_predicted_gates_become_parameters_beside_the_classes(tmp_path):
+    source = simple(tmp_path / "a.fcs", [[1.0], [2.0], [3.0]])
+    adata = read_fcs(source)
+    adata.obsm["predicted_gates_membership"] = pd.DataFrame(
+        {"CD19": pd.array([True, None, False], dtype="boolean"), "a,b": [False, True, True]},
+        index=adata.obs_names,
+    )
+    write_fcs(adata[[2, 0, 1]], tmp_path / "gates.fcs")
+    again = read_fcs(tmp_path / "gates.fcs")
+    columns = ["predicted_gates_CD19", "predicted_gates_a_b"]
+    assert again[:, columns].X.tolist() == [[1, 0], [0, 1], [0, 1]]
+    assert (again.var.loc[columns, "kind"] == "other").all()
+    both = annotated(adata.copy())
+    write_fcs(both, tmp_path / "both.fcs", source=source)
+    found = read_fcs(tmp_path / "both.fcs").var_names
+    assert {"reluformer", *columns} <= set(found)
+
+
 def test_what_cannot_be_written_is_refused_with_its_reason(tmp_path):
     adata = annotated(read_fcs(simple(tmp_path / "a.fcs", [[1.0], [2.0]])))
     target = tmp_path / "b.fcs"
-    with pytest.raises(MissingKeyError, match=r"adata\.obs has no 'cell_type'"):
+    with pytest.raises(MissingKeyError, match=r"neither obs\['cell_type'\] nor"):
         write_fcs(adata, target, key="cell_type")
     repeated = adata.copy()
     repeated.obs["event"] = 0
@@ -778,6 +796,10 @@ def test_what_cannot_be_written_is_refused_with_its_reason(tmp_path):
     wrong = adata.copy()
     wrong.obsm["reluformer_proba"] = np.zeros((2, 2))
     with pytest.raises(InvalidInputError, match="a DataFrame with one column for each of"):
+        write_fcs(wrong, target)
+    wrong = adata.copy()
+    wrong.obsm["predicted_gates_membership"] = np.zeros((2, 2))
+    with pytest.raises(InvalidInputError, match="True/False column per gate"):
         write_fcs(wrong, target)
     bare = ad.AnnData(np.zeros((1, 1), dtype="f4"))
     with pytest.raises(MissingKeyError, match=r"adata\.obs lacks sample, event"):
