@@ -27,7 +27,7 @@ from fcm_estimators._exceptions import (
 )
 from fcm_estimators._gate_training import GateLoss, fit_shapes
 from fcm_estimators.gating import BooleanGate, GatingTree
-from fcm_estimators.metrics import gate_agreement
+from fcm_estimators.metrics import gate_agreement, summarize
 from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
 
@@ -407,6 +407,10 @@ def test_gate_agreement_counts_what_is_known():
     table = gate_agreement(truth, pd.DataFrame({"g": [True, False, True, True]}))
     assert table.loc[0, ["n_cells", "n_true", "n_predicted"]].tolist() == [3, 2, 2]
     assert table.loc[0, "f1"] == 0.5
+    two = pd.concat(
+        [table, gate_agreement(pd.DataFrame({"g": [False]}), pd.DataFrame({"g": [False]}))]
+    )
+    assert summarize(two).loc["g", ["n_samples", "f1_mean", "f1_undefined"]].tolist() == [2, 0.5, 1]
     one_sided = gate_agreement(pd.DataFrame({"g": [True]}), pd.DataFrame({"g": [False]}))
     assert one_sided.loc[0, "f1"] == 0
 

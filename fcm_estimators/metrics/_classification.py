@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics._inputs import per_cell, samples_of
 
+_RATIOS: list[Any] = ["precision", "recall", "f1"]
 _FP_PER_MILLION = "false_positives_per_million"
 
 
@@ -112,13 +113,13 @@ def classification_table(
     return table.assign(**columns)
 
 
-def summarize(table: pd.DataFrame) -> pd.Series:
+def summarize(table: pd.DataFrame) -> pd.Series | pd.DataFrame:
     """Mean and median over samples, with the number of samples where a metric is undefined.
 
     Parameters
     ----------
     table : DataFrame
-        From :func:`classification_table`.
+        From :func:`classification_table` or :func:`gate_agreement`.
 
     Returns
     -------
@@ -128,6 +129,9 @@ def summarize(table: pd.DataFrame) -> pd.Series:
         ``{metric}_undefined``, the number of those that have none. For one population also
         ``n_negative_samples``, the samples with labelled cells but no positive one, and
         ``false_positives_per_million_negative_samples``, the mean over them.
+    DataFrame
+        For a table of gates: a row per gate, with ``n_samples`` and these numbers for precision,
+        recall and f1.
 
     Raises
     ------
@@ -141,25 +145,35 @@ def summarize(table: pd.DataFrame) -> pd.Series:
     >>> summarize(table)[["n_samples", "f1_mean", "f1_undefined"]].tolist()
     [2.0, 1.0, 1.0]
     """
+    if "gate" in table:
+        rows = {
+            gate: _over_samples(part, _RATIOS) for gate, part in table.groupby("gate", sort=False)
+        }
+        return pd.DataFrame(rows).T.rename_axis("gate")
     if "macro_f1" in table:
         metrics = ["macro_f1", *(c for c in table if str(c).startswith("f1_"))]
     elif "f1" in table:
-        metrics = ["precision", "recall", "f1"]
+        metrics = _RATIOS
     else:
         raise MissingKeyError(
             f"The table has the columns {list(table.columns)}; expected one from "
             "classification_table, with f1 or macro_f1."
         )
-    summary: dict[str, float] = {"n_samples": len(table)}
-    for metric in metrics:
-        summary[f"{metric}_mean"] = table[metric].mean()
-        summary[f"{metric}_median"] = table[metric].median()
-        summary[f"{metric}_undefined"] = int(table[metric].isna().sum())
+    summary = _over_samples(table, metrics)
     if "f1" in table:
         negative = table[(table["n_positive"] == 0) & (table["n_cells"] > table["n_unlabelled"])]
         summary["n_negative_samples"] = len(negative)
         summary[f"{_FP_PER_MILLION}_negative_samples"] = negative[_FP_PER_MILLION].mean()
     return pd.Series(summary, dtype=float)
+
+
+def _over_samples(table: pd.DataFrame, metrics: Sequence[Any]) -> dict[str, float]:
+    summary: dict[str, float] = {"n_samples": len(table)}
+    for metric in metrics:
+        summary[f"{metric}_mean"] = table[metric].mean()
+        summary[f"{metric}_median"] = table[metric].median()
+        summary[f"{metric}_undefined"] = int(table[metric].isna().sum())
+    return summary
 
 
 def _known_labels(
