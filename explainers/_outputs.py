@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._gate_prediction import soft_members
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.nn import AttentionContext, PolygonFormer, SetModule
-from fcm_estimators.polygon_regressor import PolygonRegressor, soft_members
+from fcm_estimators.polygon_regressor import PolygonRegressor
 
 Contexts = Sequence[AttentionContext] | None
 OUTPUTS = ("log_odds", "probability")

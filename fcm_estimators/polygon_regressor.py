@@ -21,6 +21,7 @@ from fcm_estimators._exceptions import (
     MarkerMismatchError,
     ProcessingStateError,
 )
+from fcm_estimators._gate_prediction import described, recorded_states, soft_members
 from fcm_estimators._gate_targets import (
     as_template,
     derive_booleans,
@@ -43,7 +44,6 @@ from fcm_estimators._version import __version__
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.metrics import gate_agreement
 from fcm_estimators.nn import PolygonFormer, SetModule
-from fcm_estimators.preprocessing._state import recorded_compensation, recorded_transforms
 
 _VALIDATION_DRAWS = 4
 # Cells of a sample from which typical gates are fitted.
@@ -265,7 +265,7 @@ class PolygonRegressor(SetEstimator):
         inside = within_parents(tree, member)
         require_taught(tree, inside, self.label_key)
         if not self._goes_on():
-            self._states = _recorded_states(X, samples.markers, self.marker_aliases)
+            self._states = recorded_states(X, samples.markers, self.marker_aliases)
         codes = strata(inside)
         module = self._initial_module(samples, seed)
         if not self._goes_on():
@@ -630,12 +630,12 @@ class PolygonRegressor(SetEstimator):
 
     def _read_to_gate(self, X: Any, groups: Any) -> Samples:
         samples = self._read_to_predict(X, groups)
-        present = _recorded_states(X, self.markers_, self.marker_aliases)
+        present = recorded_states(X, self.markers_, self.marker_aliases)
         for marker, state in self._states.items():
             if marker in present and present[marker] != state:
                 raise ProcessingStateError(
-                    f"Marker {marker!r} is {_described(present[marker])}, but the gates were "
-                    f"learnt on values that were {_described(state)}. Preprocess the data as in "
+                    f"Marker {marker!r} is {described(present[marker])}, but the gates were "
+                    f"learnt on values that were {described(state)}. Preprocess the data as in "
                     "training."
                 )
         return samples
@@ -722,52 +722,3 @@ class PolygonRegressor(SetEstimator):
         self.gates = tree
         self._plan(tree, self.markers_)
         self._states = {k: (str(v[0]), bool(v[1])) for k, v in state["states"].items()}
-
-
-def soft_members(tree: GatingTree, names: list[str], own: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Soft membership in every gate, within soft parents.
-
-    Parameters
-    ----------
-    tree : GatingTree
-    names : list of G str
-        Gates with a polygon.
-    own : Tensor of shape (N, G)
-        Soft membership in each polygon, 0 to 1, parents left aside.
-
-    Returns
-    -------
-    dict of gate to Tensor of shape (N,)
-        A gate within its parent, AND: products; NOT: 1 - p; OR: 1 - (1 - p)(1 - q).
-    """
-    found: dict[str, torch.Tensor] = {}
-    for name, gate in tree.gates.items():
-        if isinstance(gate, BooleanGate):
-            parts = torch.stack(
-                [1 - found[o] if o in gate.complements else found[o] for o in gate.operands]
-            )
-            if gate.operation == "and":
-                member = parts.prod(0)
-            else:
-                member = 1 - (1 - parts).prod(0) if gate.operation == "or" else 1 - parts[0]
-        else:
-            member = own[:, names.index(name)]
-        found[name] = member * found[gate.parent] if gate.parent else member
-    return found
-
-
-def _recorded_states(
-    X: Any, markers: list[str], aliases: Mapping[str, str] | None
-) -> dict[str, tuple[str, bool]]:
-    """Transform and compensation of each marker where the data record them."""
-    if not isinstance(X, AnnData) or "transform" not in X.var:
-        return {}
-    names = [(aliases or {}).get(name, name) for name in X.var_names]
-    transforms, flags = recorded_transforms(X), recorded_compensation(X)
-    return {
-        m: (str(transforms.iloc[names.index(m)]), bool(flags.iloc[names.index(m)])) for m in markers
-    }
-
-
-def _described(state: tuple[str, bool]) -> str:
-    return f"in transform {state[0]!r}, {'' if state[1] else 'not '}compensated"
