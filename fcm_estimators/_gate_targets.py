@@ -240,7 +240,8 @@ def expert_trees(
     samples = pd.unique(np.asarray(entry.get("gates", entry)["sample"]).astype(str))
     found = {}
     for sample in samples:
-        known = GatingTree.from_adata(data, key=key, sample=sample).renamed(aliases or {})
+        known = GatingTree.from_adata(data, key=key, sample=sample).on_markers(data)
+        known = known.renamed(aliases or {})
         gates = []
         for gate in polygons_of(known):
             wanted = tree.gates.get(gate.name)

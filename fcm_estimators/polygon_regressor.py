@@ -66,9 +66,9 @@ class PolygonRegressor(SetEstimator):
     Parameters
     ----------
     gates : GatingTree or dict, default None
-        What to learn; required. A tree, of whose polygons only the planes and parents are used, or
-        a dict of gate to ``(parent, x marker, y marker)``, parent "" for none, or to a
-        BooleanGate.
+        What to learn; required. A tree, of whose polygons only the planes and parents are used
+        (rectangles and ellipses count as polygons, axes may be named by channel), or a dict of
+        gate to ``(parent, x marker, y marker)``, parent "" for none, or to a BooleanGate.
     sample_key : str or int, default None
         Column that says which sample (FCS file) a cell belongs to; as in
         :class:`ReluFormerClassifier`.
@@ -258,6 +258,8 @@ class PolygonRegressor(SetEstimator):
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Self:
         tree = as_template(self.gates)
+        if isinstance(X, AnnData):
+            tree = tree.on_markers(X)
         self._require_same_tree(tree)
         samples = self._read_to_fit(X, groups)
         self._plan(tree, samples.markers)

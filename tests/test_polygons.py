@@ -26,7 +26,7 @@ from fcm_estimators._exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators._gate_training import GateLoss, fit_shapes
-from fcm_estimators.gating import BooleanGate, GatingTree
+from fcm_estimators.gating import BooleanGate, GatingTree, RectangleGate
 from fcm_estimators.metrics import gate_agreement, summarize
 from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
@@ -364,6 +364,29 @@ def test_polygons_in_other_units_teach_the_same_places(cohort):
 
     here, there = (PolygonRegressor(**FAST).fit(prepared(scale)) for scale in (2, 4))
     np.testing.assert_allclose(there.predict(prepared(4)) * 2, here.predict(prepared(2)), atol=0.05)
+
+
+def test_a_tree_from_other_software_names_channels(cohort):
+    """Rectangles and axes named by $PnN: the planes of the template and the expert's polygons."""
+    adata = with_polygons(cohort)
+    adata.var["channel"] = ["FL1-A", "FL2-A", "FL3-A", "FL4-A"]
+    channel = dict(zip("ABCD", adata.var["channel"], strict=True))
+    for axis in ("x", "y"):
+        names = adata.uns["gates"][axis]
+        adata.uns["gates"][axis] = np.array([channel[m] for m in names], dtype=object)
+    template = GatingTree(
+        [
+            RectangleGate("live", ("FL1-A", "FL2-A"), (0, 0), (9, 9)),
+            RectangleGate("left", ("FL3-A", "FL4-A"), (-9, -9), (0, 9), "live"),
+        ]
+    )
+    reg = PolygonRegressor(**{**FAST, "gates": template}).fit(adata)
+    assert reg.gates_ == ["live", "left"]
+    assert reg.tree_["left"].markers == ("C", "D")
+    assert reg.score(cohort) > 0.9
+    box = RectangleGate("box", ("A", "B", "C"), (0, 0, 0), (1, 1, 1))
+    with pytest.raises(InvalidInputError, match="'box' has 3 marker"):
+        PolygonRegressor(**broken(gates=GatingTree([box]))).fit(adata)
 
 
 def test_boolean_gates_are_derived(cohort):

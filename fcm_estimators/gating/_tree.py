@@ -148,8 +148,34 @@ class GatingTree:
                 if isinstance(gate, BooleanGate)
                 else replace(gate, name=new(gate.name), parent=new(gate.parent))
                 for gate in self
-            ]
+            ],
+            spillover=self.spillover,
         )
+
+    def on_markers(self, adata: AnnData) -> GatingTree:
+        """Return the tree with axes named by marker where they are named by channel ($PnN).
+
+        Gates of other software name channels, an AnnData and a model name markers.
+
+        Parameters
+        ----------
+        adata : AnnData
+            With ``var["channel"]``. Axes it does not have keep their names.
+        """
+
+        def new(name: str) -> str:
+            column = column_of(adata, name)
+            return name if column is None else str(adata.var_names[column])
+
+        gates: list[Gate] = []
+        for gate in self:
+            if isinstance(gate, PolygonGate):
+                gates.append(replace(gate, x=new(gate.x), y=new(gate.y)))
+            elif isinstance(gate, BooleanGate):
+                gates.append(gate)
+            else:
+                gates.append(replace(gate, markers=tuple(map(new, gate.markers))))
+        return GatingTree(gates, spillover=self.spillover)
 
     def apply(self, adata: AnnData) -> pd.DataFrame:
         """Cells inside each gate, each within its parent.
