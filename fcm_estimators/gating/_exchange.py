@@ -29,6 +29,10 @@ from fcm_estimators.preprocessing import (
     parse_transform,
 )
 
+# FlowKit's name and path of a gate, and ours.
+Key = tuple[str, tuple[str, ...]]
+Names = dict[Key, str]
+
 # Dimensions that nobody compensates.
 _NEVER_COMPENSATED = ("fsc", "ssc", "time")
 
@@ -124,17 +128,14 @@ def _import(
     """Gates of FlowKit's strategy, all or those wanted with what they need."""
     tables = _Tables(strategy, transforms)
     names = _unique_names(strategy)
-    plain: dict[tuple[str, tuple[str, ...]], Callable[[], Any]] = {}
-    for key in strategy.get_gate_ids():
-        gate = _owner(strategy, key)
-        plain[key] = lambda gate=gate, key=key: _convert(gate, key, names, tables)  # type: ignore[misc]
-    chosen = set(plain) if wanted is None else _needed(strategy, names, plain, wanted)
+    chosen = set(names) if wanted is None else _needed(strategy, names, wanted)
     gates, problems = [], []
-    for key, make in plain.items():
-        if key not in chosen or _is_quadrant_set(strategy, key):
+    for key in names:
+        gate = _owner(strategy, key)
+        if key not in chosen or (gate.gate_type == "QuadrantGate" and key[0] not in gate.quadrants):
             continue
         try:
-            gates.append(make())
+            gates.append(_convert(gate, key, names, tables))
         except InvalidInputError as error:
             problems.append(str(error))
     if problems:
@@ -145,7 +146,7 @@ def _import(
     return Imported(gates, tables.spillover())
 
 
-def _owner(strategy: Any, key: tuple[str, tuple[str, ...]]) -> Any:
+def _owner(strategy: Any, key: Key) -> Any:
     """Gate of a name and path; a quadrant comes from its set."""
     name, path = key
     if len(path) > 1:
@@ -158,12 +159,7 @@ def _owner(strategy: Any, key: tuple[str, tuple[str, ...]]) -> Any:
     return strategy.get_gate(name, gate_path=path)
 
 
-def _is_quadrant_set(strategy: Any, key: tuple[str, tuple[str, ...]]) -> bool:
-    gate = _owner(strategy, key)
-    return gate.gate_type == "QuadrantGate" and key[0] not in gate.quadrants
-
-
-def _unique_names(strategy: Any) -> dict[tuple[str, tuple[str, ...]], str]:
+def _unique_names(strategy: Any) -> Names:
     """Name of each gate: its own, with its ancestors before it where another has the same."""
     keys = strategy.get_gate_ids()
     own = [_plain(name) for name, _ in keys]
@@ -180,7 +176,7 @@ def _plain(name: str) -> str:
     return name.replace("/", "|")
 
 
-def _needed(strategy: Any, names: Any, plain: Any, wanted: Iterable[str]) -> set[Any]:
+def _needed(strategy: Any, names: Names, wanted: Iterable[str]) -> set[Key]:
     """The wanted gates with their parents and operands."""
     by_name = {name: key for key, name in names.items()}
     missing = [name for name in wanted if name not in by_name]
@@ -188,7 +184,8 @@ def _needed(strategy: Any, names: Any, plain: Any, wanted: Iterable[str]) -> set
         raise MissingKeyError(
             f"Gates {listed(missing)} are not in the file; it has {listed(by_name)}."
         )
-    todo, found = [by_name[name] for name in wanted], set()
+    todo: list[Key] = [by_name[name] for name in wanted]
+    found: set[Key] = set()
     while todo:
         key = todo.pop()
         if key in found:
@@ -199,7 +196,7 @@ def _needed(strategy: Any, names: Any, plain: Any, wanted: Iterable[str]) -> set
         gate = _owner(strategy, key)
         if gate.gate_type == "BooleanGate":
             todo += [(ref["ref"], tuple(ref["path"])) for ref in gate.gate_refs]
-    return found & set(plain)
+    return found & set(names)
 
 
 class _Tables:
@@ -213,6 +210,8 @@ class _Tables:
     def scale(self, reference: str | None) -> str:
         if reference is None:
             return "none"
+        if reference not in self.transforms:
+            raise InvalidInputError(f"its axis has the transform {reference!r}, which is missing")
         return str(_scale(self.transforms[reference]))
 
     def channel(self, name: str, reference: str | None) -> str:
@@ -289,7 +288,7 @@ def _scale(transform: Any) -> Scale:
     raise InvalidInputError(f"its axis has a {kind}, which is not supported")
 
 
-def _convert(gate: Any, key: tuple[str, tuple[str, ...]], names: Any, tables: _Tables) -> Any:
+def _convert(gate: Any, key: Key, names: Names, tables: _Tables) -> Any:
     name, path = names[key], key[1]
     try:
         parent = _parent(path, names, gate, key[0])
@@ -312,7 +311,7 @@ def _convert(gate: Any, key: tuple[str, tuple[str, ...]], names: Any, tables: _T
         raise InvalidInputError(f"Gate {name!r}: {reason}.") from error
 
 
-def _parent(path: tuple[str, ...], names: Any, gate: Any, own: str) -> str:
+def _parent(path: tuple[str, ...], names: Names, gate: Any, own: str) -> str:
     """Parent's name; a quadrant's parent is that of its set."""
     if gate.gate_type == "QuadrantGate" and own in gate.quadrants:
         path = path[:-1]
