@@ -39,8 +39,8 @@ def require_classifier(explainer: Explainer, what: str) -> None:
     """Raise InvalidInputError where the estimator has no classes."""
     if not isinstance(explainer.estimator, ReluFormerClassifier):
         raise InvalidInputError(
-            f"{what} looks at the logits of classes; a {type(explainer.estimator).__name__} has "
-            "none. Use completeness, deletion or sensitivity on gradients of its gates."
+            f"{what} is for classifiers; a {type(explainer.estimator).__name__} has no classes. "
+            "Use completeness, deletion or sensitivity on gradients of its gates."
         )
 
 

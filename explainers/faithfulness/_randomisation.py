@@ -21,6 +21,7 @@ from explainers.faithfulness._common import (
     explained,
     read,
     reordered,
+    require_classifier,
     require_explainer,
     similarity,
     with_estimator,
@@ -180,6 +181,7 @@ def parameter_randomisation(
     require_explainer(
         explainer, GradientExplainer, AttentionExplainer, what="parameter_randomisation"
     )
+    require_classifier(explainer, "parameter_randomisation")
     samples = read(explainer, adata)
     trained = explained(explainer, samples)
     estimator = explainer.estimator
@@ -239,6 +241,7 @@ def label_randomisation(
     Adebayo et al., *Sanity checks for saliency maps*, arXiv 1810.03292.
     """
     require_explainer(explainer, GradientExplainer, AttentionExplainer, what="label_randomisation")
+    require_classifier(explainer, "label_randomisation")
     samples = read(explainer, adata)
     estimator = explainer.estimator
     labels = np.array(read_labels(train, y, estimator.label_key, train.n_obs), dtype=object)

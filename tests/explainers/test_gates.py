@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from explainers import AttentionExplainer, GradientExplainer, specialisation
-from explainers.faithfulness import completeness, deletion, head_ablation
+from explainers.faithfulness import (
+    completeness,
+    deletion,
+    head_ablation,
+    label_randomisation,
+    parameter_randomisation,
+    sensitivity,
+)
 from explainers.plotting import GateDisplay
 from fcm_estimators import PolygonRegressor
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
@@ -135,6 +142,7 @@ def test_integrated_gradients_of_a_gate_add_up(cohort, reg):
     assert result.frame().shape[0] == 2
     falling = deletion(explainer, double(cohort), n_points=4, n_random=2)
     assert np.isfinite(falling.curve).all()
+    assert np.isfinite(sensitivity(explainer, double(cohort), noise=[0.1], n_draws=1).change).all()
 
 
 @pytest.mark.parametrize(
@@ -167,8 +175,15 @@ def test_what_gates_cannot_be_asked(cohort, reg):
         AttentionExplainer(reg, gate="left").rollout(cohort)
     with pytest.raises(InvalidInputError, match="no cell"):
         AttentionExplainer(reg, gate="left").between(cohort, "sample")
-    with pytest.raises(InvalidInputError, match="logits of classes"):
-        head_ablation(AttentionExplainer(reg, layer=0), cohort, "sample")
+    heads = AttentionExplainer(reg, layer=0)
+    for check in (
+        lambda: head_ablation(heads, cohort, "sample"),
+        lambda: deletion(heads, cohort),
+        lambda: parameter_randomisation(heads, cohort),
+        lambda: label_randomisation(heads, cohort, cohort),
+    ):
+        with pytest.raises(InvalidInputError, match="has no classes"):
+            check()
 
 
 def test_the_picture_of_a_gate_shows_what_was_predicted(cohort, reg):
