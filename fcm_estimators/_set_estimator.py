@@ -40,7 +40,7 @@ _MIN_SAMPLES_FOR_VALIDATION = 5
 class SetEstimator(BaseEstimator):
     """Base of estimators that read whole samples; not for direct use.
 
-    Subclasses list their parameters in ``__init__`` and provide ``_make_module``.
+    Subclasses list their parameters in ``__init__`` and provide ``_fit`` and ``_make_module``.
     """
 
     _parameter_constraints: dict[str, Any] = {
@@ -132,14 +132,24 @@ class SetEstimator(BaseEstimator):
         source = dataclasses.replace(source, patient_key=None)
         return read_samples(X, source, markers=self.markers_, groups=groups)
 
-    def _require_equal_heads(self) -> None:
+    # -- training -----------------------------------------------------------------------------
+
+    def _fit(self, X: Any, y: Any, groups: Any) -> Self:
+        raise TypeError(f"{type(self).__name__} has to provide _fit")
+
+    def _fit_or_stay(self, X: Any, y: Any, groups: Any) -> Self:
+        """Fit; where that fails, an earlier model stays as it was."""
         if self.hidden_dim % self.n_heads:
             raise InvalidInputError(
                 f"hidden_dim={self.hidden_dim} is not a multiple of n_heads={self.n_heads}; heads "
                 "are equal blocks of the width."
             )
-
-    # -- training -----------------------------------------------------------------------------
+        before = dict(vars(self))
+        try:
+            return self._fit(X, y, groups)
+        except Exception:
+            self.__dict__ = before
+            raise
 
     def _make_module(self, n_markers: int) -> SetModule:
         raise TypeError(f"{type(self).__name__} has to provide _make_module")

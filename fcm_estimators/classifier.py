@@ -284,14 +284,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         MarkerMismatchError, MissingKeyError
             A named marker, column or layer that is not there.
         """
-        self._require_equal_heads()
-        before = dict(vars(self))
-        try:
-            return self._fit(X, y, groups)
-        except Exception:
-            # A fit that fails leaves an earlier model as it was.
-            self.__dict__ = before
-            raise
+        return self._fit_or_stay(X, y, groups)
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Self:
         samples = self._read_to_fit(X, groups)

@@ -247,14 +247,7 @@ class PolygonRegressor(SetEstimator):
         MarkerMismatchError, MissingKeyError
             A gate on a marker that is not read; no membership.
         """
-        self._require_equal_heads()
-        before = dict(vars(self))
-        try:
-            return self._fit(X, y, groups)
-        except Exception:
-            # A fit that fails leaves an earlier model as it was.
-            self.__dict__ = before
-            raise
+        return self._fit_or_stay(X, y, groups)
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Self:
         tree = as_template(self.gates)
