@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, cross_validate
+from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import FcmError, PolygonRegressor
 from fcm_estimators._exceptions import (
@@ -26,10 +27,12 @@ from fcm_estimators._exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators._gate_training import GateLoss, fit_shapes
+from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree, RectangleGate
 from fcm_estimators.metrics import gate_agreement, summarize
 from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
+from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
 
 GATES = {"live": ("", "A", "B"), "left": ("live", "C", "D"), "right": ("live", "C", "D")}
 FAST = {
@@ -308,6 +311,31 @@ def test_cross_validation_by_patient(cohort):
     result = cross_validate(reg, cohort, groups=cohort.obs["patient"].to_numpy(), cv=GroupKFold(3))
     assert len(result["test_score"]) == 3
     assert (result["test_score"] > 0.6).all()
+
+
+def test_a_pipeline_from_raw_events_to_gates(tmp_path):
+    raw = simulate_cohort(n_samples=6, n_cells=600, random_state=3)
+    params = {**FAST, "max_epochs": 4}
+    template = GatingTree.from_adata(raw, sample="patient1_d0")
+    pipeline = make_pipeline(
+        Compensation(),
+        LogicleTransform(),
+        LinearTransform(),
+        PolygonRegressor(**{**params, "gates": template, "patient_key": "patient"}),
+    )
+    pipeline.fit(raw)
+    assert pipeline.score(raw) > 0.7
+    reg = pipeline[-1]
+    gate = reg.predict_gates(pipeline[:-1].transform(raw))["patient1_d0"]["cd19"]
+    assert gate.compensation == "spillover"
+    assert gate.transform_x.startswith("logicle(")
+    # The tree is in its own units and converts raw, compensated events as well.
+    compensated = pipeline[0].transform(raw)
+    first = (raw.obs["sample"] == "patient1_d0").to_numpy()
+    tree = reg.predict_gates(pipeline[:-1].transform(raw))["patient1_d0"]
+    pd.testing.assert_frame_equal(
+        tree.apply(compensated[first]), reg.predict_membership(pipeline[:-1].transform(raw))[first]
+    )
 
 
 def test_arrays_tables_and_groups_teach_the_same(cohort, fitted):
