@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anndata as ad
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -248,12 +249,10 @@ def pictures(seeds):
     train, test = marrow(seeds[0])
     reg = trained(BLAST_GATES, train, seeds[0])
     tree = next(iter(reg.predict_gates(test).values()))
-    expert = GatingTree.from_labels(
-        test, pd.DataFrame(test.obsm["gates"]), {"cd19": BLAST_GATES["cd19"]}
-    )
+    expert = next(iter(hulls(test, BLAST_GATES).values()))
     vertex = int(tree["cd19"].vertices[:, 0].argmin())
     GradientExplainer(reg, gate="cd19", vertex=vertex, axis="x").explain(test)
-    figure, axes = mpl.pyplot.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
     GateDisplay.from_tree(test, tree, "cd19", expert=expert, key="gradient").plot(axes[0])
     GateDisplay.from_tree(test, tree, "blast_cd45_cd10").plot(axes[1])
     AttentionExplainer(reg, gate="cd19").explain(test)
