@@ -17,7 +17,6 @@ from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.nn import AttentionContext, PolygonFormer, SetModule
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
-Contexts = Sequence[AttentionContext] | None
 OUTPUTS = ("log_odds", "probability")
 
 
@@ -50,14 +49,14 @@ class ClassOutput:
         rest = [c for c in range(logits.shape[1]) if c != self.positive]
         return logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
 
-    def total(
-        self, module: SetModule, x: Tensor, cells: Tensor, contexts: Contexts = None
-    ) -> Tensor:
+    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum over the targets among the cells ``x`` of one sample, a scalar."""
-        return self(module(x, contexts=contexts))[cells].sum()
+        return self(module(x))[cells].sum()
 
-    def mean(self, module: SetModule, x: Tensor, contexts: Contexts = None) -> Tensor:
-        """Mean over all cells of one sample, a scalar."""
+    def mean(
+        self, module: SetModule, x: Tensor, contexts: Sequence[AttentionContext] | None = None
+    ) -> Tensor:
+        """Mean over all cells of one sample, in its own or other contexts, a scalar."""
         return self(module(x, contexts=contexts)).mean()
 
 
@@ -79,13 +78,11 @@ class VertexOutput:
     axis: int
     name: str
 
-    def total(
-        self, module: SetModule, x: Tensor, cells: Tensor, contexts: Contexts = None
-    ) -> Tensor:
+    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Coordinate in one sample, a scalar; it has no targets to choose among."""
-        return self.mean(module, x, contexts)
+        return self.mean(module, x)
 
-    def mean(self, module: SetModule, x: Tensor, contexts: Contexts = None) -> Tensor:
+    def mean(self, module: SetModule, x: Tensor) -> Tensor:
         """Coordinate in one sample, a scalar."""
         net = cast(PolygonFormer, module)
         return net.polygons(x, extend=False)[0, self.gate, self.vertex, self.axis]
@@ -109,14 +106,12 @@ class SizeOutput:
     gate: str
     name: str
 
-    def total(
-        self, module: SetModule, x: Tensor, cells: Tensor, contexts: Contexts = None
-    ) -> Tensor:
+    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum of the soft membership of the targets, a scalar."""
         own = torch.sigmoid(module(x))
         return soft_members(self.tree, self.polygons, own)[self.gate][cells].sum()
 
-    def mean(self, module: SetModule, x: Tensor, contexts: Contexts = None) -> Tensor:
+    def mean(self, module: SetModule, x: Tensor) -> Tensor:
         """Soft count over all cells of one sample, a scalar."""
         everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
         return self.total(module, x, everything)

@@ -308,7 +308,7 @@ def sample_probes(
 
 
 def require_taught(tree: GatingTree, member: np.ndarray, key: str | None) -> None:
-    """Raise unless every polygon has a cell inside and one outside to learn from.
+    """Raise unless every polygon has 20 cells inside to learn from.
 
     Parameters
     ----------

@@ -163,6 +163,20 @@ def test_a_gate_without_cells_does_not_move_its_centre():
     assert change.grad.abs().max() < 1e-6
 
 
+def test_cells_are_independent_given_the_contexts_and_the_gates_attention_is_one():
+    torch.manual_seed(0)
+    net = PolygonFormer(4, [(0, 1), (2, 3)], n_vertices=8, n_layers=2, hidden_dim=8).double()
+    torch.nn.init.normal_(net.weight)
+    x = torch.randn(60, 4, dtype=torch.float64)
+    contexts = net.contexts(x, [0, 25, 60])
+    assert len(contexts) == 3
+    whole = net(x, [0, 25, 60])
+    torch.testing.assert_close(net(x, [0, 25, 60], contexts=contexts), whole)
+    first = net.contexts(x[:25])
+    torch.testing.assert_close(net(x[3:9], contexts=first), whole[3:9])
+    assert not torch.allclose(net(x[3:9]), whole[3:9])
+
+
 def test_vertices_at_the_end_of_an_axis_lie_beyond_it():
     gates = StarGates([(0, 1)], 4)
     gates.set_limits(torch.tensor([[-10.0, -10.0], [2.0, 10.0]]))

@@ -12,6 +12,7 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from explainers._outputs import ClassOutput
 from explainers.attention import AttentionExplainer
 from explainers.faithfulness._common import (
     CLEARLY,
@@ -193,9 +194,9 @@ def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
     mean = input_mean(explainer).astype(samples.x.dtype)
 
     def one(x: Tensor, moved: Tensor) -> Tensor:
-        if explainer._mode() == "own":
+        if isinstance(output, ClassOutput) and explainer._mode() == "own":
             return output.mean(module, moved, module.contexts(x))
-        if explainer._mode() == "context":
+        if isinstance(output, ClassOutput) and explainer._mode() == "context":
             return output.mean(module, x, module.contexts(moved))
         return output.mean(module, moved)
 
