@@ -79,6 +79,8 @@ class PolygonRegressor(SetEstimator):
         any, else from the polygons; polygons also teach where there are no cells.
     patient_key, subset_key, markers, marker_aliases, layer
         As in :class:`ReluFormerClassifier`. All markers of the gates have to be read.
+        With ``layer``, polygons in ``uns`` are not used and predicted ones have transform "none":
+        what is recorded of the scale is that of ``X``.
     gate_aliases : dict, default None
         Name in the data -> name in ``gates``.
     n_vertices : int, default 16
@@ -260,7 +262,7 @@ class PolygonRegressor(SetEstimator):
         inside = within_parents(tree, member)
         require_taught(tree, inside, self.label_key)
         if not self._goes_on():
-            self._states = recorded_states(X, samples.markers, self.marker_aliases)
+            self._states = self._recorded(X)
         codes = strata(inside)
         module = self._initial_module(samples, seed)
         if not self._goes_on():
@@ -310,7 +312,7 @@ class PolygonRegressor(SetEstimator):
         names = list(tree.gates)
         taught = [name for i, name in enumerate(names) if (member[:, i] >= 0).any()]
         trees = {}
-        if y is None:
+        if y is None and self.layer is None:
             trees = expert_trees(X, self.label_key, tree, self.gate_aliases, taught)
         probes: list[Probes | None] = [None] * len(samples.names)
         for s, (start, stop) in enumerate(spans(samples)):
@@ -625,7 +627,7 @@ class PolygonRegressor(SetEstimator):
 
     def _read_to_gate(self, X: Any, groups: Any) -> Samples:
         samples = self._read_to_predict(X, groups)
-        present = recorded_states(X, self.markers_, self.marker_aliases)
+        present = self._recorded(X)
         for marker, state in self._states.items():
             if marker in present and present[marker] != state:
                 raise ProcessingStateError(
@@ -634,6 +636,12 @@ class PolygonRegressor(SetEstimator):
                     "training."
                 )
         return samples
+
+    def _recorded(self, X: Any) -> dict[str, tuple[str, bool]]:
+        """Transform and compensation of each marker as recorded; nothing is of a layer."""
+        if self.layer is not None:
+            return {}
+        return recorded_states(X, self.markers_, self.marker_aliases)
 
     def _polygons(self, samples: Samples) -> np.ndarray:
         module: Any = self._module(samples.x.dtype)

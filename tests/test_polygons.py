@@ -431,6 +431,17 @@ def test_a_tree_from_other_software_names_channels(cohort):
         PolygonRegressor(**broken(gates=GatingTree([box]))).fit(adata)
 
 
+def test_polygons_of_x_do_not_teach_about_a_layer(cohort):
+    adata = with_polygons(cohort)
+    adata.var["transform"], adata.var["compensated"] = "linear(T=2)", False
+    adata.layers["other"] = 10 * adata.X
+    reg = PolygonRegressor(**{**FAST, "layer": "other", "max_epochs": 1})
+    with pytest.raises(MissingKeyError, match="No membership"):
+        reg.fit(adata)
+    reg.fit(adata, pd.DataFrame(cohort.obsm["gates"]))
+    assert reg.predict_gates(adata)["s0"]["live"].transform_x == "none"
+
+
 def test_boolean_gates_are_derived(cohort):
     adata = cohort.copy()
     gates = {**GATES, "either": BooleanGate("either", "or", ("left", "right"), "live")}
