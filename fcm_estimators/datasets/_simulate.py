@@ -212,7 +212,8 @@ def _assemble(samples: list[_Sample]) -> AnnData:
     names = [s.plan.name for s in samples]
     sizes = [len(s.X) for s in samples]
     numbers = [f":{e}" for e in range(max(sizes))]
-    index = pd.Index([n + e for n, s in zip(names, sizes, strict=True) for e in numbers[:s]])
+    labels = (n + e for n, s in zip(names, sizes, strict=True) for e in numbers[:s])
+    index = pd.Index(np.fromiter(labels, dtype=object, count=sum(sizes)))
     population = np.concatenate([s.population for s in samples])
     by_sample = {
         "sample": names,
@@ -236,8 +237,9 @@ def _assemble(samples: list[_Sample]) -> AnnData:
         np.concatenate([s.X for s in samples]),
         obs=obs,
         var=_var(),
-        obsm={"gates": pd.DataFrame(gates, index=index, columns=list(_expert_gates.GATES))},
     )
+    # Of the index that adata has checked already.
+    adata.obsm["gates"] = pd.DataFrame(gates, adata.obs_names, list(_expert_gates.GATES))
     keywords = {"CYT": "simulated", "TIMESTEP": "0.01"}
     record = pack_fcs_record(
         names, [keywords for _ in samples], sizes, [s.spillover for s in samples]
