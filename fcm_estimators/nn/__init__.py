@@ -5,6 +5,7 @@ from __future__ import annotations
 from fcm_estimators.nn.polygon_head import PolygonFormer
 from fcm_estimators.nn.relu_attention import AttentionContext
 from fcm_estimators.nn.reluformer import LayerTrace, ReluFormer, ReluFormerLayer, SetModule
+from fcm_estimators.nn.streaming import streamed
 
 __all__ = [
     "AttentionContext",
@@ -13,4 +14,5 @@ __all__ = [
     "ReluFormer",
     "ReluFormerLayer",
     "SetModule",
+    "streamed",
 ]

@@ -219,19 +219,25 @@ class GatePooling(nn.Module):
 
         ``k`` has N rows, ``q`` G rows per sample of width D, ``output`` the same of width 2 D.
         """
-        k = self.key(h)
+        k, v = self.keys_values(h, z)
         if context is None:
-            context = attention_context(
-                k, self.value(h) + self.place(z), offsets, self.n_heads, weight=context_weight
-            )
+            context = attention_context(k, v, offsets, self.n_heads, weight=context_weight)
+        q, output = self.read(context)
+        return LayerTrace(q, k, context, output)
+
+    def keys_values(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of encoded and standardised cells, (N, D) each."""
+        return self.key(h), self.value(h) + self.place(z)
+
+    def read(self, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """Queries (S G, D) and what they make of the context of S samples, (S G, 2 D)."""
         n_samples, n_gates = len(context.key), len(self.query)
         q = self.query.repeat(n_samples, 1)
         limits = [n_gates * s for s in range(n_samples + 1)]
         read = attend(q, context, limits, self.n_heads, self.eps)
         g = self.norm_attention(q + read)
         y = self.norm_feedforward(g + torch.relu(self.feedforward(g)))
-        y = torch.cat([y, read * read.shape[1] ** 0.5], 1)
-        return LayerTrace(q, k, context, y)
+        return q, torch.cat([y, read * read.shape[1] ** 0.5], 1)
 
 
 class PolygonFormer(SetModule):
@@ -285,15 +291,22 @@ class PolygonFormer(SetModule):
         context_weight: Tensor | None = None,
     ) -> Shapes:
         """Polygons from encoded and standardised cells."""
-        step = self.pooling.trace(
-            encoded,
-            z,
-            offsets,
-            context=None if contexts is None else contexts[len(self.layers)],
-            context_weight=context_weight,
-        )
-        pooled = step.output.unflatten(0, (-1, len(self.weight)))
+        if contexts is not None:
+            return self.shapes_in(contexts[len(self.layers)])
+        step = self.pooling.trace(encoded, z, offsets, context_weight=context_weight)
+        return self._shapes_of(step.output)
+
+    def shapes_in(self, context: AttentionContext) -> Shapes:
+        """Polygons from the context that the gates' queries read."""
+        return self._shapes_of(self.pooling.read(context)[1])
+
+    def _shapes_of(self, output: Tensor) -> Shapes:
+        pooled = output.unflatten(0, (-1, len(self.weight)))
         return self.gates.shapes(torch.einsum("sgd,gdp->sgp", pooled, self.weight) + self.bias)
+
+    def pool(self, encoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the cells that the gates' queries read."""
+        return self.pooling.keys_values(encoded, self.standardise(x))
 
     def pooled(self, x: Tensor, offsets: Sequence[int] | None = None) -> LayerTrace:
         """What the gates' attention computes; see :meth:`GatePooling.trace`."""
@@ -316,14 +329,23 @@ class PolygonFormer(SetModule):
         return self.gates.membership(self.standardise(x), shapes, offsets)
 
     def polygons(
-        self, x: Tensor, offsets: Sequence[int] | None = None, *, extend: bool = True
+        self,
+        x: Tensor,
+        offsets: Sequence[int] | None = None,
+        *,
+        extend: bool = True,
+        contexts: Sequence[AttentionContext] | None = None,
     ) -> Tensor:
         """Vertices of every gate in the caller's units, shape (S, G, V, 2).
 
-        With ``extend`` those at the end of an axis of the training data are moved beyond it.
+        With ``extend`` those at the end of an axis of the training data are moved beyond it. With
+        ``contexts`` the polygons are theirs, and the cells are not looked at.
         """
-        offsets = [0, len(x)] if offsets is None else offsets
-        shapes = self.shapes(self.encode(x, offsets), self.standardise(x), offsets)
+        if contexts is not None:
+            shapes = self.shapes_in(contexts[len(self.layers)])
+        else:
+            offsets = [0, len(x)] if offsets is None else offsets
+            shapes = self.shapes(self.encode(x, offsets), self.standardise(x), offsets)
         return self._in_units(
             self.gates.extended(shapes) if extend else self.gates.vertices(shapes)
         )

@@ -78,21 +78,13 @@ def attention_context(
     AttentionContext
         All zero for a sample without cells or without weight.
     """
-    width = k.shape[-1] // n_heads
     phi = torch.relu(k)
     if weight is not None:
         phi = phi * weight.to(phi.dtype).unsqueeze(-1)
     weights = [None] * (len(offsets) - 1) if weight is None else _split(weight, offsets)
     key_values, keys = [], []
     for phi_s, v_s, weight_s in zip(_split(phi, offsets), _split(v, offsets), weights, strict=True):
-        kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=k.device)
-        k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=k.device)
-        for phi_part, v_part in zip(phi_s.split(_CHUNK), v_s.split(_CHUNK), strict=True):
-            # One product of all heads and its diagonal blocks: cheaper than a batched product
-            # of strided heads at the widths in use.
-            full = (phi_part.T @ v_part).view(n_heads, width, n_heads, width)
-            kv_sum = kv_sum + full.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
-            k_sum = k_sum + split_heads(phi_part.sum(0), n_heads).double()
+        kv_sum, k_sum = context_sums(phi_s, v_s, n_heads)
         if weight_s is None:
             total = torch.tensor(float(max(len(phi_s), 1)), dtype=torch.float64, device=k.device)
         else:
@@ -101,6 +93,33 @@ def attention_context(
         key_values.append(kv_sum / total)
         keys.append(k_sum / total)
     return AttentionContext(torch.stack(key_values), torch.stack(keys))
+
+
+def context_sums(phi: Tensor, v: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
+    """Sums over cells from which the context of one sample is made.
+
+    Parameters
+    ----------
+    phi : Tensor of shape (n, D)
+        ``relu(k)``, weighted.
+    v : Tensor of shape (n, D)
+    n_heads : int
+
+    Returns
+    -------
+    Tensor of shape (H, d, d) and Tensor of shape (H, d), float64
+        Sums of ``phi v^T`` and of ``phi``.
+    """
+    width = phi.shape[-1] // n_heads
+    kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=phi.device)
+    k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=phi.device)
+    for phi_part, v_part in zip(phi.split(_CHUNK), v.split(_CHUNK), strict=True):
+        # One product of all heads and its diagonal blocks: cheaper than a batched product of
+        # strided heads at the widths in use.
+        full = (phi_part.T @ v_part).view(n_heads, width, n_heads, width)
+        kv_sum = kv_sum + full.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
+        k_sum = k_sum + split_heads(phi_part.sum(0), n_heads).double()
+    return kv_sum, k_sum
 
 
 def attend(

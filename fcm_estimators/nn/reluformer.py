@@ -92,9 +92,12 @@ class ReluFormerLayer(nn.Module):
             context = attention_context(
                 k, self.value(h), offsets, self.n_heads, weight=context_weight
             )
+        return LayerTrace(q, k, context, self.read(q, context, offsets))
+
+    def read(self, q: Tensor, context: AttentionContext, offsets: Sequence[int]) -> Tensor:
+        """Output of the layer, (N, D), from its queries and the context they read."""
         h = self.norm_attention(q + attend(q, context, offsets, self.n_heads, self.eps))
-        y = self.norm_feedforward(h + torch.relu(self.feedforward(h)))
-        return LayerTrace(q, k, context, y)
+        return self.norm_feedforward(h + torch.relu(self.feedforward(h)))
 
 
 class SetModule(nn.Module):
@@ -185,6 +188,10 @@ class SetModule(nn.Module):
         steps = self.trace(x, offsets, contexts=contexts, context_weight=context_weight)
         return deque(steps, maxlen=1).pop().output
 
+    def pool(self, encoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of one more context, made of the encoded cells; None for none."""
+        return None
+
     def read_out(
         self,
         x: Tensor,
@@ -194,7 +201,11 @@ class SetModule(nn.Module):
         contexts: Sequence[AttentionContext] | None = None,
         context_weight: Tensor | None = None,
     ) -> Tensor:
-        """Outputs per cell, shape (N, n_outputs), from encoded cells of shape (N, D)."""
+        """Outputs per cell, shape (N, n_outputs), from encoded cells of shape (N, D).
+
+        Where :meth:`pool` makes a context and ``contexts`` hold it, the encoded cells are not
+        needed: what is read out then depends on the cells' markers and on contexts alone.
+        """
         raise NotImplementedError
 
     def forward(

@@ -1,0 +1,130 @@
+"""The arithmetic of a layer on one chunk, in buffers that are used again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.reluformer import ReluFormerLayer
+
+# Rows of one partial sum in single precision; those are added in double precision.
+_PARTIAL = 8192
+
+
+class Piece(NamedTuple):
+    """Cells of one sample within a chunk: rows ``start:stop`` of the chunk."""
+
+    sample: int
+    start: int
+    stop: int
+
+
+class Kernels:
+    """Layers of an encoder, prepared for chunks of up to ``rows`` cells, without gradients.
+
+    Queries, keys and values are one product, with a column of ones behind the values, so that
+    one more product gives all sums of a context.
+
+    Parameters
+    ----------
+    layers : sequence of L ReluFormerLayer
+    rows : int
+    like : Tensor
+        Of the dtype and device of the cells.
+    """
+
+    def __init__(self, layers: Sequence[ReluFormerLayer], rows: int, like: Tensor) -> None:
+        first = layers[0].query
+        self._layers = layers
+        self._width, self._n_heads = first.out_features, layers[0].n_heads
+        self._like = like
+        self._projections = [_projection(layer) for layer in layers]
+        width = self._width
+        self._projected = like.new_empty(rows, 3 * width + 1)
+        self._phi, self._attended = like.new_empty(rows, width), like.new_empty(rows, width)
+        self._norm = like.new_empty(rows, self._n_heads)
+
+    def zero_sums(self, n_samples: int) -> Tensor:
+        """Sums of no cells, shape (S, D, D + 1), float64."""
+        shape = (n_samples, self._width, self._width + 1)
+        return torch.zeros(shape, dtype=torch.float64, device=self._like.device)
+
+    def project(self, layer: int, h: Tensor) -> Tensor:
+        """Queries, keys, values and ones of cells ``h``, shape (n, 3 D + 1); in a buffer."""
+        weight, bias = self._projections[layer]
+        return torch.addmm(bias, h, weight, out=self._projected[: len(h)])
+
+    def queries(self, projected: Tensor) -> Tensor:
+        """The queries among what was projected."""
+        return projected[:, : self._width]
+
+    def add(
+        self, sums: Tensor, projected: Tensor, pieces: Sequence[Piece], weight: Tensor | None
+    ) -> None:
+        """Add what was projected to the sums of its samples; the keys are overwritten."""
+        phi = projected[:, self._width : 2 * self._width].relu_()
+        if weight is not None:
+            phi.mul_(weight.unsqueeze(1))
+        values = projected[:, 2 * self._width :]
+        for sample, start, stop in pieces:
+            for first in range(start, stop, _PARTIAL):
+                rows = slice(first, min(first + _PARTIAL, stop))
+                sums[sample].add_(phi[rows].T @ values[rows])
+
+    def context(self, sums: Tensor, total: Tensor) -> AttentionContext:
+        """Contexts of S samples from their sums and the weight of their cells."""
+        mean = sums / total[:, None, None]
+        heads = mean[:, :, : self._width].unflatten(1, (self._n_heads, -1))
+        heads = heads.unflatten(3, (self._n_heads, -1)).diagonal(dim1=1, dim2=3)
+        key = mean[:, :, self._width].unflatten(1, (self._n_heads, -1))
+        return AttentionContext(heads.permute(0, 3, 1, 2).contiguous(), key.contiguous())
+
+    def readers(self, context: AttentionContext) -> list[tuple[Tensor, Tensor]]:
+        """What :meth:`read` multiplies queries with, per sample: (D, D) and (D, H)."""
+        scale, dtype = self._width**-0.5, self._like.dtype
+        return [
+            (
+                torch.block_diag(*(key_value * scale).to(dtype)),
+                torch.block_diag(*key.to(dtype)).T.contiguous(),
+            )
+            for key_value, key in zip(context.key_value, context.key, strict=True)
+        ]
+
+    def read(
+        self,
+        number: int,
+        q: Tensor,
+        pieces: Sequence[Piece],
+        readers: Sequence[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Output of a layer, (n, D), from the queries of a chunk and its samples' readers."""
+        layer, n = self._layers[number], len(q)
+        phi = torch.clamp_min(q, 0, out=self._phi[:n])
+        attended, norm = self._attended[:n], self._norm[:n]
+        for sample, start, stop in pieces:
+            key_value, key = readers[sample]
+            torch.mm(phi[start:stop], key_value, out=attended[start:stop])
+            torch.mm(phi[start:stop], key, out=norm[start:stop])
+        norm.add_(layer.eps)
+        attended.unflatten(1, (self._n_heads, -1)).div_(norm.unsqueeze(2))
+        h = _normalised(attended.add_(q), layer.norm_attention)
+        forward = layer.feedforward
+        y = torch.addmm(forward.bias, h, forward.weight.T, out=phi)
+        return _normalised(y.relu_().add_(h), layer.norm_feedforward)
+
+
+def _projection(layer: ReluFormerLayer) -> tuple[Tensor, Tensor]:
+    linear = (layer.query, layer.key, layer.value)
+    ones = layer.query.weight.new_zeros(1, layer.query.in_features)
+    weight = torch.cat([*(part.weight for part in linear), ones])
+    bias = torch.cat([*(part.bias for part in linear), ones.new_ones(1)])
+    return weight.T.contiguous(), bias
+
+
+def _normalised(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    return layer_norm(x, list(norm.normalized_shape), norm.weight, norm.bias, norm.eps)

@@ -1,0 +1,584 @@
+"""Whole samples of any size, chunk by chunk: exact forward and backward at bounded memory.
+
+All that a layer needs of the other cells is its context, a mean over cells. A sample therefore
+goes through the net in sweeps: one that makes the context of the first layer, then one per layer
+that reads the layer's queries, computes its output, and from that, while it is in the cache, the
+queries of the next layer, stored in their place, and the next context. The residual of a layer is
+its query, so queries are all that is stored.
+
+Backward the same in reverse: a context's gradient is a sum over cells as well. Each sweep
+recomputes one layer from its stored queries, chunk by chunk, and puts the gradient of the queries
+in their place; the gradient of the context goes back through keys and values in the next sweep.
+
+References
+----------
+Katharopoulos et al., *Transformers are RNNs*, arXiv 2006.16236 (attention as sums over cells);
+Chen et al., *Training deep nets with sublinear memory cost*, arXiv 1604.06174 (recomputation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fcm_estimators.nn._kernels import Kernels, Piece
+from fcm_estimators.nn.relu_attention import AttentionContext, context_sums
+from fcm_estimators.nn.reluformer import ReluFormerLayer, SetModule
+
+# Rows that a GPU works on at once: enough to fill it.
+_GPU_ROWS = 1 << 18
+# Bytes of a chunk's buffers, in rows of the width. Between 4 and 16 MB the time per cell differs
+# by less than a tenth; more does not fit into the caches, less is spent on calls.
+_CHUNK_BYTES, _ROW_BUFFERS, _FEWEST_ROWS = 8 << 20, 8, 256
+
+
+class CellSource(Protocol):
+    """Cells that can be read chunk by chunk, the same every time.
+
+    Attributes
+    ----------
+    n_cells, n_samples : int
+    """
+
+    n_cells: int
+    n_samples: int
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Cells ``start:stop`` in the caller's units, shape (stop - start, M)."""
+
+    def pieces(self, start: int, stop: int) -> Sequence[Piece]:
+        """Which rows of this chunk belong to which sample; every row is in one piece."""
+
+
+class PackedCells:
+    """Cells in memory, samples packed.
+
+    Parameters
+    ----------
+    x : Tensor of shape (N, M)
+    offsets : sequence of S + 1 int, optional
+        Row limits of the samples. Default: all rows are one sample.
+    """
+
+    def __init__(self, x: Tensor, offsets: Sequence[int] | None = None) -> None:
+        self.x = x
+        self.offsets = [0, len(x)] if offsets is None else list(offsets)
+        self.n_cells, self.n_samples = len(x), len(self.offsets) - 1
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Cells ``start:stop``."""
+        return self.x[start:stop]
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """Parts of the samples that lie in the chunk."""
+        found = []
+        for sample, (first, last) in enumerate(pairwise(self.offsets)):
+            low, high = max(first, start), min(last, stop)
+            if low < high:
+                found.append(Piece(sample, low - start, high - start))
+        return found
+
+
+class Rows(Protocol):
+    """Rows that are kept between sweeps."""
+
+    def get(self, start: int, stop: int) -> Tensor:
+        """Rows ``start:stop``."""
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Replace rows from ``start`` on."""
+
+
+class Stored:
+    """Rows in memory.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (N, width)
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    @classmethod
+    def new(cls, n_rows: int, width: int, like: Tensor) -> Stored:
+        """Rows with any content, of the dtype and device of ``like``."""
+        return cls(like.new_empty(n_rows, width))
+
+    def get(self, start: int, stop: int) -> Tensor:
+        """Rows ``start:stop``, a view."""
+        return self.rows[start:stop]
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Replace rows from ``start`` on."""
+        self.rows[start : start + len(rows)] = rows
+
+
+def chunk_rows(module: SetModule, like: Tensor) -> int:
+    """Cells per chunk: on a CPU, what a layer computes of them stays in the cache."""
+    if like.device.type != "cpu":
+        return _GPU_ROWS
+    row = _ROW_BUFFERS * module.hidden_dim * like.element_size()
+    return max(_FEWEST_ROWS, _CHUNK_BYTES // row)
+
+
+class Stream:
+    """Cells on their way through a net, sweep by sweep.
+
+    The contexts are made at once; what follows is read by chunk.
+
+    Parameters
+    ----------
+    module : SetModule
+        Of the dtype and on the device of the cells.
+    source : CellSource
+    weight : Tensor of shape (N,), optional
+        Weight of each cell in the contexts.
+    chunk_size : int, optional
+        Cells per chunk. Default: :func:`chunk_rows`.
+    keep_layers : bool, default False
+        Keep the queries of all layers, which :meth:`backward` needs, instead of one layer's.
+    store : callable, default Stored.new
+        Makes what keeps rows between sweeps.
+
+    Attributes
+    ----------
+    contexts : list of AttentionContext
+        Of all layers, and of the pooling where the module has one.
+    """
+
+    def __init__(
+        self,
+        module: SetModule,
+        source: CellSource,
+        *,
+        weight: Tensor | None = None,
+        chunk_size: int | None = None,
+        keep_layers: bool = False,
+        store: Callable[[int, int, Tensor], Rows] = Stored.new,
+    ) -> None:
+        self.module, self.source = module, source
+        self._weights = weight
+        self._like = module.input_mean
+        self._rows = min(chunk_size or chunk_rows(module, self._like), max(source.n_cells, 1))
+        self._layers = [cast(ReluFormerLayer, layer) for layer in module.layers]
+        n_stores = len(self._layers) if keep_layers else 1
+        stores = [store(source.n_cells, module.hidden_dim, self._like) for _ in range(n_stores)]
+        self._queries = stores if keep_layers else stores * len(self._layers)
+        self._keeps_layers = keep_layers
+        with torch.no_grad():
+            self._kernels = Kernels(self._layers, self._rows, self._like)
+            self._total = self._count()
+            self.contexts = self._encode()
+            self._add_pooled_context()
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def _chunks(self) -> Iterator[tuple[int, int, Sequence[Piece]]]:
+        n_cells = self.source.n_cells
+        for start in range(0, n_cells, self._rows):
+            stop = min(start + self._rows, n_cells)
+            yield start, stop, self.source.pieces(start, stop)
+
+    def _weight(self, start: int, stop: int) -> Tensor | None:
+        return None if self._weights is None else self._weights[start:stop].to(self._like.dtype)
+
+    def _count(self) -> Tensor:
+        """Weight of all cells of each sample, 1 where there is none; shape (S,), float64."""
+        total = self._like.new_zeros(self.source.n_samples, dtype=torch.float64)
+        for start, stop, pieces in self._chunks():
+            weight = self._weight(start, stop)
+            for sample, first, last in pieces:
+                counted = last - first if weight is None else weight[first:last].double().sum()
+                total[sample] += counted
+        return torch.where(total > 0, total, torch.ones_like(total))
+
+    def _encode(self) -> list[AttentionContext]:
+        """Contexts of all layers; afterwards the queries of the last layer are stored."""
+        contexts: list[AttentionContext] = []
+        for number, queries in enumerate(self._queries):
+            sums = self._kernels.zero_sums(self.source.n_samples)
+            cells = self._outputs_of(number - 1, contexts[-1]) if number else self._standardised()
+            for start, stop, pieces, h in cells:
+                projected = self._kernels.project(number, h)
+                queries.put(start, self._kernels.queries(projected))
+                self._kernels.add(sums, projected, pieces, self._weight(start, stop))
+            contexts.append(self._kernels.context(sums, self._total))
+        return contexts
+
+    def _standardised(self) -> Iterator[tuple[int, int, Sequence[Piece], Tensor]]:
+        for start, stop, pieces in self._chunks():
+            yield start, stop, pieces, self.module.standardise(self.source.read(start, stop))
+
+    def _outputs_of(
+        self, number: int, context: AttentionContext
+    ) -> Iterator[tuple[int, int, Sequence[Piece], Tensor]]:
+        """Chunks with the output of a layer from its stored queries."""
+        readers = self._kernels.readers(context)
+        for start, stop, pieces in self._chunks():
+            q = self._queries[number].get(start, stop)
+            yield start, stop, pieces, self._kernels.read(number, q, pieces, readers)
+
+    def _add_pooled_context(self) -> None:
+        shape = (self.source.n_samples, *self.contexts[-1].key_value.shape[1:])
+        zeros = torch.zeros(shape, dtype=torch.float64, device=self._like.device)
+        pooled = AttentionContext(zeros, zeros[..., 0].clone())
+        for start, stop, pieces, h in self._outputs_of(len(self._layers) - 1, self.contexts[-1]):
+            made = self.module.pool(h, self.source.read(start, stop))
+            if made is None:
+                return
+            sums = self._sums(*made, start, stop, pieces)
+            for piece, parts in zip(pieces, sums, strict=True):
+                for into, part in zip(pooled, parts, strict=True):
+                    into[piece.sample] += part
+        self.contexts.append(_divided(pooled, self._total))
+
+    def _sums(
+        self, k: Tensor, v: Tensor, start: int, stop: int, pieces: Sequence[Piece]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What a chunk adds to the context of each of its samples."""
+        phi, weight = torch.relu(k), self._weight(start, stop)
+        if weight is not None:
+            phi = phi * weight.unsqueeze(1)
+        n_heads = self.module.n_heads
+        return [context_sums(phi[first:last], v[first:last], n_heads) for _, first, last in pieces]
+
+    @property
+    def pools(self) -> bool:
+        """Whether the outputs are read from a pooled context, and not from encoded cells."""
+        return len(self.contexts) > len(self._layers)
+
+    @torch.no_grad()
+    def outputs(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Start and stop of each chunk and the outputs of its cells."""
+        if self.pools:
+            cells: Iterator = ((*chunk, None) for chunk in self._chunks())
+        else:
+            cells = self._outputs_of(len(self._layers) - 1, self.contexts[-1])
+        for start, stop, pieces, h in cells:
+            yield start, stop, self._read_out(self.source.read(start, stop), h, pieces)
+
+    def _read_out(
+        self, x: Tensor, h: Tensor | None, pieces: Sequence[Piece], pooled: Any = None
+    ) -> Tensor:
+        """Outputs of a chunk; ``pooled`` is the pooled context of its samples."""
+        samples, offsets = _packed(pieces)
+        contexts = [_of(context, samples) for context in self.contexts]
+        if pooled is not None:
+            contexts[-1] = pooled
+        return self.module.read_out(x, cast(Tensor, h), offsets, contexts=contexts)
+
+    # -- backward -----------------------------------------------------------------------------
+
+    def backward(
+        self,
+        grad_outputs: Callable[[int, int], Tensor] | None,
+        grad_pooled: Sequence[Tensor | None] = (None, None),
+        *,
+        into: Rows | None = None,
+        parameters: Sequence[Tensor] = (),
+    ) -> list[Tensor]:
+        """Gradient with respect to all cells and the parameters.
+
+        The stored queries are used up: it can be called once.
+
+        Parameters
+        ----------
+        grad_outputs : callable or None
+            ``grad_outputs(start, stop)``: gradient with respect to the outputs of these cells.
+            None for zero.
+        grad_pooled : pair of Tensor or None
+            Gradient with respect to the pooled context, beside what comes from the outputs.
+        into : Rows of zeros, shape (N, M), optional
+            Where to add the gradient with respect to the cells.
+        parameters : sequence of Tensor
+            Of the module.
+
+        Returns
+        -------
+        list of Tensor
+            Gradients of the parameters.
+        """
+        if not self._keeps_layers:
+            raise RuntimeError("the layers were not kept, or backward was called before")
+        self._keeps_layers = False
+        sweeps = _Backward(self, grad_outputs, into, parameters)
+        if self.pools:
+            after = sweeps.pooled(grad_pooled)
+        for number in reversed(range(len(self._layers))):
+            after = sweeps.layer(number, after if number + 1 < len(self.contexts) else None)
+        sweeps.first(after)
+        return sweeps.of_parameters
+
+
+class _Backward:
+    """Sweeps backward through a stream. Gradients of contexts are those of their sums."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        grad_outputs: Callable[[int, int], Tensor] | None,
+        into: Rows | None,
+        parameters: Sequence[Tensor],
+    ) -> None:
+        self._stream, self._grad_outputs, self._into = stream, grad_outputs, into
+        self._parameters = list(parameters)
+        self.of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def pooled(self, given: Sequence[Tensor | None]) -> AttentionContext:
+        """Gradient of the pooled context, given what does not come through the outputs."""
+        stream = self._stream
+        found = _zeros_like(stream.contexts[-1])
+        for into, part in zip(found, given, strict=True):
+            if part is not None:
+                into += part
+        if self._grad_outputs is None:
+            return _divided(found, stream._total)
+        for start, stop, pieces in stream._chunks():
+            samples, _ = _packed(pieces)
+            context, x = _leaves(_of(stream.contexts[-1], samples)), self._cells(start, stop)
+            with torch.enable_grad():
+                outputs = stream._read_out(x, None, pieces, context)
+            targets = [(outputs, self._grad_outputs(start, stop))]
+            _add(found, samples, self._differentiate(targets, list(context), x, start))
+        return _divided(found, stream._total)
+
+    def layer(self, number: int, after: AttentionContext | None) -> AttentionContext:
+        """Gradient of a layer's context; that of its queries takes the place of the queries.
+
+        ``after`` is the gradient of the next context, None where the outputs are read out.
+        """
+        stream, layer = self._stream, self._stream._layers[number]
+        last = number + 1 == len(stream._layers)
+        found = _zeros_like(stream.contexts[number])
+        for start, stop, pieces in stream._chunks():
+            samples, offsets = _packed(pieces)
+            context = _leaves(_of(stream.contexts[number], samples))
+            q = stream._queries[number].get(start, stop).detach().requires_grad_()
+            x = self._cells(start, stop) if last else None
+            with torch.enable_grad():
+                h = layer.read(q, context, offsets)
+                if not last:
+                    targets = self._projected(number + 1, h, start, stop, pieces, after)
+                elif after is not None:
+                    made = cast(tuple[Tensor, Tensor], stream.module.pool(h, cast(Tensor, x)))
+                    targets = self._summed(*made, start, stop, pieces, after)
+                elif self._grad_outputs is not None:
+                    outputs = stream._read_out(cast(Tensor, x), h, pieces)
+                    targets = [(outputs, self._grad_outputs(start, stop))]
+                else:
+                    targets = []
+            of_q, *of_context = self._differentiate(targets, [q, *context], x, start)
+            stream._queries[number].put(start, of_q)
+            _add(found, samples, of_context)
+        return _divided(found, stream._total)
+
+    def first(self, after: AttentionContext) -> None:
+        """Gradient of the cells through the projections of the first layer."""
+        for start, stop, pieces in self._stream._chunks():
+            x = self._cells(start, stop)
+            with torch.enable_grad():
+                z = self._stream.module.standardise(x)
+                targets = self._projected(0, z, start, stop, pieces, after)
+            self._differentiate(targets, [], x, start)
+
+    def _cells(self, start: int, stop: int) -> Tensor:
+        x = self._stream.source.read(start, stop).detach()
+        return x if self._into is None else x.requires_grad_()
+
+    def _projected(
+        self,
+        number: int,
+        h: Tensor,
+        start: int,
+        stop: int,
+        pieces: Sequence[Piece],
+        after: AttentionContext | None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What a layer makes of its input, each with its gradient."""
+        layer = self._stream._layers[number]
+        queries = layer.query(h), self._stream._queries[number].get(start, stop)
+        k, v = layer.key(h), layer.value(h)
+        return [queries, *self._summed(k, v, start, stop, pieces, cast(AttentionContext, after))]
+
+    def _summed(
+        self,
+        k: Tensor,
+        v: Tensor,
+        start: int,
+        stop: int,
+        pieces: Sequence[Piece],
+        after: AttentionContext,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What keys and values add to the contexts, each with its gradient."""
+        sums = self._stream._sums(k, v, start, stop, pieces)
+        return [
+            (part, grad[sample])
+            for (sample, _, _), parts in zip(pieces, sums, strict=True)
+            for part, grad in zip(parts, after, strict=True)
+        ]
+
+    def _differentiate(
+        self,
+        targets: list[tuple[Tensor, Tensor]],
+        leaves: list[Tensor],
+        x: Tensor | None,
+        start: int,
+    ) -> list[Tensor]:
+        """Gradients of the leaves; those of the cells and the parameters are added up."""
+        cells = [x] if x is not None and x.requires_grad else []
+        inputs = [*leaves, *cells, *self._parameters]
+        if not targets or not inputs:
+            return [torch.zeros_like(leaf) for leaf in leaves]
+        outputs, given = zip(*targets, strict=True)
+        grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True)
+        n_leaves, n_cells = len(leaves), len(cells)
+        if cells and grads[n_leaves] is not None and self._into is not None:
+            before = self._into.get(start, start + len(cells[0]))
+            self._into.put(start, before + grads[n_leaves])
+        for total, grad in zip(self.of_parameters, grads[n_leaves + n_cells :], strict=True):
+            if grad is not None:
+                total += grad
+        return [
+            torch.zeros_like(leaf) if grad is None else grad
+            for leaf, grad in zip(leaves, grads[:n_leaves], strict=True)
+        ]
+
+
+def _packed(pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:
+    """Samples of a chunk and their row limits."""
+    return [piece.sample for piece in pieces], [0, *(piece.stop for piece in pieces)]
+
+
+def _of(context: AttentionContext, samples: list[int]) -> AttentionContext:
+    """Contexts of some samples."""
+    return AttentionContext(context.key_value[samples], context.key[samples])
+
+
+def _leaves(context: AttentionContext) -> AttentionContext:
+    return AttentionContext(*(part.detach().requires_grad_() for part in context))
+
+
+def _zeros_like(context: AttentionContext) -> AttentionContext:
+    return AttentionContext(*(torch.zeros_like(part) for part in context))
+
+
+def _divided(context: AttentionContext, total: Tensor) -> AttentionContext:
+    """Parts of each sample over the weight of its cells."""
+    key_value, key = context
+    return AttentionContext(key_value / total[:, None, None, None], key / total[:, None, None])
+
+
+def _add(context: AttentionContext, samples: list[int], parts: Sequence[Tensor]) -> None:
+    for into, part in zip(context, parts, strict=True):
+        into[samples] += part
+
+
+class Streamed(NamedTuple):
+    """What a net makes of cells that went through it chunk by chunk.
+
+    Attributes
+    ----------
+    outputs : Tensor of shape (N, n_outputs)
+    contexts : list of AttentionContext
+        Of all layers, cut off from the graph, and of the pooling where the module has one.
+    """
+
+    outputs: Tensor
+    contexts: list[AttentionContext]
+
+
+def streamed(
+    module: SetModule,
+    x: Tensor,
+    offsets: Sequence[int] | None = None,
+    *,
+    context_weight: Tensor | None = None,
+    parameters: Sequence[Tensor] = (),
+    chunk_size: int | None = None,
+) -> Streamed:
+    """Run a net on whole samples, chunk by chunk: the same result at a fraction of the memory.
+
+    Backward works chunk by chunk too: beside the gradient of the cells, memory is one row of the
+    width per cell and layer. Second derivatives are not provided.
+
+    Parameters
+    ----------
+    module : SetModule
+    x : Tensor of shape (N, M)
+        Cells in the caller's units, samples packed.
+    offsets : sequence of S + 1 int, optional
+        Row limits of the samples. Default: all rows are one sample.
+    context_weight : Tensor of shape (N,), optional
+        Weight of each cell in the contexts; it gets no gradient.
+    parameters : sequence of Tensor, optional
+        Parameters of the module that get a gradient. Default: none.
+    chunk_size : int, optional
+        Cells per chunk. Default: by the cache.
+
+    Returns
+    -------
+    Streamed
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fcm_estimators.nn import ReluFormer, streamed
+    >>> net, cells = ReluFormer(n_markers=5, n_outputs=2), torch.randn(300, 5, requires_grad=True)
+    >>> streamed(net, cells, chunk_size=64).outputs.sum().backward()
+    >>> cells.grad.shape
+    torch.Size([300, 5])
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    source = PackedCells(x.detach(), offsets)
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or bool(parameters))
+    stream = Stream(
+        module,
+        source,
+        weight=context_weight,
+        chunk_size=chunk_size,
+        keep_layers=differentiable,
+    )
+    contexts = list(stream.contexts)
+    if not differentiable:
+        return Streamed(_collected(stream), contexts)
+    outputs, *pooled = _Streamed.apply(stream, x, *parameters)
+    if pooled:
+        contexts[-1] = AttentionContext(*pooled)
+    return Streamed(outputs, contexts)
+
+
+def _collected(stream: Stream) -> Tensor:
+    parts = [outputs for _, _, outputs in stream.outputs()]
+    return torch.cat(parts)
+
+
+class _Streamed(torch.autograd.Function):
+    """Outputs, and the pooled context, as functions of cells and parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, stream: Stream, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.stream, ctx.parameters = stream, parameters
+        ctx.set_materialize_grads(False)
+        pooled = stream.contexts[-1] if stream.pools else ()
+        return (_collected(stream), *(part.clone() for part in pooled))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *pooled: Tensor | None) -> tuple[Any, ...]:
+        stream = ctx.stream
+        into = None
+        if ctx.needs_input_grad[1]:
+            into = Stored(torch.zeros_like(stream.source.x))
+        of_parameters = stream.backward(
+            None if grad is None else lambda start, stop: grad[start:stop],
+            pooled or (None, None),
+            into=into,
+            parameters=ctx.parameters,
+        )
+        return None, None if into is None else into.rows, *of_parameters
