@@ -1,31 +1,65 @@
-"""Attention of one sample without the N x N matrix: tensors in, tensors out.
+"""Attention of one sample without the N x N matrix, chunk by chunk.
 
 ``A_ij = relu(q_i)·relu(k_j) / (N n_i)`` with ``n_i = relu(q_i)·K + eps`` is a product of two
 narrow matrices per head. Means over queries, sums over keys and products with a vector therefore
-cost O(N d), and everything below is exact.
+cost O(N d), and everything below is exact. The net is given as a
+:class:`~fcm_estimators.nn.streaming.Stream` of one sample that keeps its layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fcm_estimators.nn import LayerTrace
+from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.relu_attention import query_readers, split_heads
+from fcm_estimators.nn.streaming import Stream
 
 
-def population_attention(
-    step: LayerTrace, n_heads: int, eps: float, readers: Tensor, read: Tensor
-) -> Tensor:
+def received(stream: Stream, layer: int, queries: Tensor) -> Tensor:
+    """Attention that each cell receives per head, averaged over the queries.
+
+    Parameters
+    ----------
+    stream : Stream
+    layer : int
+    queries : bool Tensor of shape (N,)
+        Without any, all is zero.
+
+    Returns
+    -------
+    Tensor of shape (N, H)
+        Sums to the share of attention that ``eps`` does not absorb.
+    """
+    total: Tensor | float = 0.0
+    for start, stop, ratio, _ in _factors(stream, layer):
+        total = total + ratio[queries[start:stop]].sum(0)
+    return _given(stream, layer, total / max(int(queries.sum()), 1))
+
+
+def received_from_gate(stream: Stream, gate: int) -> Tensor:
+    """Attention that each cell receives from a gate's query, (N, H)."""
+    module = stream.module
+    if not isinstance(module, PolygonFormer):
+        raise TypeError(f"a {type(module).__name__} has no gates")
+    with torch.no_grad():
+        query, _ = module.pooling.read(stream.contexts[-1])
+        ratio = query_readers(
+            query[gate : gate + 1], stream.contexts[-1], 0, module.n_heads, module.eps
+        )
+    return _given(stream, len(module.layers), ratio.double().sum(0))
+
+
+def population_attention(stream: Stream, layer: int, readers: Tensor, read: Tensor) -> Tensor:
     """Share of attention that each population of queries gives to each population of keys.
 
     Parameters
     ----------
-    step : LayerTrace
-        One layer of one sample.
-    n_heads : int
-    eps : float
-        The layer's, on the mean normaliser.
+    stream : Stream
+    layer : int
     readers : bool Tensor of shape (P, N)
         Populations of queries; an empty one gives NaN.
     read : bool Tensor of shape (R, N)
@@ -36,15 +70,16 @@ def population_attention(
     Tensor of shape (H, P, R), float64
         ``(1/|P|) sum_{i in P} sum_{j in R} A_ij``.
     """
-    n_cells = step.q.shape[0]
-    ratio = query_readers(step.q, step.context, 0, n_heads, eps).double()
-    keys = split_heads(torch.relu(step.k), n_heads).double()
-    reader = torch.stack([ratio[mask].mean(0) for mask in readers])
-    total = torch.stack([keys[mask].sum(0) for mask in read])
-    return torch.einsum("phd,rhd->hpr", reader, total) / n_cells
+    ratios: Any = 0.0
+    keys: Any = 0.0
+    for start, stop, ratio, key in _factors(stream, layer):
+        ratios = ratios + torch.einsum("pn,nhd->phd", readers[:, start:stop].double(), ratio)
+        keys = keys + torch.einsum("rn,nhd->rhd", read[:, start:stop].double(), key)
+    means = ratios / readers.sum(1)[:, None, None]
+    return torch.einsum("phd,rhd->hpr", means, keys) / stream.source.n_cells
 
 
-def rollout(steps: list[LayerTrace], n_heads: int, eps: float, queries: Tensor) -> Tensor:
+def rollout(stream: Stream, queries: Tensor) -> Tensor:
     """Attention rollout: mass that reaches each input cell from the queries through all layers.
 
     Each layer is ``(I + mean over heads of A) / 2``; the product is applied to the uniform vector
@@ -52,10 +87,7 @@ def rollout(steps: list[LayerTrace], n_heads: int, eps: float, queries: Tensor) 
 
     Parameters
     ----------
-    steps : list of LayerTrace
-        All layers of one sample.
-    n_heads : int
-    eps : float
+    stream : Stream
     queries : bool Tensor of shape (N,)
 
     Returns
@@ -67,10 +99,24 @@ def rollout(steps: list[LayerTrace], n_heads: int, eps: float, queries: Tensor) 
     Abnar, Zuidema, *Quantifying attention flow in transformers*, arXiv 2005.00928.
     """
     mass = queries.double() / queries.sum().clamp(min=1)
-    for step in reversed(steps):
-        ratio = query_readers(step.q, step.context, 0, n_heads, eps).double()
-        keys = split_heads(torch.relu(step.k), n_heads).double()
-        reader = torch.einsum("n,nhd->hd", mass, ratio)
-        moved = torch.einsum("nhd,hd->n", keys, reader) / (len(mass) * n_heads)
-        mass = (mass + moved) / 2
+    for layer in reversed(range(len(stream.module.layers))):
+        reader: Tensor | float = 0.0
+        for start, stop, ratio, _ in _factors(stream, layer):
+            reader = reader + torch.einsum("n,nhd->hd", mass[start:stop], ratio)
+        mass = (mass + _given(stream, layer, reader).mean(1)) / 2
     return mass
+
+
+def _factors(stream: Stream, layer: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Start and stop of each chunk, the two factors of its attention, (n, H, d) in float64."""
+    n_heads, eps = stream.module.n_heads, stream.module.eps
+    for start, stop, q, k in stream.looking(layer):
+        ratio = query_readers(q, stream.contexts[layer], 0, n_heads, eps)
+        yield start, stop, ratio.double(), split_heads(torch.relu(k), n_heads).double()
+
+
+def _given(stream: Stream, layer: int, reader: Tensor | float) -> Tensor:
+    """Attention that each cell receives, (N, H), from the sum of the queries' factors (H, d)."""
+    weight = torch.block_diag(*torch.as_tensor(reader)).T / stream.source.n_cells
+    parts = [torch.relu(k).double() @ weight for _, _, _, k in stream.looking(layer)]
+    return torch.cat(parts)

@@ -14,7 +14,7 @@ from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._gate_prediction import soft_members
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators.gating import GatingTree, PolygonGate
-from fcm_estimators.nn import AttentionContext, PolygonFormer, SetModule
+from fcm_estimators.nn import AttentionContext, PolygonFormer, SetModule, streamed
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
 OUTPUTS = ("log_odds", "probability")
@@ -51,7 +51,7 @@ class ClassOutput:
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum over the targets among the cells ``x`` of one sample, a scalar."""
-        return self(module(x))[cells].sum()
+        return self(streamed(module, x).outputs)[cells].sum()
 
     def mean(
         self, module: SetModule, x: Tensor, contexts: Sequence[AttentionContext] | None = None
@@ -85,7 +85,10 @@ class VertexOutput:
     def mean(self, module: SetModule, x: Tensor) -> Tensor:
         """Coordinate in one sample, a scalar."""
         net = cast(PolygonFormer, module)
-        return net.polygons(x, extend=False)[0, self.gate, self.vertex, self.axis]
+        contexts = streamed(module, x).contexts
+        return net.polygons(x, extend=False, contexts=contexts)[
+            0, self.gate, self.vertex, self.axis
+        ]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class SizeOutput:
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum of the soft membership of the targets, a scalar."""
-        own = torch.sigmoid(module(x))
+        own = torch.sigmoid(streamed(module, x).outputs)
         return soft_members(self.tree, self.polygons, own)[self.gate][cells].sum()
 
     def mean(self, module: SetModule, x: Tensor) -> Tensor:

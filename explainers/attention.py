@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 
-from explainers._attention import population_attention, rollout
+from explainers._attention import (
+    population_attention,
+    received,
+    received_from_gate,
+    rollout,
+)
 from explainers._populations import population_labels, target_cells
 from fcm_estimators import _keys
 from fcm_estimators._exceptions import InvalidInputError
@@ -20,8 +24,7 @@ from fcm_estimators._set_estimator import spans
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
-from fcm_estimators.nn import LayerTrace, PolygonFormer
-from fcm_estimators.nn.relu_attention import received_attention, received_from
+from fcm_estimators.nn.streaming import PackedCells, Stream
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
 NO_HEAD = "none"
@@ -149,14 +152,14 @@ class AttentionExplainer:
         """
         _keys.require_writable(adata, self.key_added)
         layer = self._layer()
-        received = self.attribute(adata)
+        found = self.attribute(adata)
         _keys.write_attention(
             adata,
             self.key_added,
             layer=layer,
             heads=self.heads,
-            received=received.relative,
-            assigned=assigned_heads(received.relative),
+            received=found.relative,
+            assigned=assigned_heads(found.relative),
             none=NO_HEAD,
             run=_keys.record(
                 {"layer": self.layer, "gate": self.gate, "key_added": self.key_added},
@@ -170,8 +173,8 @@ class AttentionExplainer:
                 else str(self.queries)
                 if isinstance(self.queries, (str, int))
                 else "mask",
-                absorbed=received.absorbed.to_numpy(),
-                samples=[str(name) for name in received.absorbed.index],
+                absorbed=found.absorbed.to_numpy(),
+                samples=[str(name) for name in found.absorbed.index],
             ),
         )
 
@@ -198,15 +201,11 @@ class AttentionExplainer:
         samples = self.estimator._read_to_predict(adata, None)
         labels = population_labels(adata, population)[samples.rows]
         names = [name for name in pd.unique(labels) if not pd.isna(name)]
-        net_layer = self._net_layer(layer)
         shares, sizes = [], []
-        for number, steps in enumerate(self._traces(samples, layer)):
-            start, stop = samples.offsets[number], samples.offsets[number + 1]
+        for start, stop, stream in self._streams(samples):
             masks = np.stack([labels[start:stop] == name for name in names])
-            members = torch.from_numpy(masks).to(steps[-1].q.device)
-            part = population_attention(
-                steps[-1], net_layer.n_heads, net_layer.eps, members, members
-            )
+            members = torch.from_numpy(masks).to(stream.module.input_mean.device)
+            part = population_attention(stream, layer, members, members)
             shares.append(part.cpu().numpy())
             sizes.append(np.broadcast_to(masks.mean(1), part.shape))
         share, size = np.stack(shares), np.stack(sizes)
@@ -242,12 +241,10 @@ class AttentionExplainer:
         self._require_cells_that_look()
         samples = self.estimator._read_to_predict(X, groups)
         chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
-        net_layer = self._net_layer(0)
         parts = []
-        for number, steps in enumerate(self._traces(samples, self._n_layers() - 1)):
-            start, stop = samples.offsets[number], samples.offsets[number + 1]
+        for start, stop, stream in self._streams(samples):
             mask = torch.from_numpy(chosen[start:stop])
-            mass = rollout(steps, net_layer.n_heads, net_layer.eps, mask.to(steps[0].q.device))
+            mass = rollout(stream, mask.to(stream.module.input_mean.device))
             parts.append((mass * len(mass)).cpu().numpy())
         return samples.scatter(np.concatenate(parts).astype(samples.x.dtype), np.nan)
 
@@ -256,7 +253,8 @@ class AttentionExplainer:
     @property
     def heads(self) -> list[str]:
         """Names of the heads, columns of what is written."""
-        return [f"head{h}" for h in range(self._net_layer(0).n_heads)]
+        self.estimator._require_fitted()
+        return [f"head{h}" for h in range(self.estimator.net_.module_.n_heads)]
 
     def _require_cells_that_look(self) -> None:
         if self.gate is not None:
@@ -296,68 +294,30 @@ class AttentionExplainer:
             )
         return int(self.layer) % n_layers
 
-    def _net_layer(self, layer: int) -> Any:
-        self.estimator._require_fitted()
-        return self.estimator.net_.module_.layers[layer]
-
     def _attribute(self, samples: Samples, chosen: np.ndarray) -> Received:
         """Received attention of each analysed cell from the chosen queries."""
         parts, absorbed = [], []
-        looks = self._from_cells if self.gate is None else self._from_gate
-        for start, stop, tensor in looks(samples, chosen):
-            received = tensor.double().cpu().numpy()
-            given = received.sum(0)
-            looked = self.gate is not None or chosen[start:stop].any()
+        layer = self._layer()
+        for start, stop, stream in self._streams(samples):
+            if self.gate is not None:
+                values, looked = received_from_gate(stream, self._gate()), True
+            else:
+                queries = torch.from_numpy(chosen[start:stop])
+                looked = bool(queries.any())
+                values = received(stream, layer, queries.to(stream.module.input_mean.device))
+            given = values.sum(0).cpu().numpy()
             absorbed.append(1 - given if looked else np.full(len(given), np.nan))
-            parts.append(received * len(received) / np.where(given > 0, given, 1))
-        relative = np.concatenate(parts).astype(samples.x.dtype)
+            relative = values.cpu().numpy() * len(values) / np.where(given > 0, given, 1)
+            parts.append(relative.astype(samples.x.dtype))
         table = pd.DataFrame(absorbed, index=pd.Index(samples.names, name="sample"))
-        return Received(relative, table.set_axis(self.heads, axis=1))
+        return Received(np.concatenate(parts), table.set_axis(self.heads, axis=1))
 
-    def _from_cells(
-        self, samples: Samples, chosen: np.ndarray
-    ) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Row limits of each sample and what its cells receive from the chosen ones."""
-        for number, steps in enumerate(self._traces(samples, self._layer())):
-            start, stop = samples.offsets[number], samples.offsets[number + 1]
-            yield start, stop, self._received(steps[-1], torch.from_numpy(chosen[start:stop]))
-
-    def _from_gate(
-        self, samples: Samples, chosen: np.ndarray
-    ) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """Row limits of each sample and what its cells receive from the gate's query."""
-        module = cast(PolygonFormer, self.estimator._module(samples.x.dtype))
-        gate, layer = self._gate(), module.pooling
+    def _streams(self, samples: Samples) -> Iterator[tuple[int, int, Stream]]:
+        """Row limits of each sample and the sample on its way through the net."""
+        module = self.estimator._module(samples.x.dtype)
         for start, stop in spans(samples):
             x = torch.from_numpy(samples.x[start:stop]).to(module.input_mean.device)
-            with torch.no_grad():
-                step = module.pooled(x)
-                query = step.q[gate : gate + 1]
-                received = received_from(query, step.k, step.context, layer.n_heads, layer.eps)
-            yield start, stop, received
-
-    def _received(self, step: LayerTrace, queries: torch.Tensor) -> torch.Tensor:
-        layer = self._net_layer(0)
-        return received_attention(
-            step.q,
-            step.k,
-            step.context,
-            [0, len(step.q)],
-            layer.n_heads,
-            layer.eps,
-            queries=None if bool(queries.all()) else queries.to(step.q.device),
-        )
-
-    def _traces(self, samples: Samples, last: int) -> Iterator[list[LayerTrace]]:
-        """For each sample, what its layers up to ``last`` computed."""
-        module = self.estimator._module(samples.x.dtype)
-        device = next(module.parameters()).device
-        for start, stop in spans(samples):
-            x = torch.from_numpy(samples.x[start:stop]).to(device)
-            # The mode must not be left switched while the caller works on the result.
-            with torch.no_grad():
-                steps = list(islice(module.trace(x), last + 1))
-            yield steps
+            yield start, stop, Stream(module, PackedCells(x), keep_layers=True)
 
 
 def _mean_known(values: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from fcm_estimators._set_estimator import spans
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
+from fcm_estimators.nn import streamed_contexts
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
 MODES = ("own", "set", "context")
@@ -434,7 +435,7 @@ class GradientExplainer:
     ) -> torch.Tensor:
         mode = self._mode()
         with torch.no_grad():
-            contexts = [] if mode == "set" else module.contexts(x)
+            contexts = [] if mode == "set" else streamed_contexts(module, x)
         own = partial(own_gradient, module, contexts, output=cast(ClassOutput, output), cells=cells)
         whole = partial(set_gradient, module, output=output, cells=cells)
 

@@ -29,7 +29,7 @@ from fcm_estimators._exceptions import InvalidInputError, ModelFormatError, NotF
 from fcm_estimators._persistence import from_json, read_model, to_json, write_model
 from fcm_estimators._samples import Samples, Source, read_samples
 from fcm_estimators._training import PackedNet, history_frame, make_net
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn import SetModule, streamed
 
 logger = logging.getLogger("fcm_estimators")
 
@@ -300,7 +300,7 @@ class SetEstimator(BaseEstimator):
         with torch.no_grad():
             for start, stop in spans(samples):
                 x = torch.from_numpy(samples.x[start:stop]).to(device)
-                parts.append(module(x).cpu().numpy())
+                parts.append(streamed(module, x).outputs.cpu().numpy())
         return np.concatenate(parts)
 
     # -- save and load ------------------------------------------------------------------------

@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from fcm_estimators.nn import LayerTrace, ReluFormerLayer, SetModule
+from fcm_estimators.nn import LayerTrace, ReluFormerLayer, SetModule, streamed
 from fcm_estimators.nn.relu_attention import head_overlap, received_attention
+
+# Cells of a batch from which on no graph of the whole batch is kept: 5 kB a cell.
+_ONE_GRAPH = 65_536
 
 
 class PackedNet(NeuralNet):
@@ -53,7 +56,12 @@ class PackedNet(NeuralNet):
         weight = to_tensor(x["context_weight"], device=self.device)
         self.overlap_: Tensor | float = 0.0
         if self.head_diversity == 0 or not self.module_.training:
-            return self.module_(cells, offsets, context_weight=weight)
+            if len(cells) <= _ONE_GRAPH:
+                return self.module_(cells, offsets, context_weight=weight)
+            parameters = list(self.module_.parameters())
+            return streamed(
+                self.module_, cells, offsets, context_weight=weight, parameters=parameters
+            ).outputs
         steps = list(self.module_.trace(cells, offsets, context_weight=weight))
         self.overlap_ = _mean_overlap(self.module_, steps, offsets, weight)
         return self.module_.read_out(cells, steps[-1].output, offsets, context_weight=weight)

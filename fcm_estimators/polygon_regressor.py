@@ -43,7 +43,7 @@ from fcm_estimators._validation import listed
 from fcm_estimators._version import __version__
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.metrics import gate_agreement
-from fcm_estimators.nn import PolygonFormer, SetModule
+from fcm_estimators.nn import PolygonFormer, SetModule, streamed_contexts
 
 _VALIDATION_DRAWS = 4
 # Cells of a sample from which typical gates are fitted.
@@ -650,7 +650,8 @@ class PolygonRegressor(SetEstimator):
         with torch.no_grad():
             for start, stop in spans(samples):
                 x = torch.from_numpy(samples.x[start:stop]).to(device)
-                parts.append(module.polygons(x).cpu().numpy())
+                contexts = streamed_contexts(module, x)
+                parts.append(module.polygons(x, contexts=contexts).cpu().numpy())
         return np.concatenate(parts)
 
     def _typical(self) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fcm_estimators.nn.polygon_head import PolygonFormer
 from fcm_estimators.nn.relu_attention import AttentionContext
 from fcm_estimators.nn.reluformer import LayerTrace, ReluFormer, ReluFormerLayer, SetModule
-from fcm_estimators.nn.streaming import streamed
+from fcm_estimators.nn.streaming import streamed, streamed_contexts
 
 __all__ = [
     "AttentionContext",
@@ -15,4 +15,5 @@ __all__ = [
     "ReluFormerLayer",
     "SetModule",
     "streamed",
+    "streamed_contexts",
 ]

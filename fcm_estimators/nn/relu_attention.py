@@ -200,38 +200,10 @@ def received_attention(
     out = []
     for s, (start, stop) in enumerate(pairwise(offsets)):
         rows = q[start:stop] if queries is None else q[start:stop][queries[start:stop]]
-        out.append(_given(rows, phi_k[start:stop], context, s, n_heads, eps))
+        reader = query_readers(rows, context, s, n_heads, eps).double().sum(0)
+        reader = reader / (max(len(rows), 1) * max(stop - start, 1))
+        out.append(phi_k[start:stop] @ torch.block_diag(*reader.to(phi_k.dtype)).T)
     return torch.cat(out)
-
-
-def received_from(
-    q: Tensor, k: Tensor, context: AttentionContext, n_heads: int, eps: float
-) -> Tensor:
-    """Attention that the cells of one sample receive from queries that are no cells.
-
-    Parameters
-    ----------
-    q : Tensor of shape (n, D)
-    k : Tensor of shape (N, D)
-    context : AttentionContext of one sample
-    n_heads : int
-    eps : float
-
-    Returns
-    -------
-    Tensor of shape (N, H)
-        Mean over the queries, as :func:`received_attention`.
-    """
-    return _given(q, torch.relu(k), context, 0, n_heads, eps)
-
-
-def _given(
-    q: Tensor, phi_k: Tensor, context: AttentionContext, sample: int, n_heads: int, eps: float
-) -> Tensor:
-    """Mean attention of the queries ``q`` to the cells of one sample."""
-    reader = query_readers(q, context, sample, n_heads, eps).double().sum(0)
-    reader = reader / (max(len(q), 1) * max(len(phi_k), 1))
-    return phi_k @ torch.block_diag(*reader.to(phi_k.dtype)).T
 
 
 def head_overlap(received: Tensor, offsets: Sequence[int]) -> Tensor:

@@ -263,6 +263,29 @@ class Stream:
         for start, stop, pieces, h in cells:
             yield start, stop, self._read_out(self.source.read(start, stop), h, pieces)
 
+    @torch.no_grad()
+    def looking(self, number: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Start and stop of each chunk, queries and keys of a layer; in buffers used again.
+
+        Parameters
+        ----------
+        number : int
+            Of the layer; the stream has to keep layers. L for the pooling, whose keys come with
+            no queries.
+        """
+        if number == 0:
+            cells = self._standardised()
+        else:
+            cells = self._outputs_of(number - 1, self.contexts[number - 1])
+        width = self.module.hidden_dim
+        for start, stop, _, h in cells:
+            if number < len(self._layers):
+                projected = self._kernels.project(number, h)
+                yield start, stop, projected[:, :width], projected[:, width : 2 * width]
+            else:
+                k, _ = cast(Any, self.module.pool(h, self.source.read(start, stop)))
+                yield start, stop, k[:, :0], k
+
     def _read_out(
         self, x: Tensor, h: Tensor | None, pieces: Sequence[Piece], pooled: Any = None
     ) -> Tensor:
@@ -551,6 +574,19 @@ def streamed(
     if pooled:
         contexts[-1] = AttentionContext(*pooled)
     return Streamed(outputs, contexts)
+
+
+def streamed_contexts(
+    module: SetModule, x: Tensor, offsets: Sequence[int] | None = None
+) -> list[AttentionContext]:
+    """Contexts of all layers, and of the pooling, chunk by chunk and without gradients.
+
+    Parameters
+    ----------
+    module, x, offsets
+        As for :func:`streamed`.
+    """
+    return Stream(module, PackedCells(x.detach(), offsets)).contexts
 
 
 def _collected(stream: Stream) -> Tensor:
