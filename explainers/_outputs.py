@@ -41,7 +41,7 @@ class ClassOutput:
     name: str
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Output per cell, (N, C) -> (N,)."""
+        """Output per cell from what the net gives, (N, C) -> (N,)."""
         if self.kind == "probability":
             return torch.softmax(logits, -1)[:, self.positive]
         if self.negative is not None:
@@ -109,10 +109,13 @@ class SizeOutput:
     gate: str
     name: str
 
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Soft membership per cell from what the net gives, (N, G) -> (N,)."""
+        return soft_members(self.tree, self.polygons, torch.sigmoid(logits))[self.gate]
+
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum of the soft membership of the targets, a scalar."""
-        own = torch.sigmoid(streamed(module, x).outputs)
-        return soft_members(self.tree, self.polygons, own)[self.gate][cells].sum()
+        return self(streamed(module, x).outputs)[cells].sum()
 
     def mean(self, module: SetModule, x: Tensor) -> Tensor:
         """Soft count over all cells of one sample, a scalar."""

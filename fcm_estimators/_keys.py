@@ -31,6 +31,11 @@ def require_writable(adata: Any, key: str) -> None:
             "This AnnData is a view of another one; writing would not reach it. Make it a copy "
             "first: adata = adata.copy()."
         )
+    require_key_name(key)
+
+
+def require_key_name(key: str) -> None:
+    """Raise InvalidInputError unless files can hold ``key``."""
     if not key or "/" in key:
         raise InvalidInputError(
             f"key_added={key!r}: a key needs at least one character and no '/', which h5ad "
@@ -53,6 +58,18 @@ def record(params: Mapping[str, Any], **entries: Any) -> dict[str, Any]:
     return out
 
 
+def column_names(classes: Sequence[Any] | np.ndarray) -> list[str]:
+    """Classes as columns of a table; InvalidInputError for those that files cannot hold."""
+    names = [str(c) for c in classes]
+    with_slash = [name for name in names if "/" in name]
+    if with_slash:
+        raise InvalidInputError(
+            f"Class name(s) {with_slash} hold '/', which h5ad files cannot have in column names. "
+            "Rename those labels before fit."
+        )
+    return names
+
+
 def write_classes(
     adata: AnnData,
     key: str,
@@ -73,13 +90,7 @@ def write_classes(
     ``adata.uns[key]`` : dict
         The run record.
     """
-    categories = [str(c) for c in classes]
-    with_slash = [c for c in categories if "/" in c]
-    if with_slash:
-        raise InvalidInputError(
-            f"Class name(s) {with_slash} hold '/', which h5ad files cannot have in column names. "
-            "Rename those labels before fit."
-        )
+    categories = column_names(classes)
     codes = np.where(predicted < 0, len(categories), predicted)
     if (predicted < 0).any():
         categories.append(NOT_ANALYSED)

@@ -28,8 +28,16 @@ from fcm_estimators._draws import DrawPlan
 from fcm_estimators._exceptions import InvalidInputError, ModelFormatError, NotFittedError
 from fcm_estimators._persistence import from_json, read_model, to_json, write_model
 from fcm_estimators._samples import Samples, Source, read_samples
+from fcm_estimators._stores import (
+    CellStore,
+    FileRows,
+    StoredCells,
+    marker_columns,
+    sample_rows,
+)
 from fcm_estimators._training import PackedNet, history_frame, make_net
 from fcm_estimators.nn import SetModule, streamed
+from fcm_estimators.nn.streaming import Stream
 
 logger = logging.getLogger("fcm_estimators")
 
@@ -302,6 +310,36 @@ class SetEstimator(BaseEstimator):
                 x = torch.from_numpy(samples.x[start:stop]).to(device)
                 parts.append(streamed(module, x).outputs.cpu().numpy())
         return np.concatenate(parts)
+
+    def _read_store(self, store: CellStore) -> list[tuple[Any, StoredCells]]:
+        """Name and cells of each sample of a store; everything is read once and checked."""
+        self._require_fitted()
+        if self.fitted_with_groups_:
+            raise InvalidInputError(
+                "This model was fitted with groups=..., which a store does not hold. Fit with "
+                "sample_key=... so that the id travels with the rows."
+            )
+        columns = marker_columns(store, self.markers_, self.marker_aliases)
+        module = self._module(store.value_type(self.layer))
+        rows = sample_rows(store, self.sample_key, self.subset_key)
+        samples = [
+            (
+                name,
+                StoredCells(store, inside, columns, self.markers_, self.layer, module.input_mean),
+            )
+            for name, inside in rows.items()
+        ]
+        for _, cells in samples:
+            cells.check()
+        return samples
+
+    def _streams(
+        self, samples: list[tuple[Any, StoredCells]], *, keep_layers: bool = False
+    ) -> Iterator[tuple[Any, StoredCells, Stream]]:
+        """Each sample of a store on its way through the net; what is kept is kept in files."""
+        for name, cells in samples:
+            module = self._module(cells.dtype)
+            yield name, cells, Stream(module, cells, keep_layers=keep_layers, store=FileRows)
 
     # -- save and load ------------------------------------------------------------------------
 

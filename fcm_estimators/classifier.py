@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from numbers import Real
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from fcm_estimators._draws import SampleDraws
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples, read_labels
 from fcm_estimators._set_estimator import SetEstimator
+from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._targets import (
     class_presence,
     class_weights,
@@ -520,17 +522,57 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             classes=self.classes_,
             predicted=samples.scatter(self._codes(logits), -1),
             probabilities=samples.scatter(softmax(logits, axis=1), np.nan),
-            run=_keys.record(
-                self.get_params(),
-                version=__version__,
-                markers=self.markers_,
-                classes=self.classes_.tolist(),
-                threshold=self.threshold_,
-                layer=self.layer,
-                sample_key=self.sample_key,
-            ),
+            run=self._run(),
         )
         return adata if copy else None
+
+    def annotate_store(self, path: str | os.PathLike, *, key_added: str = "reluformer") -> None:
+        """Classify the cells of an h5ad or zarr store, however large, and write the result into it.
+
+        Memory does not grow with the store. What is kept between the layers, 4 bytes per cell and
+        unit of the width, lies in a temporary file (where is set by ``TMPDIR``). The fields are
+        those of :meth:`annotate`; where an error ends it, none of them is written.
+
+        Parameters
+        ----------
+        path : path
+            An .h5ad file or a zarr directory.
+        key_added : str, default "reluformer"
+
+        Raises
+        ------
+        FileNotFoundError
+        InvalidInputError, MissingKeyError, MarkerMismatchError
+            No AnnData; as :meth:`predict`.
+        """
+        self._require_fitted()
+        _keys.require_key_name(key_added)
+        names = _keys.column_names(self.classes_)
+        with open_store(path) as store:
+            samples = self._read_store(store)
+            everything = sum(cells.n_cells for _, cells in samples) == store.n_obs
+            categories = names if everything else [*names, _keys.NOT_ANALYSED]
+            codes = store.add_categorical(key_added, categories, len(names))
+            shares = store.add_table(f"{key_added}_proba", names, np.float32, np.nan)
+            for _, cells, stream in self._streams(samples):
+                for start, stop, logits in by_block(stream.outputs()):
+                    rows = cells.rows[start:stop]
+                    write_rows(codes, rows, self._codes(logits))
+                    for column, share in zip(shares, softmax(logits, axis=1).T, strict=True):
+                        write_rows(column, rows, share)
+            store.add_record(key_added, self._run())
+
+    def _run(self) -> dict[str, Any]:
+        """Record for ``uns``."""
+        return _keys.record(
+            self.get_params(),
+            version=__version__,
+            markers=self.markers_,
+            classes=self.classes_.tolist(),
+            threshold=self.threshold_,
+            layer=self.layer,
+            sample_key=self.sample_key,
+        )
 
     # -- save and load ------------------------------------------------------------------------
 

@@ -300,7 +300,7 @@ class Stream:
 
     def backward(
         self,
-        grad_outputs: Callable[[int, int], Tensor] | None,
+        grad_outputs: Callable[[int, int, Tensor], Tensor] | None,
         grad_pooled: Sequence[Tensor | None] = (None, None),
         *,
         into: Rows | None = None,
@@ -313,8 +313,8 @@ class Stream:
         Parameters
         ----------
         grad_outputs : callable or None
-            ``grad_outputs(start, stop)``: gradient with respect to the outputs of these cells.
-            None for zero.
+            ``grad_outputs(start, stop, outputs)``: gradient with respect to the outputs of these
+            cells. None for zero.
         grad_pooled : pair of Tensor or None
             Gradient with respect to the pooled context, beside what comes from the outputs.
         into : Rows of zeros, shape (N, M), optional
@@ -345,7 +345,7 @@ class _Backward:
     def __init__(
         self,
         stream: Stream,
-        grad_outputs: Callable[[int, int], Tensor] | None,
+        grad_outputs: Callable[[int, int, Tensor], Tensor] | None,
         into: Rows | None,
         parameters: Sequence[Tensor],
     ) -> None:
@@ -367,7 +367,7 @@ class _Backward:
             context, x = _leaves(_of(stream.contexts[-1], samples)), self._cells(start, stop)
             with torch.enable_grad():
                 outputs = stream._read_out(x, None, pieces, context)
-            targets = [(outputs, self._grad_outputs(start, stop))]
+            targets = [(outputs, self._grad_outputs(start, stop, outputs.detach()))]
             _add(found, samples, self._differentiate(targets, list(context), x, start))
         return _divided(found, stream._total)
 
@@ -393,7 +393,7 @@ class _Backward:
                     targets = self._summed(*made, start, stop, pieces, after)
                 elif self._grad_outputs is not None:
                     outputs = stream._read_out(cast(Tensor, x), h, pieces)
-                    targets = [(outputs, self._grad_outputs(start, stop))]
+                    targets = [(outputs, self._grad_outputs(start, stop, outputs.detach()))]
                 else:
                     targets = []
             of_q, *of_context = self._differentiate(targets, [q, *context], x, start)
@@ -612,7 +612,7 @@ class _Streamed(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             into = Stored(torch.zeros_like(stream.source.x))
         of_parameters = stream.backward(
-            None if grad is None else lambda start, stop: grad[start:stop],
+            None if grad is None else lambda start, stop, _: grad[start:stop],
             pooled or (None, None),
             into=into,
             parameters=ctx.parameters,
