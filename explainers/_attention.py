@@ -19,38 +19,62 @@ from fcm_estimators.nn.relu_attention import query_readers, split_heads
 from fcm_estimators.nn.streaming import Stream
 
 
-def received(stream: Stream, layer: int, queries: Tensor) -> Tensor:
-    """Attention that each cell receives per head, averaged over the queries.
+def query_sum(stream: Stream, layer: int, queries: Tensor) -> Tensor:
+    """Mean over the queries of what keys are multiplied with, shape (H, d), float64.
 
     Parameters
     ----------
     stream : Stream
     layer : int
     queries : bool Tensor of shape (N,)
-        Without any, all is zero.
-
-    Returns
-    -------
-    Tensor of shape (N, H)
-        Sums to the share of attention that ``eps`` does not absorb.
+        Without any, the mean is zero.
     """
     total: Tensor | float = 0.0
     for start, stop, ratio, _ in _factors(stream, layer):
         total = total + ratio[queries[start:stop]].sum(0)
-    return _given(stream, layer, total / max(int(queries.sum()), 1))
+    return torch.as_tensor(total) / max(int(queries.sum()), 1)
 
 
-def received_from_gate(stream: Stream, gate: int) -> Tensor:
-    """Attention that each cell receives from a gate's query, (N, H)."""
+def gate_query(stream: Stream, gate: int) -> Tensor:
+    """What keys are multiplied with for a gate's query, shape (H, d), float64."""
     module = stream.module
     if not isinstance(module, PolygonFormer):
         raise TypeError(f"a {type(module).__name__} has no gates")
     with torch.no_grad():
         query, _ = module.pooling.read(stream.contexts[-1])
-        ratio = query_readers(
-            query[gate : gate + 1], stream.contexts[-1], 0, module.n_heads, module.eps
-        )
-    return _given(stream, len(module.layers), ratio.double().sum(0))
+        chosen = query[gate : gate + 1]
+        ratio = query_readers(chosen, stream.contexts[-1], 0, module.n_heads, module.eps)
+    return ratio.double().sum(0)
+
+
+def relative_attention(
+    stream: Stream, layer: int, reader: Tensor
+) -> tuple[Tensor, Iterator[tuple[int, int, Tensor]]]:
+    """Attention that each cell receives per head.
+
+    Parameters
+    ----------
+    stream : Stream
+    layer : int
+        L for the pooling.
+    reader : Tensor of shape (H, d)
+        From :func:`query_sum` or :func:`gate_query`.
+
+    Returns
+    -------
+    given : Tensor of shape (H,)
+        Share of the attention that ``eps`` does not absorb.
+    chunks : iterator of (start, stop, Tensor of shape (n, H))
+        Relative to uniform: mean 1 over the sample; 0 where a head gives none.
+    """
+    # The sum over cells of what they receive, from the mean of the keys.
+    given = (stream.contexts[layer].key[0] * reader).sum(1)
+    weight = torch.block_diag(*(reader / torch.where(given > 0, given, 1.0)[:, None])).T
+    chunks = (
+        (start, stop, torch.relu(k).double() @ weight)
+        for start, stop, _, k in stream.looking(layer)
+    )
+    return given, chunks
 
 
 def population_attention(stream: Stream, layer: int, readers: Tensor, read: Tensor) -> Tensor:
@@ -103,7 +127,9 @@ def rollout(stream: Stream, queries: Tensor) -> Tensor:
         reader: Tensor | float = 0.0
         for start, stop, ratio, _ in _factors(stream, layer):
             reader = reader + torch.einsum("n,nhd->hd", mass[start:stop], ratio)
-        mass = (mass + _given(stream, layer, reader).mean(1)) / 2
+        given, chunks = relative_attention(stream, layer, torch.as_tensor(reader))
+        moved = [(relative * given).mean(1) for _, _, relative in chunks]
+        mass = (mass + torch.cat(moved) / len(mass)) / 2
     return mass
 
 
@@ -113,10 +139,3 @@ def _factors(stream: Stream, layer: int) -> Iterator[tuple[int, int, Tensor, Ten
     for start, stop, q, k in stream.looking(layer):
         ratio = query_readers(q, stream.contexts[layer], 0, n_heads, eps)
         yield start, stop, ratio.double(), split_heads(torch.relu(k), n_heads).double()
-
-
-def _given(stream: Stream, layer: int, reader: Tensor | float) -> Tensor:
-    """Attention that each cell receives, (N, H), from the sum of the queries' factors (H, d)."""
-    weight = torch.block_diag(*torch.as_tensor(reader)).T / stream.source.n_cells
-    parts = [torch.relu(k).double() @ weight for _, _, _, k in stream.looking(layer)]
-    return torch.cat(parts)

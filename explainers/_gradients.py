@@ -6,13 +6,14 @@ collects any, and modes and generators stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from explainers._outputs import ClassOutput, Output
+from explainers._outputs import ClassOutput, Output, VertexOutput
 from fcm_estimators.nn import AttentionContext, SetModule
+from fcm_estimators.nn.streaming import Rows, Stream
 
 # Cells of one chunk where they are independent; bounds the memory of the graph.
 _CHUNK = 16_384
@@ -57,6 +58,55 @@ def set_gradient(module: SetModule, x: Tensor, output: Output, cells: Tensor) ->
     total = output.total(module, moved, cells)
     (gradient,) = torch.autograd.grad(total, moved)
     return gradient
+
+
+def stream_gradient(
+    stream: Stream, output: Output, cells: Tensor, into: Rows
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The set gradient of cells that are read by chunk.
+
+    Parameters
+    ----------
+    stream : Stream
+        Of one sample, that keeps its layers; used up.
+    output : Output
+    cells : bool Tensor of shape (N,)
+        The targets T.
+    into : Rows of zeros, shape (N, M)
+        Where the gradient is collected.
+
+    Yields
+    ------
+    start, stop and gradient of each chunk
+    """
+    if isinstance(output, VertexOutput):
+        pooled = AttentionContext(*(p.clone().requires_grad_() for p in stream.contexts[-1]))
+        total = output.coordinate(stream.module, [*stream.contexts[:-1], pooled])
+        stream.backward(None, torch.autograd.grad(total, list(pooled)), into=into)
+    else:
+
+        def of_outputs(start: int, stop: int, outputs: Tensor) -> Tensor:
+            with torch.enable_grad():
+                leaf = outputs.requires_grad_()
+                total = output(leaf)[cells[start:stop]].sum()
+            return torch.autograd.grad(total, leaf)[0]
+
+        stream.backward(of_outputs, into=into)
+    for start, stop, _ in stream.chunks():
+        yield start, stop, into.get(start, stop)
+
+
+def stream_own_gradient(
+    stream: Stream, output: ClassOutput, cells: Tensor
+) -> Iterator[tuple[int, int, Tensor]]:
+    """The own gradient of cells that are read by chunk; as :func:`stream_gradient`."""
+    for start, stop, _ in stream.chunks():
+        x = stream.source.read(start, stop)
+        yield (
+            start,
+            stop,
+            own_gradient(stream.module, stream.contexts, x, output, cells[start:stop]),
+        )
 
 
 def smoothed(

@@ -84,11 +84,14 @@ class VertexOutput:
 
     def mean(self, module: SetModule, x: Tensor) -> Tensor:
         """Coordinate in one sample, a scalar."""
+        return self.coordinate(module, streamed(module, x).contexts)
+
+    def coordinate(self, module: SetModule, contexts: Sequence[AttentionContext]) -> Tensor:
+        """Coordinate in one sample, from its contexts."""
         net = cast(PolygonFormer, module)
-        contexts = streamed(module, x).contexts
-        return net.polygons(x, extend=False, contexts=contexts)[
-            0, self.gate, self.vertex, self.axis
-        ]
+        no_cells = net.input_mean.new_zeros(0, len(net.input_mean))
+        vertices = net.polygons(no_cells, extend=False, contexts=contexts)
+        return vertices[0, self.gate, self.vertex, self.axis]
 
 
 @dataclass(frozen=True)

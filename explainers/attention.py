@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import torch
 from anndata import AnnData
 
 from explainers._attention import (
+    gate_query,
     population_attention,
-    received,
-    received_from_gate,
+    query_sum,
+    relative_attention,
     rollout,
 )
 from explainers._populations import population_labels, target_cells
@@ -21,6 +23,7 @@ from fcm_estimators import _keys
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import spans
+from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
@@ -161,21 +164,62 @@ class AttentionExplainer:
             received=found.relative,
             assigned=assigned_heads(found.relative),
             none=NO_HEAD,
-            run=_keys.record(
-                {"layer": self.layer, "gate": self.gate, "key_added": self.key_added},
-                version=__version__,
-                layer=layer,
-                sample_key=self.estimator.sample_key,
-                queries=f"gate {self.gate}"
-                if self.gate is not None
-                else "all cells"
-                if self.queries is None
-                else str(self.queries)
-                if isinstance(self.queries, (str, int))
-                else "mask",
-                absorbed=found.absorbed.to_numpy(),
-                samples=[str(name) for name in found.absorbed.index],
-            ),
+            run=self._run(found.absorbed),
+        )
+
+    def explain_store(self, path: str | os.PathLike) -> None:
+        """Write received attention and the assigned head into an h5ad or zarr store of any size.
+
+        The fields are those of :meth:`explain`; memory and temporary files as for
+        :meth:`ReluFormerClassifier.annotate_store`, with a file per layer.
+
+        Parameters
+        ----------
+        path : path
+            An .h5ad file or a zarr directory.
+
+        Raises
+        ------
+        FileNotFoundError
+        InvalidInputError, MissingKeyError
+            ``queries`` other than None or a column of ``obs``; and as :meth:`explain`.
+        """
+        layer, key = self._layer(), self.key_added
+        _keys.require_key_name(key)
+        with open_store(path) as store:
+            samples = self.estimator._read_store(store)
+            chosen = store.flags(self.queries)
+            columns = store.add_table(f"{key}_layer{layer}", self.heads, np.float32, np.nan)
+            head = store.add_categorical(f"{key}_head", [*self.heads, NO_HEAD], -1)
+            absorbed = []
+            for _, cells, stream in self.estimator._streams(samples, keep_layers=True):
+                lost, chunks = self._relative(stream, torch.from_numpy(cells.pick(chosen)))
+                absorbed.append(lost)
+                for start, stop, relative in by_block(chunks):
+                    rows = cells.rows[start:stop]
+                    assigned = assigned_heads(relative)
+                    write_rows(head, rows, np.where(assigned < 0, len(self.heads), assigned))
+                    for column, values in zip(columns, relative.T, strict=True):
+                        write_rows(column, rows, values)
+            names = [name for name, _ in samples]
+            store.add_record(key, self._run(self._absorbed(absorbed, names)))
+
+    def _run(self, absorbed: pd.DataFrame) -> dict[str, Any]:
+        """Record for ``uns``."""
+        if self.gate is not None:
+            queries = f"gate {self.gate}"
+        elif self.queries is None:
+            queries = "all cells"
+        else:
+            queries = str(self.queries) if isinstance(self.queries, (str, int)) else "mask"
+        return _keys.record(
+            {"layer": self.layer, "gate": self.gate, "key_added": self.key_added},
+            version=__version__,
+            layer=self._layer(),
+            sample_key=self.estimator.sample_key,
+            queries=queries,
+            absorbed=absorbed.to_numpy(),
+            samples=[str(name) for name in absorbed.index],
         )
 
     def between(self, adata: AnnData, population: str) -> pd.DataFrame:
@@ -297,20 +341,29 @@ class AttentionExplainer:
     def _attribute(self, samples: Samples, chosen: np.ndarray) -> Received:
         """Received attention of each analysed cell from the chosen queries."""
         parts, absorbed = [], []
-        layer = self._layer()
         for start, stop, stream in self._streams(samples):
-            if self.gate is not None:
-                values, looked = received_from_gate(stream, self._gate()), True
-            else:
-                queries = torch.from_numpy(chosen[start:stop])
-                looked = bool(queries.any())
-                values = received(stream, layer, queries.to(stream.module.input_mean.device))
-            given = values.sum(0).cpu().numpy()
-            absorbed.append(1 - given if looked else np.full(len(given), np.nan))
-            relative = values.cpu().numpy() * len(values) / np.where(given > 0, given, 1)
-            parts.append(relative.astype(samples.x.dtype))
-        table = pd.DataFrame(absorbed, index=pd.Index(samples.names, name="sample"))
-        return Received(np.concatenate(parts), table.set_axis(self.heads, axis=1))
+            lost, chunks = self._relative(stream, torch.from_numpy(chosen[start:stop]))
+            absorbed.append(lost)
+            parts += [values.cpu().numpy().astype(samples.x.dtype) for _, _, values in chunks]
+        return Received(np.concatenate(parts), self._absorbed(absorbed, samples.names))
+
+    def _relative(
+        self, stream: Stream, queries: torch.Tensor
+    ) -> tuple[np.ndarray, Iterator[tuple[int, int, torch.Tensor]]]:
+        """Absorbed share per head of one sample, and received attention chunk by chunk."""
+        layer = self._layer()
+        looked = self.gate is not None or bool(queries.any())
+        if self.gate is not None:
+            reader = gate_query(stream, self._gate())
+        else:
+            reader = query_sum(stream, layer, queries.to(stream.module.input_mean.device))
+        given, chunks = relative_attention(stream, layer, reader)
+        lost = 1 - given.cpu().numpy()
+        return lost if looked else np.full_like(lost, np.nan), chunks
+
+    def _absorbed(self, shares: list[np.ndarray], samples: Any) -> pd.DataFrame:
+        index = pd.Index(samples, name="sample")
+        return pd.DataFrame(shares, index=index).set_axis(self.heads, axis=1)
 
     def _streams(self, samples: Samples) -> Iterator[tuple[int, int, Stream]]:
         """Row limits of each sample and the sample on its way through the net."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -10,7 +12,14 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from explainers._gradients import integrated, own_gradient, set_gradient, smoothed
+from explainers._gradients import (
+    integrated,
+    own_gradient,
+    set_gradient,
+    smoothed,
+    stream_gradient,
+    stream_own_gradient,
+)
 from explainers._outputs import ClassOutput, Output, class_output, gate_output
 from explainers._populations import population_labels, target_cells
 from explainers._projection import project_arrows
@@ -19,10 +28,12 @@ from fcm_estimators import _keys
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import spans
+from fcm_estimators._stores import FileRows, by_block, open_store, write_rows
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.nn import streamed_contexts
+from fcm_estimators.nn.streaming import Stream
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
 MODES = ("own", "set", "context")
@@ -211,23 +222,95 @@ class GradientExplainer:
             self.key_added,
             gradient=gradient,
             columns=self._columns(adata),
-            run=_keys.record(
-                {k: v for k, v in vars(self).items() if k != "estimator"},
-                version=__version__,
-                explained=output.name,
-                mode=self._mode(),
-                method=self.method,
-                units=self.units,
-                markers=adata.var_names[self._columns(adata)].tolist(),
-                marker_sd=self.estimator.net_.module_.input_scale.double().numpy(force=True),
-                layer=self.estimator.layer,
-                sample_key=self.estimator.sample_key,
-                targets="all cells"
-                if cells is None
-                else cells
-                if isinstance(cells, str)
-                else "mask",
-            ),
+            run=self._run(output, adata.var_names[self._columns(adata)].tolist(), cells),
+        )
+
+    def explain_store(self, path: str | os.PathLike, *, cells: str | None = None) -> None:
+        """Write the gradient of each cell into an h5ad or zarr store of any size.
+
+        The fields are those of :meth:`explain`; memory and temporary files as for
+        :meth:`ReluFormerClassifier.annotate_store`, with a file per layer in modes ``set`` and
+        ``context``.
+
+        Parameters
+        ----------
+        path : path
+            An .h5ad file or a zarr directory.
+        cells : str, optional
+            Column of ``obs`` that marks the targets T. Default: all cells.
+
+        Raises
+        ------
+        FileNotFoundError
+        InvalidInputError, MissingKeyError
+            Another method than ``plain``; and as :meth:`explain`.
+        """
+        self._require_targets(cells)
+        output, key, mode = self._resolve(), self.key_added, self._mode()
+        _keys.require_key_name(key)
+        if self.method != "plain":
+            raise InvalidInputError(
+                f"method={self.method!r}: in a store only 'plain' gradients are written. Read one "
+                "sample into memory for the others."
+            )
+        scale = self.estimator.net_.module_.input_scale.numpy(force=True)
+        with open_store(path) as store:
+            samples = self.estimator._read_store(store)
+            chosen = store.flags(cells)
+            columns = store.columns(self.estimator.markers_, self.estimator.marker_aliases)
+            names = store.var_names[columns].tolist()
+            layer = store.add_layer(key)
+            norm = store.add_column(f"{key}_norm")
+            marker = store.add_categorical(f"{key}_marker", names, -1)
+            for _, part, stream in self.estimator._streams(samples, keep_layers=mode != "own"):
+                targets = torch.from_numpy(part.pick(chosen))
+                for start, stop, values in by_block(self._by_chunk(stream, output, targets)):
+                    rows = part.rows[start:stop]
+                    gradient = values * scale if self.units == "sd" else values
+                    whole, length, strongest = _keys.described_gradient(
+                        gradient, columns, len(store.var_names)
+                    )
+                    write_rows(layer, rows, whole)
+                    write_rows(norm, rows, length)
+                    write_rows(marker, rows, strongest)
+            store.add_record(key, self._run(output, names, cells))
+
+    def _by_chunk(
+        self, stream: Stream, output: Output, targets: torch.Tensor
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Gradient of one sample of a store, chunk by chunk."""
+        mode, module = self._mode(), stream.module
+        if mode == "own":
+            yield from stream_own_gradient(stream, cast(ClassOutput, output), targets)
+            return
+        into = FileRows(stream.source.n_cells, len(module.input_mean), module.input_mean)
+        for start, stop, values in stream_gradient(stream, output, targets, into):
+            if mode == "context":
+                own = own_gradient(
+                    module,
+                    stream.contexts,
+                    stream.source.read(start, stop),
+                    cast(ClassOutput, output),
+                    targets[start:stop],
+                )
+                values = values - own
+            yield start, stop, values
+
+    def _run(self, output: Output, markers: list[str], cells: Any) -> dict[str, Any]:
+        """Record for ``uns``."""
+        targets = "all cells" if cells is None else cells if isinstance(cells, str) else "mask"
+        return _keys.record(
+            {k: v for k, v in vars(self).items() if k != "estimator"},
+            version=__version__,
+            explained=output.name,
+            mode=self._mode(),
+            method=self.method,
+            units=self.units,
+            markers=markers,
+            marker_sd=self.estimator.net_.module_.input_scale.double().numpy(force=True),
+            layer=self.estimator.layer,
+            sample_key=self.estimator.sample_key,
+            targets=targets,
         )
 
     def summary(

@@ -123,17 +123,40 @@ def write_gradient(
     run : dict
         The run record.
     """
-    whole = np.full(adata.shape, np.nan, dtype=np.float32)
-    whole[:, columns] = gradient
+    whole, norm, strongest = described_gradient(gradient, columns, adata.n_vars)
     names = adata.var_names[list(columns)]
-    norm = np.sqrt(np.square(gradient.astype(np.float64)).sum(1))
-    strongest = np.abs(np.nan_to_num(gradient)).argmax(1)
-    labels = [names[j] if length > 0 else None for j, length in zip(strongest, norm, strict=True)]
     adata.layers[key] = whole
-    adata.obs[f"{key}_norm"] = norm.astype(np.float32)
-    adata.obs[f"{key}_marker"] = pd.Categorical(labels, categories=list(names))
+    adata.obs[f"{key}_norm"] = norm
+    adata.obs[f"{key}_marker"] = pd.Categorical.from_codes(strongest, categories=names)
     adata.uns[key] = run
     adata.uns.pop(f"{key}_marker_colors", None)
+
+
+def described_gradient(
+    gradient: np.ndarray, columns: Sequence[int] | np.ndarray, n_vars: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is written of gradients.
+
+    Parameters
+    ----------
+    gradient : ndarray of shape (n_cells, n_markers)
+    columns : sequence of int
+        Column of each marker.
+    n_vars : int
+
+    Returns
+    -------
+    whole : float32 ndarray of shape (n_cells, n_vars)
+        NaN for other columns.
+    norm : float32 ndarray of shape (n_cells,)
+    strongest : int ndarray of shape (n_cells,)
+        Marker with the largest absolute entry, -1 where the gradient is zero or NaN.
+    """
+    whole = np.full((len(gradient), n_vars), np.nan, dtype=np.float32)
+    whole[:, columns] = gradient
+    norm = np.sqrt(np.square(gradient.astype(np.float64)).sum(1))
+    strongest = np.abs(np.nan_to_num(gradient)).argmax(1)
+    return whole, norm.astype(np.float32), np.where(norm > 0, strongest, -1)
 
 
 def write_attention(

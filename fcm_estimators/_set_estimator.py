@@ -32,7 +32,6 @@ from fcm_estimators._stores import (
     CellStore,
     FileRows,
     StoredCells,
-    marker_columns,
     sample_rows,
 )
 from fcm_estimators._training import PackedNet, history_frame, make_net
@@ -319,7 +318,7 @@ class SetEstimator(BaseEstimator):
                 "This model was fitted with groups=..., which a store does not hold. Fit with "
                 "sample_key=... so that the id travels with the rows."
             )
-        columns = marker_columns(store, self.markers_, self.marker_aliases)
+        columns = store.columns(self.markers_, self.marker_aliases)
         module = self._module(store.value_type(self.layer))
         rows = sample_rows(store, self.sample_key, self.subset_key)
         samples = [

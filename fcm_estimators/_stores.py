@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,11 @@ class CellStore:
         """Names of the channels."""
         return self.var.index
 
+    def columns(self, markers: Sequence[str], aliases: Mapping | None) -> np.ndarray:
+        """Column of each marker of a model in the values."""
+        names = [(aliases or {}).get(str(name), str(name)) for name in self.var_names]
+        return marker_positions(markers, names)
+
     # -- reading ------------------------------------------------------------------------------
 
     def blocks(self) -> Iterator[slice]:
@@ -95,6 +101,20 @@ class CellStore:
                 yield rows, values
         else:
             raise InvalidInputError(f"obs[{key!r}] in {self.path} is a {kind}, no column of ids.")
+
+    def flags(self, key: Any) -> np.ndarray:
+        """A column of True and False for all cells; all True where ``key`` is None."""
+        found = np.ones(self.n_obs, dtype=bool)
+        if key is None:
+            return found
+        if not isinstance(key, str):
+            raise InvalidInputError(
+                f"Cells of a store are chosen by a column of obs, not by {type(key).__name__}."
+            )
+        self.require_column(key, "cells")
+        for rows, values in self.column(key):
+            found[rows] = as_flags(values, key)
+        return found
 
     def matrix(self, layer: str | None) -> Any:
         """The values: ``X`` or a layer."""
@@ -312,18 +332,13 @@ def sample_rows(store: CellStore, sample_key: Any, subset_key: Any) -> dict[Any,
     for rows, ids in _ids(store, sample_key):
         kept = np.ones(len(ids), dtype=bool)
         if subset is not None:
-            values = pd.Series(next(subset)[1])
-            if values.isna().any() or not values.isin([0, 1]).all():
-                raise InvalidInputError(
-                    f"subset_key={subset_key!r} must be True or False for every cell; found "
-                    f"{listed(pd.unique(values)[:6])}."
-                )
-            kept = values.astype(bool).to_numpy()
+            kept = as_flags(next(subset)[1], subset_key)
         codes, names = pd.factorize(ids)
         if (codes < 0).any():
             raise InvalidInputError(
-                f"{(codes < 0).sum()} cells in {store.path} have no sample id (NaN) in "
-                f"{sample_key!r}. Every cell belongs to one; fill the column."
+                f"{(codes < 0).sum()} of the cells {rows.start} to {rows.stop} in {store.path} "
+                f"have no sample id (NaN) in {sample_key!r}. Every cell belongs to one; fill the "
+                "column."
             )
         for code, name in enumerate(names):
             inside = np.flatnonzero((codes == code) & kept)
@@ -332,6 +347,17 @@ def sample_rows(store: CellStore, sample_key: Any, subset_key: Any) -> dict[Any,
     if not found:
         raise InvalidInputError(f"subset_key={subset_key!r} leaves no cells; nothing to analyse.")
     return {name: _joined(parts) for name, parts in found.items()}
+
+
+def as_flags(values: np.ndarray, key: Any) -> np.ndarray:
+    """Values of a column as bool; InvalidInputError where they are not."""
+    column = pd.Series(values)
+    if column.isna().any() or not column.isin([0, 1]).all():
+        raise InvalidInputError(
+            f"The obs column {key!r} must be True or False for every cell; found "
+            f"{listed(pd.unique(column)[:6])}."
+        )
+    return column.astype(bool).to_numpy()
 
 
 def _ids(store: CellStore, key: str | None) -> Iterator[tuple[slice, np.ndarray]]:
@@ -398,6 +424,11 @@ class StoredCells:
             self._held = range(start, min(max(stop, start + _BLOCK), self.n_cells))
             self._cells = self._load(self._held.start, self._held.stop)
         return self._cells[start - self._held.start : stop - self._held.start]
+
+    def pick(self, values: np.ndarray) -> np.ndarray:
+        """Those of this sample among values of all cells of the store."""
+        rows = self.rows
+        return values[rows.start : rows.stop] if isinstance(rows, range) else values[rows]
 
     def check(self) -> None:
         """Raise InvalidInputError for values that are not finite."""
@@ -502,7 +533,8 @@ class FileRows:
     """
 
     def __init__(self, n_rows: int, width: int, like: Tensor) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed with the last reference
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed with these rows
+        weakref.finalize(self, self._file.close)
         self._like, self._width = like, width
         self._dtype = np.dtype(str(like.dtype).removeprefix("torch."))
         self._row = width * self._dtype.itemsize
@@ -519,9 +551,3 @@ class FileRows:
         """Replace rows from ``start`` on."""
         self._file.seek(start * self._row)
         self._file.write(rows.contiguous().cpu().numpy().data.cast("B"))
-
-
-def marker_columns(store: CellStore, markers: Sequence[str], aliases: Mapping | None) -> np.ndarray:
-    """Column of each marker of a model in the store's values."""
-    names = [(aliases or {}).get(str(name), str(name)) for name in store.var_names]
-    return marker_positions(markers, names)

@@ -179,7 +179,8 @@ class Stream:
 
     # -- forward ------------------------------------------------------------------------------
 
-    def _chunks(self) -> Iterator[tuple[int, int, Sequence[Piece]]]:
+    def chunks(self) -> Iterator[tuple[int, int, Sequence[Piece]]]:
+        """Start, stop and pieces of each chunk."""
         n_cells = self.source.n_cells
         for start in range(0, n_cells, self._rows):
             stop = min(start + self._rows, n_cells)
@@ -191,7 +192,7 @@ class Stream:
     def _count(self) -> Tensor:
         """Weight of all cells of each sample, 1 where there is none; shape (S,), float64."""
         total = self._like.new_zeros(self.source.n_samples, dtype=torch.float64)
-        for start, stop, pieces in self._chunks():
+        for start, stop, pieces in self.chunks():
             weight = self._weight(start, stop)
             for sample, first, last in pieces:
                 counted = last - first if weight is None else weight[first:last].double().sum()
@@ -212,7 +213,7 @@ class Stream:
         return contexts
 
     def _standardised(self) -> Iterator[tuple[int, int, Sequence[Piece], Tensor]]:
-        for start, stop, pieces in self._chunks():
+        for start, stop, pieces in self.chunks():
             yield start, stop, pieces, self.module.standardise(self.source.read(start, stop))
 
     def _outputs_of(
@@ -220,7 +221,7 @@ class Stream:
     ) -> Iterator[tuple[int, int, Sequence[Piece], Tensor]]:
         """Chunks with the output of a layer from its stored queries."""
         readers = self._kernels.readers(context)
-        for start, stop, pieces in self._chunks():
+        for start, stop, pieces in self.chunks():
             q = self._queries[number].get(start, stop)
             yield start, stop, pieces, self._kernels.read(number, q, pieces, readers)
 
@@ -257,7 +258,7 @@ class Stream:
     def outputs(self) -> Iterator[tuple[int, int, Tensor]]:
         """Start and stop of each chunk and the outputs of its cells."""
         if self.pools:
-            cells: Iterator = ((*chunk, None) for chunk in self._chunks())
+            cells: Iterator = ((*chunk, None) for chunk in self.chunks())
         else:
             cells = self._outputs_of(len(self._layers) - 1, self.contexts[-1])
         for start, stop, pieces, h in cells:
@@ -362,7 +363,7 @@ class _Backward:
                 into += part
         if self._grad_outputs is None:
             return _divided(found, stream._total)
-        for start, stop, pieces in stream._chunks():
+        for start, stop, pieces in stream.chunks():
             samples, _ = _packed(pieces)
             context, x = _leaves(_of(stream.contexts[-1], samples)), self._cells(start, stop)
             with torch.enable_grad():
@@ -379,7 +380,7 @@ class _Backward:
         stream, layer = self._stream, self._stream._layers[number]
         last = number + 1 == len(stream._layers)
         found = _zeros_like(stream.contexts[number])
-        for start, stop, pieces in stream._chunks():
+        for start, stop, pieces in stream.chunks():
             samples, offsets = _packed(pieces)
             context = _leaves(_of(stream.contexts[number], samples))
             q = stream._queries[number].get(start, stop).detach().requires_grad_()
@@ -403,7 +404,7 @@ class _Backward:
 
     def first(self, after: AttentionContext) -> None:
         """Gradient of the cells through the projections of the first layer."""
-        for start, stop, pieces in self._stream._chunks():
+        for start, stop, pieces in self._stream.chunks():
             x = self._cells(start, stop)
             with torch.enable_grad():
                 z = self._stream.module.standardise(x)
