@@ -237,7 +237,7 @@ def expert_trees(
     if key is None or not isinstance(data, AnnData) or key not in data.uns:
         return {}
     entry = data.uns[key]
-    samples = pd.unique(np.asarray(entry.get("gates", entry)["sample"]).astype(str))
+    samples = pd.unique(np.array([str(name) for name in entry.get("gates", entry)["sample"]]))
     found = {}
     for sample in samples:
         known = GatingTree.from_adata(data, key=key, sample=sample).on_markers(data)

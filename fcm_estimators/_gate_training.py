@@ -27,6 +27,10 @@ _FIRST_LOG_RADIUS, _MIN_SPREAD = float(np.log(2.0)), 0.05
 # Dice counts cells by an outline that is sharper by this factor: a soft one is drawn too wide
 # where many cells are near the outline on one side of it.
 _SHARPNESS = 8.0
+# Scale and offset of the predicted changes, in the end.
+_SETTLING_STEPS, _SETTLING_RATE = 100, 0.02
+# Where the samples hardly tell, changes stay as the net has learnt them.
+_KEEP_CHANGE = 0.001
 # Fit of free polygons: with cross-entropy first, then slower and by Dice alone.
 _FIT_STEPS, _FIT_RATE = 150, 0.05
 
@@ -221,6 +225,50 @@ def fit_shapes(
             optimizer.step()
             schedule.step()
     return gates.shapes(change.detach())
+
+
+def settled_change(
+    gates: StarGates,
+    change: Tensor,
+    batch: tuple[dict[str, Tensor], Tensor],
+    parents: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Scale and offset of predicted changes that suit samples as they were measured.
+
+    A net that learns from distorted samples draws outlines that suit those on average, and
+    follows a sample further than its cells can tell.
+
+    Parameters
+    ----------
+    gates : StarGates
+    change : Tensor of shape (S, G, 2 + V)
+        Predicted from each sample.
+    batch : pair
+        Cells of these samples as :class:`GateDraws` gives them, standardised.
+    parents : sequence of G int
+        As in :class:`GateLoss`.
+
+    Returns
+    -------
+    Tensor of shape (G, 1) and Tensor of shape (G, 2 + V)
+        1 and 0 for gates of which the samples say nothing.
+    """
+    inputs, target = batch
+    offsets = [0, *torch.bincount(inputs["sample"]).cumsum(0).tolist()]
+    scale = torch.ones_like(change[0, :, :1]).requires_grad_()
+    offset = torch.zeros_like(change[0]).requires_grad_()
+    loss = GateLoss(parents).eval()
+    optimizer = torch.optim.Adam([scale, offset], lr=_SETTLING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _SETTLING_STEPS)
+    for _ in range(_SETTLING_STEPS):
+        optimizer.zero_grad()
+        shapes = gates.shapes(change * scale + offset)
+        value = loss(gates.membership(inputs["x"], shapes, offsets), target, inputs)
+        kept = (scale - 1).square().mean() + offset.square().mean()
+        (value + _KEEP_CHANGE * kept).backward()
+        optimizer.step()
+        schedule.step()
+    return scale.detach(), offset.detach()
 
 
 def place_gates(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Self
@@ -35,9 +37,16 @@ from fcm_estimators._gate_targets import (
     strata,
     within_parents,
 )
-from fcm_estimators._gate_training import GateDraws, GateLoss, Probes, place_gates
+from fcm_estimators._gate_training import (
+    GateDraws,
+    GateLoss,
+    Probes,
+    place_gates,
+    settled_change,
+)
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import SetEstimator, spans
+from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._targets import class_presence
 from fcm_estimators._validation import listed
 from fcm_estimators._version import __version__
@@ -46,6 +55,8 @@ from fcm_estimators.metrics import gate_agreement
 from fcm_estimators.nn import PolygonFormer, SetModule, streamed_contexts
 
 _VALIDATION_DRAWS = 4
+# Samples to which a fit is suited in the end.
+_SETTLING_SAMPLES = 100
 # Cells of a sample from which typical gates are fitted.
 _PLACING_CELLS = 2_000
 # Cells of a sample to which its own polygons are fitted.
@@ -275,6 +286,7 @@ class PolygonRegressor(SetEstimator):
             if chosen
         ]
         self._train(module, GateLoss(parent_positions(tree)), draws[0], draws[1] if valid else None)
+        self._settle(samples, train, draws[0])
         self.validation_samples_ = samples.names[valid].tolist()
         self.tree_ = self._tree(self._typical())
         return self
@@ -349,6 +361,36 @@ class PolygonRegressor(SetEstimator):
         z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
         limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
         place_gates(module.gates, z, inside[rows], limits, parent_positions(self.tree_))
+
+    def _settle(self, samples: Samples, train: list[int], draws: GateDraws) -> None:
+        """Suit the predicted changes to training samples without distortion."""
+        module: Any = self.net_.module_
+        device = module.input_mean.device
+        draws = copy.copy(draws)
+        draws.fixed = True
+        draws.plan = dataclasses.replace(draws.plan, samples_per_step=1, augmentation=None)
+        rng = np.random.default_rng(draws.seed)
+        n_used = min(len(train), _SETTLING_SAMPLES)
+        changes, inputs, targets = [], [], []
+        for number, s in enumerate(np.sort(rng.choice(len(train), n_used, replace=False))):
+            start, stop = samples.offsets[train[s]], samples.offsets[train[s] + 1]
+            x = torch.from_numpy(samples.x[start:stop]).float().to(device)
+            with torch.no_grad():
+                changes.append(module.change_in(streamed_contexts(module, x)[-1]))
+            drawn, target = draws[int(s)]
+            drawn["sample"] = torch.full_like(drawn["sample"], number)
+            inputs.append(drawn)
+            targets.append(target.to(device))
+        packed = {key: torch.cat([part[key] for part in inputs]).to(device) for key in inputs[0]}
+        packed["x"] = module.standardise(packed["x"])
+        module.adjust(
+            *settled_change(
+                module.gates,
+                torch.cat(changes),
+                (packed, torch.cat(targets)),
+                parent_positions(self.tree_),
+            )
+        )
 
     def _draws(
         self,
@@ -534,21 +576,73 @@ class PolygonRegressor(SetEstimator):
         polygons = self._polygons(samples)
         trees = {str(name): self._tree(p) for name, p in zip(samples.names, polygons, strict=True)}
         table = self._table(samples, self._members(samples, polygons), adata)
-        params = {k: v for k, v in self.get_params(deep=False).items() if k != "gates"}
         _keys.write_gates(
             adata,
             key_added,
             membership=table,
             gates=GatingTree.to_uns(trees),
-            run=_keys.record(
-                params,
-                version=__version__,
-                markers=self.markers_,
-                layer=self.layer,
-                sample_key=self.sample_key,
-            ),
+            run=self._run(),
         )
         return adata if copy else None
+
+    def annotate_store(
+        self, path: str | os.PathLike, *, key_added: str = "predicted_gates"
+    ) -> None:
+        """Gate the samples of an h5ad or zarr store, however large, and write the result into it.
+
+        The fields are those of :meth:`annotate`; memory and temporary files as for
+        :meth:`ReluFormerClassifier.annotate_store`.
+
+        Parameters
+        ----------
+        path : path
+            An .h5ad file or a zarr directory.
+        key_added : str, default "predicted_gates"
+
+        Raises
+        ------
+        FileNotFoundError
+        InvalidInputError, MissingKeyError, MarkerMismatchError, ProcessingStateError
+            No AnnData; as :meth:`predict`.
+        """
+        self._require_fitted()
+        _keys.require_key_name(key_added)
+        with open_store(path) as store:
+            self._require_state(AnnData(np.zeros((0, len(store.var)), np.float32), var=store.var))
+            samples = self._read_store(store)
+            gates = list(self.tree_.gates)
+            everything = sum(cells.n_cells for _, cells in samples) == store.n_obs
+            masks: list[Any] = []
+            if everything:
+                columns = store.add_table(f"{key_added}_membership", gates, bool, False)
+            else:
+                columns, masks = store.add_nullable_flags(f"{key_added}_membership", gates)
+            trees = {}
+            for name, cells, stream in self._streams(samples):
+                module: Any = stream.module
+                with torch.no_grad():
+                    vertices = module.polygons(stream.source.read(0, 0), contexts=stream.contexts)
+                tree = self._tree(vertices[0].cpu().numpy())
+                trees[str(name)] = tree
+                read = ((i, j, stream.source.read(i, j)) for i, j, _ in stream.chunks())
+                for start, stop, x in by_block(read):
+                    members, rows = self._inside(tree, x), cells.rows[start:stop]
+                    for column, gate in zip(columns, gates, strict=True):
+                        write_rows(column, rows, members[gate])
+                    for mask in masks:
+                        write_rows(mask, rows, np.zeros(stop - start, dtype=bool))
+            run = {**self._run(), "gates": GatingTree.to_uns(trees)}
+            store.add_record(key_added, run)
+
+    def _run(self) -> dict[str, Any]:
+        """Record for ``uns``."""
+        return _keys.record(
+            {k: v for k, v in self.get_params(deep=False).items() if k != "gates"},
+            version=__version__,
+            markers=self.markers_,
+            layer=self.layer,
+            sample_key=self.sample_key,
+        )
 
     def score(self, X: Any, y: Any = None, groups: Any = None) -> float:
         """Mean F1 of the cells inside, over samples and gates with a polygon.
@@ -627,6 +721,11 @@ class PolygonRegressor(SetEstimator):
 
     def _read_to_gate(self, X: Any, groups: Any) -> Samples:
         samples = self._read_to_predict(X, groups)
+        self._require_state(X)
+        return samples
+
+    def _require_state(self, X: Any) -> None:
+        """Raise ProcessingStateError where data record another state than those of training."""
         present = self._recorded(X)
         for marker, state in self._states.items():
             if marker in present and present[marker] != state:
@@ -635,7 +734,6 @@ class PolygonRegressor(SetEstimator):
                     f"learnt on values that were {described(state)}. Preprocess the data as in "
                     "training."
                 )
-        return samples
 
     def _recorded(self, X: Any) -> dict[str, tuple[str, bool]]:
         """Transform and compensation of each marker as recorded; nothing is of a layer."""
@@ -684,16 +782,20 @@ class PolygonRegressor(SetEstimator):
 
     def _members(self, samples: Samples, polygons: np.ndarray) -> dict[str, np.ndarray]:
         """Cells inside each gate, in the order of ``samples.x``."""
-        parts = []
-        for (start, stop), vertices in zip(spans(samples), polygons, strict=True):
-            x = samples.x[start:stop]
-
-            def points(gate: PolygonGate, rows: np.ndarray, x: np.ndarray = x) -> np.ndarray:
-                columns = self._axes[self.gates_.index(gate.name)]
-                return x[rows][:, columns].astype(np.float64)
-
-            parts.append(self._tree(vertices).members(stop - start, points))
+        parts = [
+            self._inside(self._tree(vertices), samples.x[start:stop])
+            for (start, stop), vertices in zip(spans(samples), polygons, strict=True)
+        ]
         return {name: np.concatenate([p[name] for p in parts]) for name in self.tree_.gates}
+
+    def _inside(self, tree: GatingTree, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Which cells of one sample, (n, M), lie in each gate of its tree."""
+
+        def points(gate: PolygonGate, rows: np.ndarray) -> np.ndarray:
+            columns = self._axes[self.gates_.index(gate.name)]
+            return x[rows][:, columns].astype(np.float64)
+
+        return tree.members(len(x), points)
 
     def _soft_members(self, samples: Samples) -> dict[str, np.ndarray]:
         """Soft membership of each cell in each gate, within soft parents."""

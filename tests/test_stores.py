@@ -15,6 +15,7 @@ from fcm_estimators import PolygonRegressor, ReluFormerClassifier, _stores
 from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators._stores import FileRows
 from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.gating import GatingTree
 from fcm_estimators.preprocessing import LogicleTransform
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
@@ -128,6 +129,35 @@ def test_attention_of_a_store_is_that_in_memory(tmp_path, cohort, clf, layer, qu
     expected = cohort.copy()
     explainer.explain(expected)
     same(anndata.read_zarr(path), expected, "attention")
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize("subset", [None, "intact"])
+def test_gates_of_a_store_are_those_in_memory(tmp_path, cohort, kind, subset):
+    names = {"syto": ("", "FSC-A", "Syto 41"), "cd19": ("syto", "CD19", "SSC-A")}
+    gates = cohort.copy()
+    gates.obsm["gates"] = cohort.obsm["gates"][list(names)]
+    reg = PolygonRegressor(
+        gates=names,
+        sample_key="sample",
+        subset_key=subset,
+        max_epochs=1,
+        steps_per_epoch=5,
+        random_state=0,
+    ).fit(gates)
+    path = written(cohort, tmp_path, kind)
+    reg.annotate_store(path)
+    got, expected = READ[kind](path), reg.annotate(cohort, copy=True)
+    table, reference = (a.obsm["predicted_gates_membership"] for a in (got, expected))
+    assert table.dtypes.tolist() == reference.dtypes.tolist()
+    assert (table.isna() == reference.isna()).all().all()
+    assert (table.fillna(False) == reference.fillna(False)).to_numpy().mean() > 0.999
+    for name in cohort.obs["sample"].unique():
+        tree, reference = (
+            GatingTree.from_adata(a, key="predicted_gates", sample=name) for a in (got, expected)
+        )
+        for gate in names:
+            np.testing.assert_allclose(tree[gate].vertices, reference[gate].vertices, rtol=1e-4)
 
 
 def test_gates_of_a_store_are_explained_as_in_memory(tmp_path, cohort):

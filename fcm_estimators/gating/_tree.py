@@ -358,7 +358,7 @@ class GatingTree:
         require_key(key, adata.uns, "the key in adata.uns")
         entry = adata.uns[key]
         entry = entry.get("gates", entry)
-        samples = np.asarray(entry["sample"]).astype(str)
+        samples = np.array([str(name) for name in entry["sample"]])
         require_key(sample, dict.fromkeys(samples), "the sample")
         offsets, vertices = np.asarray(entry["vertex_offsets"]), np.asarray(entry["vertices"])
         gates: list[Gate] = []

@@ -294,15 +294,31 @@ class PolygonFormer(SetModule):
         if contexts is not None:
             return self.shapes_in(contexts[len(self.layers)])
         step = self.pooling.trace(encoded, z, offsets, context_weight=context_weight)
-        return self._shapes_of(step.output)
+        return self.gates.shapes(self._change_of(step.output))
 
     def shapes_in(self, context: AttentionContext) -> Shapes:
         """Polygons from the context that the gates' queries read."""
-        return self._shapes_of(self.pooling.read(context)[1])
+        return self.gates.shapes(self.change_in(context))
 
-    def _shapes_of(self, output: Tensor) -> Shapes:
+    def change_in(self, context: AttentionContext) -> Tensor:
+        """How polygons differ from the typical ones, unbounded, shape (S, G, 2 + V)."""
+        return self._change_of(self.pooling.read(context)[1])
+
+    def _change_of(self, output: Tensor) -> Tensor:
         pooled = output.unflatten(0, (-1, len(self.weight)))
-        return self.gates.shapes(torch.einsum("sgd,gdp->sgp", pooled, self.weight) + self.bias)
+        return torch.einsum("sgd,gdp->sgp", pooled, self.weight) + self.bias
+
+    @torch.no_grad()
+    def adjust(self, scale: Tensor, offset: Tensor) -> None:
+        """Make every predicted change ``scale * change + offset``.
+
+        Parameters
+        ----------
+        scale : Tensor of shape (G, 1)
+        offset : Tensor of shape (G, 2 + V)
+        """
+        self.weight.mul_(scale.unsqueeze(2))
+        self.bias.mul_(scale).add_(offset)
 
     def pool(self, encoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of the cells that the gates' queries read."""
