@@ -334,7 +334,10 @@ def gpu(repeats):
     rows = []
     for n in (1_000_000, 10_000_000):
         x = torch.randn(n, N_MARKERS, device=device)
-        tasks = {"streamed": lambda x=x: streamed(net, x).outputs}
+        tasks = {
+            "streamed": lambda x=x: streamed(net, x).outputs,
+            "streamed, bfloat16": lambda x=x: streamed(net, x, precision=torch.bfloat16).outputs,
+        }
         if n <= 1_000_000:
             tasks["published"] = lambda x=x: PublishedReluFormer(net)(x)
         for name, task in tasks.items():

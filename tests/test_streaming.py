@@ -148,6 +148,25 @@ def test_single_precision_by_chunk_stays_close_to_double_precision():
     assert (got.double() - expected).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["classes", "gates"])
+def test_half_precision_sums_its_contexts_in_more(kind, precision):
+    net, x = build(kind).float(), cells_of(30_000).float()
+    # Sums of keys of this size overflow float16.
+    with torch.no_grad():
+        net.layers[0].key.bias.add_(10.0)
+    expected, got = streamed(net, x), streamed(net, x, precision=precision)
+    assert got.outputs.dtype == torch.float32
+    wrong = (got.outputs - expected.outputs).abs()
+    assert torch.isfinite(wrong).all()
+    assert wrong.median() < 0.02 * expected.outputs.abs().median()
+    key, reference = got.contexts[0].key, expected.contexts[0].key
+    # The weights themselves are rounded to 2 ** -9.
+    torch.testing.assert_close(key, reference, rtol=5e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="gradients"):
+        streamed(net, x.requires_grad_(), precision=precision)
+
+
 def test_the_mode_of_the_caller_is_not_changed():
     net, x = build("classes"), cells_of(20)
     stream = Stream(net, PackedCells(x), chunk_size=5)

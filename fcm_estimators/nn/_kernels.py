@@ -40,10 +40,9 @@ class Kernels:
 
     def __init__(self, layers: Sequence[ReluFormerLayer], rows: int, like: Tensor) -> None:
         first = layers[0].query
-        self._layers = layers
         self._width, self._n_heads = first.out_features, layers[0].n_heads
         self._like = like
-        self._projections = [_projection(layer) for layer in layers]
+        self._layers = [_prepared(layer, like.dtype) for layer in layers]
         width = self._width
         self._projected = like.new_empty(rows, 3 * width + 1)
         self._phi, self._attended = like.new_empty(rows, width), like.new_empty(rows, width)
@@ -56,8 +55,9 @@ class Kernels:
 
     def project(self, layer: int, h: Tensor) -> Tensor:
         """Queries, keys, values and ones of cells ``h``, shape (n, 3 D + 1); in a buffer."""
-        weight, bias = self._projections[layer]
-        return torch.addmm(bias, h, weight, out=self._projected[: len(h)])
+        prepared = self._layers[layer]
+        out = self._projected[: len(h)]
+        return torch.addmm(prepared.bias, h.to(out.dtype), prepared.weight, out=out)
 
     def queries(self, projected: Tensor) -> Tensor:
         """The queries among what was projected."""
@@ -74,7 +74,7 @@ class Kernels:
         for sample, start, stop in pieces:
             for first in range(start, stop, _PARTIAL):
                 rows = slice(first, min(first + _PARTIAL, stop))
-                sums[sample].add_(phi[rows].T @ values[rows])
+                sums[sample].add_(_summable(phi[rows]).T @ _summable(values[rows]))
 
     def context(self, sums: Tensor, total: Tensor) -> AttentionContext:
         """Contexts of S samples from their sums and the weight of their cells."""
@@ -112,19 +112,44 @@ class Kernels:
             torch.mm(phi[start:stop], key, out=norm[start:stop])
         norm.add_(layer.eps)
         attended.unflatten(1, (self._n_heads, -1)).div_(norm.unsqueeze(2))
-        h = _normalised(attended.add_(q), layer.norm_attention)
-        forward = layer.feedforward
-        y = torch.addmm(forward.bias, h, forward.weight.T, out=phi)
-        return _normalised(y.relu_().add_(h), layer.norm_feedforward)
+        h = layer_norm(attended.add_(q), [self._width], *layer.norm_attention)
+        y = torch.addmm(layer.forward_bias, h, layer.forward_weight, out=phi)
+        return layer_norm(y.relu_().add_(h), [self._width], *layer.norm_feedforward)
 
 
-def _projection(layer: ReluFormerLayer) -> tuple[Tensor, Tensor]:
+class _Prepared(NamedTuple):
+    """A layer's weights as they are multiplied with; norms as (weight, bias, eps)."""
+
+    weight: Tensor
+    bias: Tensor
+    forward_weight: Tensor
+    forward_bias: Tensor
+    norm_attention: tuple[Tensor, Tensor, float]
+    norm_feedforward: tuple[Tensor, Tensor, float]
+    eps: float
+
+
+def _prepared(layer: ReluFormerLayer, dtype: torch.dtype) -> _Prepared:
     linear = (layer.query, layer.key, layer.value)
     ones = layer.query.weight.new_zeros(1, layer.query.in_features)
     weight = torch.cat([*(part.weight for part in linear), ones])
     bias = torch.cat([*(part.bias for part in linear), ones.new_ones(1)])
-    return weight.T.contiguous(), bias
+    forward = layer.feedforward
+    norms = [
+        (norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+        for norm in (layer.norm_attention, layer.norm_feedforward)
+    ]
+    return _Prepared(
+        weight.T.to(dtype).contiguous(),
+        bias.to(dtype),
+        forward.weight.T.to(dtype),
+        forward.bias.to(dtype),
+        norms[0],
+        norms[1],
+        layer.eps,
+    )
 
 
-def _normalised(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
-    return layer_norm(x, list(norm.normalized_shape), norm.weight, norm.bias, norm.eps)
+def _summable(x: Tensor) -> Tensor:
+    """Half precision as single precision: sums of keys overflow it, and lose small ones."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -143,6 +143,9 @@ class Stream:
         Cells per chunk. Default: :func:`chunk_rows`.
     keep_layers : bool, default False
         Keep the queries of all layers, which :meth:`backward` needs, instead of one layer's.
+    precision : torch.dtype, optional
+        Of the layers' arithmetic and of what is kept, lower than the module's: ``bfloat16``, or
+        ``float16``. Contexts are summed in float32 and float64 all the same. Forward only.
     store : callable, default Stored.new
         Makes what keeps rows between sweeps.
 
@@ -160,6 +163,7 @@ class Stream:
         weight: Tensor | None = None,
         chunk_size: int | None = None,
         keep_layers: bool = False,
+        precision: torch.dtype | None = None,
         store: Callable[[int, int, Tensor], Rows] = Stored.new,
     ) -> None:
         self.module, self.source = module, source
@@ -168,11 +172,12 @@ class Stream:
         self._rows = min(chunk_size or chunk_rows(module, self._like), max(source.n_cells, 1))
         self._layers = [cast(ReluFormerLayer, layer) for layer in module.layers]
         n_stores = len(self._layers) if keep_layers else 1
-        stores = [store(source.n_cells, module.hidden_dim, self._like) for _ in range(n_stores)]
+        low = self._like if precision is None else self._like.to(precision)
+        stores = [store(source.n_cells, module.hidden_dim, low) for _ in range(n_stores)]
         self._queries = stores if keep_layers else stores * len(self._layers)
-        self._keeps_layers = keep_layers
+        self._keeps_layers = keep_layers and precision is None
         with torch.no_grad():
-            self._kernels = Kernels(self._layers, self._rows, self._like)
+            self._kernels = Kernels(self._layers, self._rows, low)
             self._total = self._count()
             self.contexts = self._encode()
             self._add_pooled_context()
@@ -230,7 +235,7 @@ class Stream:
         zeros = torch.zeros(shape, dtype=torch.float64, device=self._like.device)
         pooled = AttentionContext(zeros, zeros[..., 0].clone())
         for start, stop, pieces, h in self._outputs_of(len(self._layers) - 1, self.contexts[-1]):
-            made = self.module.pool(h, self.source.read(start, stop))
+            made = self.module.pool(h.to(self._like.dtype), self.source.read(start, stop))
             if made is None:
                 return
             sums = self._sums(*made, start, stop, pieces)
@@ -262,7 +267,8 @@ class Stream:
         else:
             cells = self._outputs_of(len(self._layers) - 1, self.contexts[-1])
         for start, stop, pieces, h in cells:
-            yield start, stop, self._read_out(self.source.read(start, stop), h, pieces)
+            encoded = None if h is None else h.to(self._like.dtype)
+            yield start, stop, self._read_out(self.source.read(start, stop), encoded, pieces)
 
     @torch.no_grad()
     def looking(self, number: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
@@ -284,6 +290,7 @@ class Stream:
                 projected = self._kernels.project(number, h)
                 yield start, stop, projected[:, :width], projected[:, width : 2 * width]
             else:
+                h = h.to(self._like.dtype)
                 k, _ = cast(Any, self.module.pool(h, self.source.read(start, stop)))
                 yield start, stop, k[:, :0], k
 
@@ -525,6 +532,7 @@ def streamed(
     context_weight: Tensor | None = None,
     parameters: Sequence[Tensor] = (),
     chunk_size: int | None = None,
+    precision: torch.dtype | None = None,
 ) -> Streamed:
     """Run a net on whole samples, chunk by chunk: the same result at a fraction of the memory.
 
@@ -544,10 +552,18 @@ def streamed(
         Parameters of the module that get a gradient. Default: none.
     chunk_size : int, optional
         Cells per chunk. Default: by the cache.
+    precision : torch.dtype, optional
+        ``bfloat16`` (or ``float16``) for the layers' arithmetic, which a GPU does faster; contexts
+        are summed in float32 and float64 all the same. Without gradients. Default: the module's.
 
     Returns
     -------
     Streamed
+
+    Raises
+    ------
+    ValueError
+        A lower precision where a gradient is asked for.
 
     Examples
     --------
@@ -561,12 +577,18 @@ def streamed(
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     source = PackedCells(x.detach(), offsets)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or bool(parameters))
+    if differentiable and precision is not None:
+        raise ValueError(
+            f"precision={precision} is for prediction; leave it None for gradients, or call it "
+            "inside torch.no_grad()"
+        )
     stream = Stream(
         module,
         source,
         weight=context_weight,
         chunk_size=chunk_size,
         keep_layers=differentiable,
+        precision=precision,
     )
     contexts = list(stream.contexts)
     if not differentiable:
