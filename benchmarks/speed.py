@@ -151,15 +151,17 @@ def agreement(repeats):
 
 def explained(name, n):
     """One explanation or training step of one sample."""
-    net, x = net_of(), cells_of(n)
-    clf = fitted(net)
-    arrays = x.numpy()
+    net = net_of()
+    published, clf = PublishedReluFormer(net), fitted(net)
+    parameters = list(net.parameters())
 
-    def step(x=x):
-        parameters = list(net.parameters())
-        outputs = streamed(net, x, parameters=parameters).outputs
-        loss = torch.nn.functional.cross_entropy(outputs, (x[:, 0] > 0).long())
+    def step(rows, logits):
+        x = torch.from_numpy(rows)
+        loss = torch.nn.functional.cross_entropy(logits(x), (x[:, 0] > 0).long())
         torch.autograd.grad(loss, parameters)
+
+    def whole(x):
+        return streamed(net, x, parameters=parameters).outputs
 
     work = {
         "prediction": lambda rows: streamed(net, torch.from_numpy(rows)).outputs,
@@ -167,10 +169,12 @@ def explained(name, n):
         "set gradient": GradientExplainer(clf, mode="set").attribute,
         "attention, layer 0": AttentionExplainer(clf, layer=0).attribute,
         "attention, layer 3": AttentionExplainer(clf, layer=3).attribute,
-        "training step": lambda rows: step(torch.from_numpy(rows)),
+        "training step": lambda rows: step(rows, whole),
+        "training step, published": lambda rows: step(rows, published),
     }[name]
-    work(arrays[:5000])
-    return lambda: work(arrays)
+    cells = cells_of(n).numpy()
+    work(cells[:5000])
+    return lambda: work(cells)
 
 
 def fitted(net):
@@ -191,16 +195,21 @@ def explain(repeats):
         "attention, layer 0",
         "attention, layer 3",
         "training step",
+        "training step, published",
     ]
     rows = []
-    for n in (100_000, 1_000_000):
-        best = interleaved({name: explained(name, n) for name in names}, repeats)
+    for n in (10_000, 100_000, 1_000_000, 10_000_000):
+        # The published step needs 5 GB for every million cells.
+        used = names if n <= 1_000_000 else names[:-1]
+        tasks = {name: explained(name, n) for name in used}
+        best = interleaved(tasks, repeats if n <= 1_000_000 else 1)
         for name, seconds in best.items():
             rows.append(
                 {
                     "cells": n,
                     "what": name,
                     "seconds": seconds,
+                    "us_per_cell": 1e6 * seconds / n,
                     "predictions": seconds / best["prediction"],
                     "extra_mb": extra_memory(explained, name, n),
                 }

@@ -10,6 +10,8 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import anndata
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -87,3 +89,13 @@ def test_readme_examples_run_as_they_stand(tmp_path, monkeypatch, capsys):
     exec(compile(gating, "README.md", "exec"), names)
     assert names["reg"].score(names["test"]) > 0.9
     assert (tmp_path / "gates.xml").stat().st_size > 1000
+    # The page on large samples goes on from there.
+    names["test"].write_h5ad("trial.h5ad")
+    page = (ROOT / "docs" / "large-samples.md").read_text()
+    stores, _, own_code = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(compile(stores, "large-samples.md", "exec"), names)
+    trial = anndata.read_h5ad("trial.h5ad")
+    assert (trial.obs["reluformer"] == names["test"].obs["reluformer"]).mean() > 0.999
+    assert {"attention_head", "gradient_norm"} <= set(trial.obs)
+    exec(compile(own_code, "large-samples.md", "exec"), names)
+    assert names["logits"].shape == (300_000, 2)

@@ -18,8 +18,8 @@ Chen et al., *Training deep nets with sublinear memory cost*, arXiv 1604.06174 (
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -52,7 +52,10 @@ class CellSource(Protocol):
         """Cells ``start:stop`` in the caller's units, shape (stop - start, M)."""
 
     def pieces(self, start: int, stop: int) -> Sequence[Piece]:
-        """Which rows of this chunk belong to which sample; every row is in one piece."""
+        """Which rows of this chunk belong to which sample.
+
+        Every row is in one piece, in ascending order, and every sample in one piece at most.
+        """
 
 
 class PackedCells:
@@ -77,7 +80,10 @@ class PackedCells:
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """Parts of the samples that lie in the chunk."""
         found = []
-        for sample, (first, last) in enumerate(pairwise(self.offsets)):
+        for sample in range(bisect_right(self.offsets, start) - 1, self.n_samples):
+            first, last = self.offsets[sample : sample + 2]
+            if first >= stop:
+                break
             low, high = max(first, start), min(last, stop)
             if low < high:
                 found.append(Piece(sample, low - start, high - start))
@@ -339,11 +345,10 @@ class Stream:
             raise RuntimeError("the layers were not kept, or backward was called before")
         self._keeps_layers = False
         sweeps = _Backward(self, grad_outputs, into, parameters)
-        if self.pools:
-            after = sweeps.pooled(grad_pooled)
+        after = sweeps.pooled(grad_pooled) if self.pools else None
         for number in reversed(range(len(self._layers))):
-            after = sweeps.layer(number, after if number + 1 < len(self.contexts) else None)
-        sweeps.first(after)
+            after = sweeps.layer(number, after)
+        sweeps.first(cast(AttentionContext, after))
         return sweeps.of_parameters
 
 
@@ -481,12 +486,17 @@ class _Backward:
         ]
 
 
-def _packed(pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:
-    """Samples of a chunk and their row limits."""
-    return [piece.sample for piece in pieces], [0, *(piece.stop for piece in pieces)]
+def _packed(pieces: Sequence[Piece]) -> tuple[slice | list[int], list[int]]:
+    """Samples of a chunk, as a slice where they have no gaps, and their row limits."""
+    samples = [piece.sample for piece in pieces]
+    offsets = [0, *(piece.stop for piece in pieces)]
+    # A slice needs no index, for which a GPU would have to be waited for.
+    if samples and samples[-1] - samples[0] + 1 == len(samples):
+        return slice(samples[0], samples[-1] + 1), offsets
+    return samples, offsets
 
 
-def _of(context: AttentionContext, samples: list[int]) -> AttentionContext:
+def _of(context: AttentionContext, samples: slice | list[int]) -> AttentionContext:
     """Contexts of some samples."""
     return AttentionContext(context.key_value[samples], context.key[samples])
 
@@ -505,7 +515,7 @@ def _divided(context: AttentionContext, total: Tensor) -> AttentionContext:
     return AttentionContext(key_value / total[:, None, None, None], key / total[:, None, None])
 
 
-def _add(context: AttentionContext, samples: list[int], parts: Sequence[Tensor]) -> None:
+def _add(context: AttentionContext, samples: slice | list[int], parts: Sequence[Tensor]) -> None:
     for into, part in zip(context, parts, strict=True):
         into[samples] += part
 
