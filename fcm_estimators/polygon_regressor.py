@@ -70,6 +70,8 @@ class PolygonRegressor(SetEstimator):
     not be convex. It is learnt from which cells are inside, so labels per cell train it as well as
     drawn polygons do. A gate is judged on the cells inside the expert's parent, and on others that
     the predicted parent lets through; in prediction it is applied inside the predicted parent.
+    Most draws are distorted, so in the end how far each gate follows a sample, and where it then
+    lies on average, is suited to the training samples as they were measured.
 
     Rows of X are cells, rows of what is predicted are samples: ``cross_validate`` with
     ``GroupKFold`` works, ``cross_val_predict`` does not.

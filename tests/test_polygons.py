@@ -26,7 +26,7 @@ from fcm_estimators._exceptions import (
     NotFittedError,
     ProcessingStateError,
 )
-from fcm_estimators._gate_training import GateLoss, fit_shapes
+from fcm_estimators._gate_training import GateLoss, fit_shapes, settled_change
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree, RectangleGate
 from fcm_estimators.metrics import gate_agreement, summarize
@@ -218,6 +218,38 @@ def test_what_no_star_holds_has_a_ceiling_below_one():
     radius, angle = np.hypot(*points.T), np.arctan2(points[:, 1], points[:, 0])
     crescent = (radius > 0.8) & (radius < 1.2) & (np.abs(angle) < 2.6)
     assert 0.4 < fit_free(points, crescent) < 0.9
+
+
+def test_changes_are_suited_to_samples_as_measured():
+    """Polygons follow their samples twice too far and to the right: both is taken back."""
+    rng = np.random.default_rng(0)
+    gates = StarGates([(0, 1), (0, 1)], 16)
+    gates.log_radius.fill_(0.0)
+    steps = rng.normal(scale=0.3, size=(12, 2)).astype("f4")
+    z = torch.from_numpy(rng.uniform(-2, 2, size=(12, 800, 2)).astype("f4"))
+    inside = (z - torch.from_numpy(steps)[:, None]).norm(dim=2) < 1
+    change = torch.zeros(12, 2, gates.n_parameters)
+    change[:, 0, :2] = 2 * torch.from_numpy(steps) + torch.tensor([0.3, 0.0])
+    known = inside.flatten().long()
+    target = torch.stack([torch.zeros_like(known), known, torch.full_like(known, -1)], 1)
+    inputs = {
+        "x": z.flatten(0, 1),
+        "sample": torch.arange(12).repeat_interleave(800),
+        "log_odds_ratio": torch.zeros(12 * 800, 3),
+    }
+    scale, offset = settled_change(gates, change, (inputs, target), [-1, -1])
+    assert scale[0].item() == pytest.approx(0.5, abs=0.1)
+
+    def agreement(change):
+        shapes = gates.shapes(change)
+        called = gates.membership(inputs["x"], shapes, list(range(0, 9601, 800)))[:, 0] > 0
+        return (called == known.bool()).float().mean().item()
+
+    assert agreement(change) < 0.93
+    assert agreement(change * scale + offset) > 0.98
+    # Of the second gate nothing is known.
+    assert scale[1].item() == 1
+    assert (offset[1] == 0).all()
 
 
 # The estimator
