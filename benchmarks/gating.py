@@ -19,6 +19,7 @@ import pandas as pd
 
 from explainers import AttentionExplainer, GradientExplainer
 from explainers.plotting import GateDisplay
+from explainers.plotting._style import raw_ticks
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree
@@ -273,6 +274,8 @@ def pictures(seeds):
     axes[2].add_patch(
         mpl.patches.Polygon(plane.vertices, fill=False, edgecolor="#D55E00", linewidth=2)
     )
+    raw_ticks(axes[2].xaxis, test, plane.x)
+    raw_ticks(axes[2].yaxis, test, plane.y)
     axes[2].set(xlabel=plane.x, ylabel=plane.y, title=f"what the query of cd19 looks at ({head})")
     figure.colorbar(points, ax=axes[2], label="received attention, 1 = uniform")
     figure.savefig(folder / "gates.png", dpi=110)
