@@ -133,7 +133,7 @@ def test_rows_kept_in_files_give_the_same(kind):
 def test_backward_is_for_once():
     stream = Stream(build("classes"), PackedCells(cells_of(9)), keep_layers=True)
     stream.backward(lambda start, stop, out: torch.ones_like(out))
-    with pytest.raises(RuntimeError, match="before"):
+    with pytest.raises(RuntimeError, match="backward before"):
         stream.backward(lambda start, stop, out: torch.ones_like(out))
     forward_only = Stream(build("classes"), PackedCells(cells_of(9)))
     with pytest.raises(RuntimeError, match="not kept"):

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.relu_attention import PARTIAL_ROWS, AttentionContext
 from fcm_estimators.nn.reluformer import ReluFormerLayer
-
-# Rows of one partial sum in single precision; those are added in double precision.
-_PARTIAL = 8192
 
 
 class Piece(NamedTuple):
@@ -72,8 +69,8 @@ class Kernels:
             phi.mul_(weight.unsqueeze(1))
         values = projected[:, 2 * self._width :]
         for sample, start, stop in pieces:
-            for first in range(start, stop, _PARTIAL):
-                rows = slice(first, min(first + _PARTIAL, stop))
+            for first in range(start, stop, PARTIAL_ROWS):
+                rows = slice(first, min(first + PARTIAL_ROWS, stop))
                 sums[sample].add_(_summable(phi[rows]).T @ _summable(values[rows]))
 
     def context(self, sums: Tensor, total: Tensor) -> AttentionContext:

@@ -324,11 +324,6 @@ class PolygonFormer(SetModule):
         """Keys and values of the cells that the gates' queries read."""
         return self.pooling.keys_values(encoded, self.standardise(x))
 
-    def pooled(self, x: Tensor, offsets: Sequence[int] | None = None) -> LayerTrace:
-        """What the gates' attention computes; see :meth:`GatePooling.trace`."""
-        offsets = [0, len(x)] if offsets is None else offsets
-        return self.pooling.trace(self.encode(x, offsets), self.standardise(x), offsets)
-
     def read_out(
         self,
         x: Tensor,

@@ -25,7 +25,7 @@ from torch import Tensor
 
 # Rows of one float32 partial sum. Partial sums are added in float64, so the rounding error of a
 # context is that of a sample of this size, however many cells there are.
-_CHUNK = 8192
+PARTIAL_ROWS = 8192
 
 
 class AttentionContext(NamedTuple):
@@ -113,7 +113,7 @@ def context_sums(phi: Tensor, v: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
     width = phi.shape[-1] // n_heads
     kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=phi.device)
     k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=phi.device)
-    for phi_part, v_part in zip(phi.split(_CHUNK), v.split(_CHUNK), strict=True):
+    for phi_part, v_part in zip(phi.split(PARTIAL_ROWS), v.split(PARTIAL_ROWS), strict=True):
         # One product of all heads and its diagonal blocks: cheaper than a batched product of
         # strided heads at the widths in use.
         full = (phi_part.T @ v_part).view(n_heads, width, n_heads, width)

@@ -342,7 +342,10 @@ class Stream:
             Gradients of the parameters.
         """
         if not self._keeps_layers:
-            raise RuntimeError("the layers were not kept, or backward was called before")
+            raise RuntimeError(
+                "The layers were not kept, or were used up by a backward before. Make the stream "
+                "with keep_layers=True, anew for every backward."
+            )
         self._keeps_layers = False
         sweeps = _Backward(self, grad_outputs, into, parameters)
         after = sweeps.pooled(grad_pooled) if self.pools else None

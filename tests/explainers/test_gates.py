@@ -104,7 +104,7 @@ def test_a_gate_s_attention_is_that_of_the_dense_matrix(cohort, reg):
     for s in range(2):
         x = torch.from_numpy(adata.X[300 * s : 300 * (s + 1)])
         with torch.no_grad():
-            step = net.pooled(x)
+            step = net.pooling.trace(net.encode(x), net.standardise(x), [0, len(x)])
             query = step.q[reg.gates_.index("right")].expand(len(x), -1)
             dense = dense_attention(query, step.k, 4, net.eps)[:, 0].T.numpy()
         given = dense.sum(0)
