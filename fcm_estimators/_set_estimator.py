@@ -25,7 +25,12 @@ from torch.utils.data import Dataset
 
 from fcm_estimators._augmentation import Augmentation
 from fcm_estimators._draws import DrawPlan
-from fcm_estimators._exceptions import InvalidInputError, ModelFormatError, NotFittedError
+from fcm_estimators._exceptions import (
+    InvalidInputError,
+    ModelFormatError,
+    NotFittedError,
+    ProcessingStateError,
+)
 from fcm_estimators._persistence import from_json, read_model, to_json, write_model
 from fcm_estimators._samples import Samples, Source, read_samples
 from fcm_estimators._stores import (
@@ -35,8 +40,15 @@ from fcm_estimators._stores import (
     sample_rows,
 )
 from fcm_estimators._training import PackedNet, history_frame, make_net
+from fcm_estimators._validation import marker_positions
 from fcm_estimators.nn import SetModule, streamed
 from fcm_estimators.nn.streaming import Stream
+from fcm_estimators.preprocessing._recorded import (
+    MarkerState,
+    bring_to,
+    recorded_states,
+    require_states,
+)
 
 logger = logging.getLogger("fcm_estimators")
 
@@ -84,6 +96,7 @@ class SetEstimator(BaseEstimator):
     validation_samples_: list[Any]
     net_: PackedNet
     fitted_with_groups_: bool
+    _states: dict[str, MarkerState]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "net_")
@@ -115,6 +128,10 @@ class SetEstimator(BaseEstimator):
         samples = read_samples(X, self._source(), markers=markers, groups=groups)
         _warn_of_unused_samples(X, self.sample_key, groups)
         self.markers_ = list(samples.markers)
+        if markers is self.markers:
+            self._states = self._recorded(X)
+        else:
+            self._require_state(X)
         self.fitted_with_groups_ = groups is not None
         if named:
             self.n_features_in_ = len(self.markers_)
@@ -137,7 +154,61 @@ class SetEstimator(BaseEstimator):
             )
         # Patients matter for the training split only; new data need not name them.
         source = dataclasses.replace(source, patient_key=None)
-        return read_samples(X, source, markers=self.markers_, groups=groups)
+        samples = read_samples(X, source, markers=self.markers_, groups=groups)
+        self._require_state(X)
+        return samples
+
+    def _recorded(self, X: Any) -> dict[str, MarkerState]:
+        """Transform and compensation of each marker as recorded; nothing is of a layer."""
+        if self.layer is not None:
+            return {}
+        return recorded_states(X, self.markers_, self.marker_aliases)
+
+    def _require_state(self, X: Any) -> None:
+        """Raise ProcessingStateError where data record another state than those of training."""
+        require_states(self._recorded(X), self._states, f"this {type(self).__name__}")
+
+    def prepare(self, adata: AnnData) -> AnnData:
+        """Bring raw data to the scale that the model was trained on.
+
+        What training data record of their preprocessing is part of the model: compensation, with
+        the matrix of each sample's own file, and the transform of each marker.
+
+        Parameters
+        ----------
+        adata : AnnData
+            As :func:`~fcm_estimators.read_fcs` returns it. Not changed.
+
+        Returns
+        -------
+        AnnData
+            A copy, on which :meth:`annotate` works. Markers that are on that scale already stay
+            as they are.
+
+        Raises
+        ------
+        NotFittedError
+        MarkerMismatchError
+            A marker that the data do not have.
+        ProcessingStateError
+            The training data recorded nothing, or the data are transformed in another way.
+        """
+        self._require_fitted()
+        if not self._states:
+            raise ProcessingStateError(
+                "The data that this model was trained on did not record their preprocessing, so "
+                "it cannot be repeated. Train on data from read_fcs and fcm_estimators."
+                "preprocessing, or preprocess as in training yourself."
+            )
+        if not isinstance(adata, AnnData):
+            raise InvalidInputError(f"Expected an AnnData, got {type(adata).__name__}.")
+        aliases = self.marker_aliases or {}
+        names = [aliases.get(name, name) for name in adata.var_names]
+        places = marker_positions(self.markers_, names)
+        found = {
+            adata.var_names[i]: self._states[m] for i, m in zip(places, self.markers_, strict=True)
+        }
+        return bring_to(adata, found)
 
     # -- training -----------------------------------------------------------------------------
 
@@ -319,6 +390,7 @@ class SetEstimator(BaseEstimator):
                 "sample_key=... so that the id travels with the rows."
             )
         columns = store.columns(self.markers_, self.marker_aliases)
+        self._require_state(AnnData(np.zeros((0, len(store.var)), np.float32), var=store.var))
         module = self._module(store.value_type(self.layer))
         rows = sample_rows(store, self.sample_key, self.subset_key)
         samples = [
@@ -380,6 +452,7 @@ class SetEstimator(BaseEstimator):
                     "with_groups": self.fitted_with_groups_,
                     "validation_samples": [str(name) for name in self.validation_samples_],
                     "history": self.history_.to_dict("list"),
+                    "states": {k: list(v) for k, v in self._states.items()},
                     **self._fitted_state(),
                 }
             ),
@@ -426,6 +499,7 @@ class SetEstimator(BaseEstimator):
         self.fitted_with_groups_ = bool(fitted["with_groups"])
         self.validation_samples_ = fitted["validation_samples"]
         self.history_ = pd.DataFrame(fitted["history"])
+        self._states = {k: (str(v[0]), bool(v[1])) for k, v in fitted["states"].items()}
         self._restore_fitted_state(fitted)
         module = self._make_module(len(self.markers_))
         module.load_state_dict(tensors)

@@ -21,9 +21,8 @@ from fcm_estimators import _keys
 from fcm_estimators._exceptions import (
     InvalidInputError,
     MarkerMismatchError,
-    ProcessingStateError,
 )
-from fcm_estimators._gate_prediction import described, recorded_states, soft_members
+from fcm_estimators._gate_prediction import soft_members
 from fcm_estimators._gate_targets import (
     as_template,
     derive_booleans,
@@ -231,7 +230,6 @@ class PolygonRegressor(SetEstimator):
 
     gates_: list[str]
     tree_: GatingTree
-    _states: dict[str, tuple[str, bool]]
 
     # -- fit ----------------------------------------------------------------------------------
 
@@ -274,8 +272,6 @@ class PolygonRegressor(SetEstimator):
         member, probes, seed = *self._read_expert(X, y, samples), self._seed()
         inside = within_parents(tree, member)
         require_taught(tree, inside, self.label_key)
-        if not self._goes_on():
-            self._states = self._recorded(X)
         codes = strata(inside)
         module = self._initial_module(samples, seed)
         if not self._goes_on():
@@ -453,7 +449,7 @@ class PolygonRegressor(SetEstimator):
         ProcessingStateError
             X is in another transform, or otherwise compensated, than the training data.
         """
-        return self._polygons(self._read_to_gate(X, groups))
+        return self._polygons(self._read_to_predict(X, groups))
 
     def predict_gates(self, X: Any, groups: Any = None) -> dict[Any, GatingTree]:
         """Gating tree of every sample.
@@ -468,7 +464,7 @@ class PolygonRegressor(SetEstimator):
         dict of sample to GatingTree
             Polygons with the transform and compensation of the training data, and boolean gates.
         """
-        samples = self._read_to_gate(X, groups)
+        samples = self._read_to_predict(X, groups)
         polygons = self._polygons(samples)
         return {
             name: self._tree(vertices)
@@ -488,7 +484,7 @@ class PolygonRegressor(SetEstimator):
         DataFrame of bool, a row per cell, a column per gate of the tree
             Missing (nullable boolean) for cells outside ``subset_key``.
         """
-        samples = self._read_to_gate(X, groups)
+        samples = self._read_to_predict(X, groups)
         return self._table(samples, self._members(samples, self._polygons(samples)), X)
 
     def predict_cells(
@@ -522,7 +518,7 @@ class PolygonRegressor(SetEstimator):
         MissingKeyError
             A leaf that is no gate.
         """
-        samples = self._read_to_gate(X, groups)
+        samples = self._read_to_predict(X, groups)
         if leaves is None:
             used = {o for g in self.tree_ if isinstance(g, BooleanGate) for o in g.operands}
             leaves = [name for name in self.tree_.leaves if name not in used]
@@ -574,7 +570,7 @@ class PolygonRegressor(SetEstimator):
         if copy and isinstance(adata, AnnData):
             adata = adata.to_memory() if adata.isbacked else adata.copy()
         _keys.require_writable(adata, key_added)
-        samples = self._read_to_gate(adata, None)
+        samples = self._read_to_predict(adata, None)
         polygons = self._polygons(samples)
         trees = {str(name): self._tree(p) for name, p in zip(samples.names, polygons, strict=True)}
         table = self._table(samples, self._members(samples, polygons), adata)
@@ -610,7 +606,6 @@ class PolygonRegressor(SetEstimator):
         self._require_fitted()
         _keys.require_key_name(key_added)
         with open_store(path) as store:
-            self._require_state(AnnData(np.zeros((0, len(store.var)), np.float32), var=store.var))
             samples = self._read_store(store)
             gates = list(self.tree_.gates)
             everything = sum(cells.n_cells for _, cells in samples) == store.n_obs
@@ -678,7 +673,7 @@ class PolygonRegressor(SetEstimator):
             As :func:`~fcm_estimators.metrics.gate_agreement`, predicted gates applied in
             sequence.
         """
-        samples = self._read_to_gate(X, groups)
+        samples = self._read_to_predict(X, groups)
         member, _ = self._read_expert(X, y, samples)
         truth = pd.DataFrame(member, columns=list(self.tree_.gates))
         truth = truth.where(truth >= 0).astype("boolean")
@@ -703,7 +698,7 @@ class PolygonRegressor(SetEstimator):
         dict of sample to GatingTree
             A gate of which the sample has fewer than 20 cells is the typical one.
         """
-        samples = self._read_to_gate(X, groups)
+        samples = self._read_to_predict(X, groups)
         member, _ = self._read_expert(X, y, samples)
         inside = within_parents(self.tree_, member)
         module: Any = copy.deepcopy(self.net_.module_).float().cpu()
@@ -720,28 +715,6 @@ class PolygonRegressor(SetEstimator):
         return found
 
     # -- inside -------------------------------------------------------------------------------
-
-    def _read_to_gate(self, X: Any, groups: Any) -> Samples:
-        samples = self._read_to_predict(X, groups)
-        self._require_state(X)
-        return samples
-
-    def _require_state(self, X: Any) -> None:
-        """Raise ProcessingStateError where data record another state than those of training."""
-        present = self._recorded(X)
-        for marker, state in self._states.items():
-            if marker in present and present[marker] != state:
-                raise ProcessingStateError(
-                    f"Marker {marker!r} is {described(present[marker])}, but the gates were "
-                    f"learnt on values that were {described(state)}. Preprocess the data as in "
-                    "training."
-                )
-
-    def _recorded(self, X: Any) -> dict[str, tuple[str, bool]]:
-        """Transform and compensation of each marker as recorded; nothing is of a layer."""
-        if self.layer is not None:
-            return {}
-        return recorded_states(X, self.markers_, self.marker_aliases)
 
     def _polygons(self, samples: Samples) -> np.ndarray:
         module: Any = self._module(samples.x.dtype)
@@ -822,11 +795,9 @@ class PolygonRegressor(SetEstimator):
     def _fitted_state(self) -> dict[str, Any]:
         return {
             "tree": self.tree_.to_records(),
-            "states": {k: list(v) for k, v in self._states.items()},
         }
 
     def _restore_fitted_state(self, state: dict[str, Any]) -> None:
         tree = GatingTree.from_records(state["tree"])
         self.gates = tree
         self._plan(tree, self.markers_)
-        self._states = {k: (str(v[0]), bool(v[1])) for k, v in state["states"].items()}
