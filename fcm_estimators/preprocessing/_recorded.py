@@ -9,6 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from fcm_estimators._exceptions import ProcessingStateError
+from fcm_estimators._validation import listed
 from fcm_estimators.preprocessing import _state
 from fcm_estimators.preprocessing._compensation import Compensation
 from fcm_estimators.preprocessing._scales import parse_transform
@@ -88,15 +89,16 @@ def bring_to(adata: AnnData, states: Mapping[str, MarkerState]) -> AnnData:
         )
     todo = {m: s for m, s in states.items() if present[m] != s}
     spilled = [m for m, s in todo.items() if s[1] and not present[m][1]]
-    wrong = {
-        m: described(present[m])
+    wrong = [
+        m
         for m in todo
         if present[m][0] != _state.UNTRANSFORMED or (present[m][1] and not states[m][1])
-    }
+    ]
     if wrong:
         raise ProcessingStateError(
-            f"Markers cannot be brought to the state of the training data: {wrong}; wanted "
-            f"{ ({m: described(states[m]) for m in wrong}) }. Read the raw files again."
+            f"{listed(wrong)} cannot be brought to the state of the training data: {wrong[0]!r} "
+            f"is {described(present[wrong[0]])}, and should be {described(states[wrong[0]])}. "
+            "Read the raw files again."
         )
     out = adata
     if spilled:
