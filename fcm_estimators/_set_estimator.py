@@ -32,6 +32,7 @@ from fcm_estimators._exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators._persistence import from_json, read_model, to_json, write_model
+from fcm_estimators._reference import Reference, glances
 from fcm_estimators._samples import Samples, Source, read_samples
 from fcm_estimators._stores import (
     CellStore,
@@ -97,6 +98,7 @@ class SetEstimator(BaseEstimator):
     net_: PackedNet
     fitted_with_groups_: bool
     _states: dict[str, MarkerState]
+    _reference: Reference
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "net_")
@@ -210,6 +212,40 @@ class SetEstimator(BaseEstimator):
         }
         return bring_to(adata, found)
 
+    def check_sample(self, X: Any, groups: Any = None) -> pd.DataFrame:
+        """How far samples are from those that the model was trained on, marker by marker.
+
+        A sample whose markers are shifted, by another instrument, dye or laboratory, may be
+        classified wrongly without any sign of it in the probabilities. Other shares of the
+        populations move a marker too: a finding is a reason to look, no proof of an error.
+        :meth:`annotate` warns of samples with a marker that is far.
+
+        Parameters
+        ----------
+        X, groups
+            As for ``predict``.
+
+        Returns
+        -------
+        DataFrame
+            Index ``sample`` and ``marker``; of at most 50,000 evenly spaced analysed cells of
+            each sample:
+
+            - ``distance``: mean distance of the sample's quantiles from those of the training
+              samples (Wasserstein distance of order 1), in SD within training samples;
+            - ``shift``: the same with its sign, so how far the mean has moved;
+            - ``farthest_training``: largest distance of a training sample from the others;
+            - ``far``: more than 1.5 times that, and more than 0.25 SD.
+
+        Raises
+        ------
+        NotFittedError, MarkerMismatchError, MissingKeyError, InvalidInputError,
+        ProcessingStateError
+            As ``predict``.
+        """
+        samples = self._read_to_predict(X, groups)
+        return self._reference.compare(samples.names, glances(samples))
+
     # -- training -----------------------------------------------------------------------------
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Self:
@@ -246,12 +282,13 @@ class SetEstimator(BaseEstimator):
 
     def _train(
         self,
+        samples: Samples,
         module: SetModule,
         criterion: nn.Module,
         train_draws: Dataset,
         valid_draws: Dataset | None,
     ) -> None:
-        """Fit ``module`` on draws; sets ``net_`` and ``history_``."""
+        """Fit ``module`` on draws of ``samples``; sets ``net_`` and ``history_``."""
         patience = None if valid_draws is None else self.n_iter_no_change
         net = self._make_net(module, criterion, patience)
         if valid_draws is not None:
@@ -268,6 +305,8 @@ class SetEstimator(BaseEstimator):
             history = pd.concat([self.history_, history], ignore_index=True)
         self.net_ = net
         self.history_ = history
+        scale = module.input_scale.numpy(force=True)
+        self._reference = Reference.of(samples, scale)
 
     def _make_net(self, module: SetModule, criterion: nn.Module, patience: int | None) -> PackedNet:
         net = make_net(
@@ -404,6 +443,10 @@ class SetEstimator(BaseEstimator):
             cells.check()
         return samples
 
+    def _warn_of_store(self, samples: list[tuple[Any, StoredCells]]) -> None:
+        names = np.array([name for name, _ in samples], dtype=object)
+        self._reference.warn(names, [cells.glance for _, cells in samples], stacklevel=4)
+
     def _streams(
         self, samples: list[tuple[Any, StoredCells]], *, keep_layers: bool = False
     ) -> Iterator[tuple[Any, StoredCells, Stream]]:
@@ -452,6 +495,7 @@ class SetEstimator(BaseEstimator):
                     "with_groups": self.fitted_with_groups_,
                     "validation_samples": [str(name) for name in self.validation_samples_],
                     "history": self.history_.to_dict("list"),
+                    "reference": self._reference.to_dict(),
                     "states": {k: list(v) for k, v in self._states.items()},
                     **self._fitted_state(),
                 }
@@ -499,6 +543,7 @@ class SetEstimator(BaseEstimator):
         self.fitted_with_groups_ = bool(fitted["with_groups"])
         self.validation_samples_ = fitted["validation_samples"]
         self.history_ = pd.DataFrame(fitted["history"])
+        self._reference = Reference.from_dict(self.markers_, fitted["reference"])
         self._states = {k: (str(v[0]), bool(v[1])) for k, v in fitted["states"].items()}
         self._restore_fitted_state(fitted)
         module = self._make_module(len(self.markers_))

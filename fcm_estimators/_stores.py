@@ -24,6 +24,7 @@ import zarr
 from torch import Tensor
 
 from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._reference import evenly
 from fcm_estimators._validation import listed, marker_positions, require_finite, require_key
 from fcm_estimators.nn.streaming import Piece
 
@@ -401,6 +402,8 @@ class StoredCells:
     """
 
     n_samples = 1
+    # Some of the cells, evenly spaced.
+    glance: np.ndarray
 
     def __init__(
         self,
@@ -431,9 +434,12 @@ class StoredCells:
         return values[rows.start : rows.stop] if isinstance(rows, range) else values[rows]
 
     def check(self) -> None:
-        """Raise InvalidInputError for values that are not finite."""
+        """Raise InvalidInputError for values that are not finite; sets ``glance``."""
+        some, step = [], evenly(self.n_cells).step
         for start in range(0, self.n_cells, _BLOCK):
-            self.read(start, min(start + _BLOCK, self.n_cells))
+            block = self.read(start, min(start + _BLOCK, self.n_cells))
+            some.append(block[-start % step :: step].numpy(force=True).copy())
+        self.glance = np.concatenate(some)
 
     @property
     def dtype(self) -> np.dtype:

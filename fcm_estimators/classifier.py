@@ -19,6 +19,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from fcm_estimators import _keys
 from fcm_estimators._draws import SampleDraws
 from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._reference import glances
 from fcm_estimators._samples import Samples, read_labels
 from fcm_estimators._set_estimator import SetEstimator
 from fcm_estimators._stores import by_block, open_store, write_rows
@@ -305,6 +306,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         present = class_presence(codes, samples.offsets, len(classes))
         train, valid = self._split_patients(samples, seed, present)
         self._train(
+            samples,
             module,
             CellLoss(torch.from_numpy(weights)),
             self._draws(samples, codes, train, module, seed),
@@ -515,6 +517,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             adata = adata.to_memory() if adata.isbacked else adata.copy()
         _keys.require_writable(adata, key_added)
         samples = self._read_to_predict(adata, None)
+        self._reference.warn(samples.names, glances(samples))
         logits = self._outputs(samples)
         _keys.write_classes(
             adata,
@@ -550,6 +553,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         names = _keys.column_names(self.classes_)
         with open_store(path) as store:
             samples = self._read_store(store)
+            self._warn_of_store(samples)
             everything = sum(cells.n_cells for _, cells in samples) == store.n_obs
             categories = names if everything else [*names, _keys.NOT_ANALYSED]
             codes = store.add_categorical(key_added, categories, len(names))

@@ -43,6 +43,7 @@ from fcm_estimators._gate_training import (
     place_gates,
     settled_change,
 )
+from fcm_estimators._reference import glances
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import SetEstimator, spans
 from fcm_estimators._stores import by_block, open_store, write_rows
@@ -283,7 +284,9 @@ class PolygonRegressor(SetEstimator):
             for chosen, fixed in ((train, False), (valid, True))
             if chosen
         ]
-        self._train(module, GateLoss(parent_positions(tree)), draws[0], draws[1] if valid else None)
+        self._train(
+            samples, module, GateLoss(parent_positions(tree)), draws[0], draws[1] if valid else None
+        )
         self._settle(samples, train, draws[0])
         self.validation_samples_ = samples.names[valid].tolist()
         self.tree_ = self._tree(self._typical())
@@ -571,6 +574,7 @@ class PolygonRegressor(SetEstimator):
             adata = adata.to_memory() if adata.isbacked else adata.copy()
         _keys.require_writable(adata, key_added)
         samples = self._read_to_predict(adata, None)
+        self._reference.warn(samples.names, glances(samples))
         polygons = self._polygons(samples)
         trees = {str(name): self._tree(p) for name, p in zip(samples.names, polygons, strict=True)}
         table = self._table(samples, self._members(samples, polygons), adata)
@@ -607,6 +611,7 @@ class PolygonRegressor(SetEstimator):
         _keys.require_key_name(key_added)
         with open_store(path) as store:
             samples = self._read_store(store)
+            self._warn_of_store(samples)
             gates = list(self.tree_.gates)
             everything = sum(cells.n_cells for _, cells in samples) == store.n_obs
             masks: list[Any] = []

@@ -74,7 +74,7 @@ def test_channels_are_found_under_their_other_names(raw, processed, model):
 def test_data_in_another_state_are_refused(raw, processed, model):
     other = ArcsinhTransform(cofactor=150).fit_transform(Compensation().fit_transform(raw))
     for use in (model.predict, model.annotate, model.prepare):
-        with pytest.raises(ProcessingStateError, match="linear|logicle"):
+        with pytest.raises(ProcessingStateError, match=r"linear|logicle"):
             use(other)
     with pytest.raises(ProcessingStateError, match="'none'"):
         model.predict(raw)
