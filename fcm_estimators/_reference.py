@@ -17,7 +17,8 @@ from fcm_estimators._validation import listed
 GLANCE = 50_000
 _LEVELS = (np.arange(100) + 0.5) / 100
 # A marker is far from training beyond this many times the farthest training sample, and beyond
-# this many SD. Chosen on the samples of one CyTOF batch, none of which is far from the others.
+# this many SD. Chosen on pairs of samples of one CyTOF batch that were left out: one pair is far,
+# by a marker that has moved by 1.2 SD, and all samples of the other batch are.
 _BEYOND_TRAINING = 1.5
 _LEAST_DISTANCE = 0.25
 

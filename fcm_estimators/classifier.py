@@ -33,7 +33,11 @@ from fcm_estimators._targets import (
     require_learnable,
     require_two_classes,
 )
-from fcm_estimators._threshold import best_f1_threshold, false_positive_threshold
+from fcm_estimators._threshold import (
+    best_f1_threshold,
+    best_temperature,
+    false_positive_threshold,
+)
 from fcm_estimators._training import CellLoss
 from fcm_estimators._version import __version__
 from fcm_estimators.nn import ReluFormer, SetModule
@@ -134,6 +138,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     threshold_ : float or None
         Probability of ``pos_label_`` from which a cell is positive; None for more than two
         classes, where the most probable class is predicted.
+    temperature_ : float
+        By what the logits were divided, in the last layer, so that the probabilities suit the
+        held-out patients' cells (least cross-entropy, within 0.5 to 10); 1 without such patients.
     pos_label_ : label or None
         Positive class of a binary problem.
     markers_ : list of str
@@ -159,7 +166,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     References
     ----------
     Kowarsch et al., *Explainable Techniques for Analyzing Flow Cytometry Cell Transformers*,
-    arXiv 2307.14581.
+    arXiv 2307.14581. Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017
+    (temperature).
 
     Examples
     --------
@@ -256,6 +264,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
 
     classes_: np.ndarray
     threshold_: float | None
+    temperature_: float
     pos_label_: Any
 
     # -- fit ----------------------------------------------------------------------------------
@@ -313,6 +322,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             self._draws(samples, codes, valid, module, seed, fixed=True) if valid else None,
         )
         self.validation_samples_ = samples.names[valid].tolist()
+        self.temperature_ = self._calibrate(samples, codes, valid)
         self.threshold_ = self._choose_threshold(samples, codes, valid)
         return self
 
@@ -351,6 +361,22 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             seed=seed,
             fixed=fixed,
         )
+
+    def _calibrate(self, samples: Samples, codes: np.ndarray, valid: list[int]) -> float:
+        """Divide the logits by what suits the probabilities to held-out patients."""
+        truth = codes_of(samples, codes, valid) if valid else np.empty(0)
+        known = truth >= 0
+        if not known.any():
+            return 1.0
+        held_out = samples.take(valid)
+        logits = self._outputs(held_out)[known]
+        temperature = best_temperature(logits, truth[known], held_out.sample_of_cell[known])
+        module: Any = self.net_.module_
+        with torch.no_grad():
+            # In the last layer, so that everything that reads logits reads these.
+            module.output.weight /= temperature
+            module.output.bias /= temperature
+        return temperature
 
     def _choose_threshold(
         self, samples: Samples, codes: np.ndarray, valid: list[int]
@@ -585,9 +611,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             "classes": self.classes_,
             "pos_label": self.pos_label_,
             "threshold": self.threshold_,
+            "temperature": self.temperature_,
         }
 
     def _restore_fitted_state(self, state: dict[str, Any]) -> None:
         self.classes_ = np.array(state["classes"])
         self.pos_label_ = state["pos_label"]
         self.threshold_ = state["threshold"]
+        self.temperature_ = float(state["temperature"])

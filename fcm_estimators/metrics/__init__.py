@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fcm_estimators.metrics._blank import LimitOfBlank, limit_of_blank
+from fcm_estimators.metrics._calibration import reliability_table
 from fcm_estimators.metrics._classification import classification_table, summarize
 from fcm_estimators.metrics._gates import gate_agreement
 from fcm_estimators.metrics._mrd import clopper_pearson, mrd_error, mrd_table
@@ -15,5 +16,6 @@ __all__ = [
     "limit_of_blank",
     "mrd_error",
     "mrd_table",
+    "reliability_table",
     "summarize",
 ]

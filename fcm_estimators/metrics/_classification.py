@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.metrics._inputs import per_cell, samples_of
+from fcm_estimators.metrics._inputs import flag_counts, per_cell, samples_of
 
 _RATIOS: list[Any] = ["precision", "recall", "f1"]
 _FP_PER_MILLION = "false_positives_per_million"
@@ -24,6 +24,7 @@ def classification_table(
     groups: ArrayLike | None = None,
     pos_label: Any = None,
     labels: Sequence[Any] | None = None,
+    flags: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Agreement with the expert's labels in every sample.
 
@@ -44,12 +45,16 @@ def classification_table(
         Classes that exist. Without ``pos_label`` those averaged by ``macro_f1``, default all in
         ``y_true`` and ``y_pred``, sorted; cells of other classes still count as errors of these.
         With ``pos_label`` only needed where no cell is or was predicted positive.
+    flags : DataFrame of bool of shape (N, F), optional
+        Flags of the quality control, such as ``adata.obs.filter(like="qc_")``; flagged cells are
+        counted, never left out.
 
     Returns
     -------
     DataFrame
         Index ``sample``, in order of first appearance; columns ``n_cells`` (all cells) and
-        ``n_unlabelled`` (of them without expert label), then
+        ``n_unlabelled`` (of them without expert label), ``n_{flag}`` for each of ``flags`` (of
+        them with that flag), then
 
         with ``pos_label``: ``n_positive`` and ``n_predicted`` among the labelled cells;
         ``precision`` (NaN if nothing was predicted), ``recall`` and ``f1`` (both NaN in a sample
@@ -97,6 +102,7 @@ def classification_table(
         {
             "n_cells": np.bincount(sample, minlength=len(names)),
             "n_unlabelled": np.bincount(sample[~labelled], minlength=len(names)),
+            **flag_counts(flags, np.ones(len(truth), dtype=bool), sample, len(names)),
         },
         index=names,
     )

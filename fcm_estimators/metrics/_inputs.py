@@ -72,3 +72,26 @@ def fraction_number(value: Any, name: str, *, open_ends: bool = False) -> float:
     if not (0 < number < 1 if open_ends else 0 <= number <= 1):
         raise InvalidInputError(f"{name} is {value!r}; expected a number between 0 and 1.")
     return number
+
+
+def flag_counts(
+    flags: pd.DataFrame | None, counted: np.ndarray, sample: np.ndarray, n_samples: int
+) -> dict[str, np.ndarray]:
+    """Cells of each sample that carry each flag, among those ``counted``; a column ``n_{flag}``.
+
+    Raises InvalidInputError if it is no DataFrame of True and False with a row per cell.
+    """
+    if flags is None:
+        return {}
+    if not isinstance(flags, pd.DataFrame):
+        raise InvalidInputError(
+            f"flags is a {type(flags).__name__}; expected a DataFrame with a column per flag, "
+            'such as adata.obs.filter(like="qc_").'
+        )
+    return {
+        f"n_{name}": np.bincount(
+            sample[boolean_per_cell(column, f"flags[{name!r}]", len(sample)) & counted],
+            minlength=n_samples,
+        )
+        for name, column in flags.items()
+    }

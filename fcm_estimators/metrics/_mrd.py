@@ -10,6 +10,7 @@ from scipy.stats import beta
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators.metrics._inputs import (
     boolean_per_cell,
+    flag_counts,
     fraction_number,
     per_cell,
     samples_of,
@@ -78,6 +79,7 @@ def mrd_table(
     limit_of_blank: float | None = None,
     sensitivity: float = 1e-4,
     confidence: float = 0.95,
+    flags: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Residual disease of every sample, with what is needed to judge the number.
 
@@ -103,6 +105,9 @@ def mrd_table(
         Fraction that a sample must be able to show before it may be called negative.
     confidence : float, default 0.95
         Of the Clopper-Pearson interval.
+    flags : DataFrame of bool of shape (N, F), optional
+        Flags of the quality control, such as ``adata.obs.filter(like="qc_")``; flagged cells are
+        counted, never left out.
 
     Returns
     -------
@@ -118,6 +123,9 @@ def mrd_table(
         3. ``within blank``: a fraction not above ``limit_of_blank``, where that is given.
         4. ``detected below LLOQ``: 20 to 49 positive.
         5. ``quantifiable``: 50 or more.
+
+        With ``flags`` also ``n_{flag}`` for each, cells of the denominator that carry it, and
+        ``n_positive_{flag}``, those of the numerator.
 
         With an empty denominator the fraction and both limits are NaN and the interval is (0, 1).
 
@@ -158,7 +166,9 @@ def mrd_table(
     k = np.bincount(sample[positive & inside], minlength=len(names))
     n = np.bincount(sample[inside], minlength=len(names))
     low, high = clopper_pearson(k, n, confidence)
-    return pd.DataFrame(
+    counts = flag_counts(flags, inside, sample, len(names))
+    of_positive = flag_counts(flags, inside & positive, sample, len(names))
+    table = pd.DataFrame(
         {
             "numerator": k,
             "denominator": n,
@@ -173,6 +183,10 @@ def mrd_table(
         },
         index=names,
     )
+    for name, values in counts.items():
+        table[name] = values
+        table[name.replace("n_", "n_positive_", 1)] = of_positive[name]
+    return table
 
 
 def mrd_error(true_fraction: ArrayLike, predicted_fraction: ArrayLike) -> pd.DataFrame:

@@ -1,0 +1,353 @@
+"""Quality control: flags for events to look at. Nothing is ever removed.
+
+:func:`flag_quality` writes the flags, :func:`quality_table` counts them per sample.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._fcs_export import raw_values, require_columns
+from fcm_estimators._gate_membership import require_own_data
+from fcm_estimators._keys import require_key_name
+
+__all__ = ["flag_quality", "quality_table"]
+
+CHECKS = ("time", "margin", "doublet", "dead")
+
+# Stretches of acquisition of so many events, at most this number of them.
+_STRETCH = 500
+_STRETCHES = 200
+# Drift: the mean rank of a marker in a stretch off by this share of all events, 0.5 at most, and
+# by more than chance makes it (in standard errors).
+_RANK_SHIFT = 0.1
+_STANDARD_ERRORS = 6.0
+# Flow rate: off the median by this factor.
+_RATE = 3.0
+# Doublets: wider than the median event by so many robust SD.
+_WIDE = 4.0
+# Live and dead: two normal distributions whose means are apart by so many of their common SD.
+_APART = 3.0
+_ARCSINH_COFACTOR = 150.0
+_SEEN_BY_MIXTURE = 20_000
+_VIABILITY = re.compile(
+    r"7-?aad|dapi|live|dead|viab|zombie|fvd|fvs|\bl/?d\b|cisplatin|\bpi\b|propidium|sytox|aqua|"
+    r"ghost dye",
+    re.IGNORECASE,
+)
+
+
+def flag_quality(
+    adata: ad.AnnData,
+    *,
+    sample_key: str | None = "sample",
+    viability: str | None = None,
+    key_added: str = "qc",
+) -> None:
+    """Flag events that a cytometrist would look at before trusting them.
+
+    Each sample is judged by itself, on raw values. Flags are for looking and counting: nothing is
+    removed, and the models read flagged events like all others.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Data from :func:`~fcm_estimators.read_fcs`, raw or with ``layers["raw"]``.
+    sample_key : str or None, default "sample"
+        Column of ``obs`` that names the file; None: one file.
+    viability : str, optional
+        Marker of the dye that enters dead cells. Default: the one whose name is that of such a
+        dye (7-AAD, DAPI, Zombie, Live/Dead, ...).
+    key_added : str, default "qc"
+
+    Notes
+    -----
+    Sets the following fields, each where it can be judged:
+
+    ``adata.obs[f"{key_added}_time"]`` : bool
+        Events of a stretch of 500 events (or a 200th of the sample, if that is more) during which
+        the flow rate was off the sample's median by more than a factor of 3, time ran backwards,
+        or a marker drifted: its mean rank off by more than 0.1 of all events and 6 standard
+        errors.
+    ``adata.obs[f"{key_added}_margin"]`` : bool
+        At or above the end of the range (``$PnR``) in a scatter or stained fluorescence channel,
+        or scatter of 0 or less.
+    ``adata.obs[f"{key_added}_doublet"]`` : bool
+        Forward scatter area over height, or else the width, above the median by more than 4 times
+        1.4826 times the median absolute deviation.
+    ``adata.obs[f"{key_added}_dead"]`` : bool
+        More likely in the brighter of two normal distributions of the arcsinh of the viability
+        dye; no event where these are apart by less than 3 of their root mean square SD.
+    ``adata.uns[key_added]`` : dict
+        ``checks`` and, for each, ``reason`` ("" or why it could not be judged); ``viability``, the
+        dye.
+
+    Raises
+    ------
+    InvalidInputError
+        A view, no cells, or values that are not finite in a channel that is judged.
+    MissingKeyError
+        No such sample column, no such marker, no ``var["kind"]``.
+    ProcessingStateError
+        X is processed and there is no ``layers["raw"]``.
+
+    References
+    ----------
+    The questions are those of flowAI (Monaco et al., Bioinformatics 32, 2016) and PeacoQC
+    (Emmaneel et al., Cytometry A 101, 2022); the answers are simpler.
+
+    Examples
+    --------
+    >>> from fcm_estimators.datasets import simulate_cohort
+    >>> from fcm_estimators.quality import flag_quality, quality_table
+    >>> adata = simulate_cohort(2, 2000, random_state=0)
+    >>> flag_quality(adata)
+    >>> quality_table(adata).columns.tolist()
+    ['n_cells', 'n_qc_time', 'n_qc_margin', 'n_qc_doublet', 'n_qc_dead', 'n_qc_any']
+    """
+    require_own_data(adata)
+    require_key_name(key_added)
+    require_columns(adata.var, "var", "kind", "channel", "marker", "range")
+    if adata.n_obs == 0:
+        raise InvalidInputError("adata has no cells; nothing to judge.")
+    dye = _viability_dye(adata, viability)
+    raw = _Raw(adata, raw_values(adata))
+    judges: dict[str, Callable[[_Raw], np.ndarray | str]] = {
+        "time": _unstable,
+        "margin": _at_margin,
+        "doublet": _wide,
+        "dead": lambda part: _dead(part, dye),
+    }
+    rows_of = _rows_of_samples(adata, sample_key)
+    flags: dict[str, np.ndarray] = {}
+    reasons = dict.fromkeys(CHECKS, "")
+    for check, judge in judges.items():
+        flagged = np.zeros(adata.n_obs, dtype=bool)
+        for rows in rows_of:
+            found = judge(raw.of(rows))
+            if isinstance(found, str):
+                reasons[check] = found
+                break
+            flagged[rows] = found
+        else:
+            flags[check] = flagged
+    for check in CHECKS:
+        name = f"{key_added}_{check}"
+        if check in flags:
+            adata.obs[name] = flags[check]
+        elif name in adata.obs:
+            del adata.obs[name]
+    adata.uns[key_added] = {
+        "checks": np.array(CHECKS, dtype=object),
+        "reason": np.array([reasons[check] for check in CHECKS], dtype=object),
+        "viability": dye or "",
+    }
+
+
+def quality_table(
+    adata: ad.AnnData, *, sample_key: str | None = "sample", key: str = "qc"
+) -> pd.DataFrame:
+    """Flagged events of every sample.
+
+    Parameters
+    ----------
+    adata : AnnData
+        With the flags of :func:`flag_quality`.
+    sample_key : str or None, default "sample"
+    key : str, default "qc"
+        What was given as ``key_added``.
+
+    Returns
+    -------
+    DataFrame of Int64
+        Index ``sample``; ``n_cells``; ``n_{key}_time``, ``_margin``, ``_doublet``, ``_dead``, NA
+        where it could not be judged; ``n_{key}_any``, events with at least one flag.
+
+    Raises
+    ------
+    MissingKeyError
+        No flags, or no such sample column.
+    """
+    if key not in adata.uns or "checks" not in adata.uns[key]:
+        raise MissingKeyError(f"adata.uns has no quality flags {key!r}. Call flag_quality first.")
+    rows_of = _rows_of_samples(adata, sample_key)
+    names = pd.Index(
+        ["all"] if sample_key is None else list(dict.fromkeys(adata.obs[sample_key])),
+        name="sample",
+    )
+    table = pd.DataFrame({"n_cells": [len(rows) for rows in rows_of]}, index=names, dtype="Int64")
+    flagged = np.zeros(adata.n_obs, dtype=bool)
+    for check in CHECKS:
+        name = f"{key}_{check}"
+        counts = pd.array([pd.NA] * len(names), dtype="Int64")
+        if name in adata.obs:
+            values = adata.obs[name].to_numpy(dtype=bool)
+            flagged |= values
+            counts = pd.array([int(values[rows].sum()) for rows in rows_of], dtype="Int64")
+        table[f"n_{name}"] = counts
+    table[f"n_{key}_any"] = pd.array([int(flagged[r].sum()) for r in rows_of], dtype="Int64")
+    return table
+
+
+class _Raw:
+    """Raw values of some events with what ``var`` says about their channels."""
+
+    def __init__(self, adata: ad.AnnData, values: np.ndarray) -> None:
+        self.values = values
+        self.names = [str(name) for name in adata.var_names]
+        self.channels = adata.var["channel"].astype(str).tolist()
+        self.kinds = adata.var["kind"].astype(str).to_numpy()
+        stained = adata.var["marker"].astype(str).to_numpy() != ""
+        self.judged = (self.kinds == "scatter") | ((self.kinds == "fluorescence") & stained)
+        self.stained = ((self.kinds == "fluorescence") | (self.kinds == "mass")) & stained
+        self.range = adata.var["range"].to_numpy(dtype=np.float64)
+        self.order = adata.obs["event"].to_numpy() if "event" in adata.obs else None
+
+    def of(self, rows: np.ndarray) -> _Raw:
+        """Events of one sample."""
+        part = object.__new__(_Raw)
+        part.__dict__ = {**self.__dict__, "values": self.values[rows]}
+        part.order = None if self.order is None else self.order[rows]
+        return part
+
+    def column(self, position: int) -> np.ndarray:
+        """One channel, float64 and finite."""
+        values = self.values[:, position].astype(np.float64)
+        if not np.isfinite(values).all():
+            raise InvalidInputError(
+                f"Channel {self.names[position]!r} holds NaN or infinite values, which cannot be "
+                "judged. Repair or leave out those events."
+            )
+        return values
+
+    def channel(self, pattern: str) -> int | None:
+        """Position of the first channel whose name matches."""
+        for i, name in enumerate(self.channels):
+            if re.fullmatch(pattern, name, re.IGNORECASE):
+                return i
+        return None
+
+
+def _rows_of_samples(adata: ad.AnnData, sample_key: str | None) -> list[np.ndarray]:
+    if sample_key is None:
+        return [np.arange(adata.n_obs)]
+    if sample_key not in adata.obs:
+        raise MissingKeyError(
+            f"adata.obs has no column {sample_key!r}; there is {list(adata.obs.columns)}."
+        )
+    codes, names = pd.factorize(adata.obs[sample_key])
+    if (codes < 0).any():
+        raise InvalidInputError(
+            f"{np.count_nonzero(codes < 0)} events have no sample in obs[{sample_key!r}]."
+        )
+    return [np.flatnonzero(codes == i) for i in range(len(names))]
+
+
+def _viability_dye(adata: ad.AnnData, given: str | None) -> str | None:
+    if given is not None:
+        if given not in adata.var_names:
+            raise MissingKeyError(
+                f"viability={given!r} is not among the markers {list(adata.var_names)}."
+            )
+        return given
+    kinds = adata.var["kind"].astype(str).to_numpy()
+    # The marker's own name: channels may be named after a dye that is used for something else.
+    markers = adata.var["marker"].astype(str)
+    for name, marker, kind in zip(adata.var_names, markers, kinds, strict=True):
+        if kind in ("fluorescence", "mass") and _VIABILITY.search(marker):
+            return str(name)
+    return None
+
+
+def _unstable(part: _Raw) -> np.ndarray | str:
+    """Events of stretches with another flow rate or drifted markers."""
+    found = np.flatnonzero(part.kinds == "time")
+    if len(found) == 0:
+        return "no Time channel"
+    time = part.column(int(found[0]))
+    n = len(time)
+    order = np.arange(n) if part.order is None else np.argsort(part.order, kind="stable")
+    edges = np.linspace(0, n, min(_STRETCHES, max(1, n // _STRETCH)) + 1).astype(int)
+    length = np.diff(edges)
+    if len(length) < 4:
+        return f"fewer than {4 * _STRETCH} events"
+    ordered = time[order]
+    starts = np.minimum(edges, n - 1)
+    duration = ordered[starts[1:]] - ordered[starts[:-1]]
+    typical = np.median(duration / length)
+    bad = np.zeros(len(length), dtype=bool)
+    if typical > 0:
+        slowness = duration / length / typical
+        bad |= (slowness > _RATE) | (slowness < 1 / _RATE)
+    bad |= np.minimum.reduceat(np.diff(ordered, prepend=ordered[0]), edges[:-1]) < 0
+    error = 1 / np.sqrt(12 * length)
+    for position in np.flatnonzero(part.stained | (part.kinds == "scatter")):
+        ranks = rankdata(part.column(int(position)))[order] / (n + 1)
+        shift = np.abs(np.add.reduceat(ranks, edges[:-1]) / length - 0.5)
+        bad |= (shift > _RANK_SHIFT) & (shift > _STANDARD_ERRORS * error)
+    flagged = np.zeros(n, dtype=bool)
+    flagged[order] = np.repeat(bad, length)
+    return flagged
+
+
+def _at_margin(part: _Raw) -> np.ndarray | str:
+    """Events that the detector could not tell from larger or smaller ones."""
+    if not part.judged.any():
+        return "no scatter and no stained fluorescence"
+    flagged = np.zeros(len(part.values), dtype=bool)
+    for position in np.flatnonzero(part.judged):
+        values, end = part.column(int(position)), part.range[position]
+        if np.isfinite(end) and end > 1:
+            # The largest value that a detector of that range can report is one less.
+            flagged |= values >= end - 1
+        if part.kinds[position] == "scatter":
+            flagged |= values <= 0
+    return flagged
+
+
+def _wide(part: _Raw) -> np.ndarray | str:
+    """Events that passed the laser for longer than one cell does."""
+    area, height, width = (part.channel(rf"FSC[- ]?{letter}") for letter in "AHW")
+    if area is not None and height is not None:
+        tall = part.column(height)
+        measure = part.column(area) / np.where(tall > 0, tall, np.inf)
+    elif width is not None:
+        measure = part.column(width)
+    else:
+        return "neither FSC-A with FSC-H nor FSC-W"
+    centre = np.median(measure)
+    spread = 1.4826 * np.median(np.abs(measure - centre))
+    if spread == 0:
+        return "the width of most events is the same"
+    return measure > centre + _WIDE * spread
+
+
+def _dead(part: _Raw, dye: str | None) -> np.ndarray | str:
+    """Events in the brighter of two clearly separated populations of a viability dye."""
+    from sklearn.mixture import GaussianMixture
+
+    if dye is None:
+        return "no marker with the name of a viability dye"
+    values = np.arcsinh(part.column(part.names.index(dye)) / _ARCSINH_COFACTOR)[:, None]
+    seen = values[:: -(-len(values) // _SEEN_BY_MIXTURE)]
+    if len(seen) < 2 or np.ptp(seen) == 0:
+        return np.zeros(len(values), dtype=bool)
+    ends = np.quantile(seen, [0.05, 0.95])[:, None]
+    mixture = GaussianMixture(2, means_init=ends, random_state=0).fit(seen)
+    low, high = np.argsort(mixture.means_.ravel())
+    common = np.sqrt(mixture.covariances_.ravel().mean())
+    if mixture.means_[high, 0] - mixture.means_[low, 0] < _APART * common:
+        return np.zeros(len(values), dtype=bool)
+    # A broad lower population must not take the brightest events.
+    dead: Any = mixture.predict(values) == high
+    return (dead | (values[:, 0] > mixture.means_[high, 0])) & (
+        values[:, 0] > mixture.means_[low, 0]
+    )
