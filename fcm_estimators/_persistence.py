@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fcm_estimators._exceptions import ModelFormatError
+from fcm_estimators._files import write_whole
 from fcm_estimators._version import __version__
 
 FORMAT = "fcm-estimators model"
@@ -48,17 +48,8 @@ def write_model(path: str | os.PathLike, tensors: dict[str, Tensor], state: dict
         **state,
     }
     text = json.dumps(description, indent=1, sort_keys=True).encode()
-    _replace(folder / _WEIGHTS, weights)
-    _replace(folder / _DESCRIPTION, text)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    Path(f.name).chmod(0o644)
-    Path(f.name).replace(path)
+    write_whole(folder / _WEIGHTS, weights)
+    write_whole(folder / _DESCRIPTION, text)
 
 
 def read_model(

@@ -1,0 +1,241 @@
+"""What a worker does with one file of an annotation."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from fcm_estimators._cohort_files import read_file
+from fcm_estimators._cohort_run import said
+from fcm_estimators._exceptions import MissingKeyError, ProcessingStateError
+from fcm_estimators._files import appearing, checksum, sweep, write_whole
+from fcm_estimators._validation import listed
+from fcm_estimators._version import __version__
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.metrics import mrd_table
+from fcm_estimators.quality import CHECKS, flag_quality, quality_table
+
+logger = logging.getLogger("fcm_estimators")
+
+_QUALITY_KEY = "qc"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is done to every file of an annotation."""
+
+    model: str
+    model_checksum: str
+    gates: GatingTree | str | None
+    gates_checksum: str
+    out: str
+    key_added: str
+    denominator: str | None
+    limit_of_blank: float | None
+    resume: bool
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What has to be the same for an earlier result to be kept."""
+        wanted = asdict(self)
+        for irrelevant in ("model", "gates", "out", "resume"):
+            del wanted[irrelevant]
+        return {**wanted, "version": __version__}
+
+
+@functools.lru_cache(maxsize=2)
+def cached_model(path: str, model_checksum: str) -> Any:
+    """Load a model once per process; the checksum tells models of one path apart."""
+    from fcm_estimators.models import load_model
+
+    return load_model(path)
+
+
+def annotate_one(job: Job, file: str, name: str) -> list[dict[str, Any]]:
+    """Rows of one file; writes its result. Runs in a worker."""
+    started = time.perf_counter()
+    path, output = Path(file), Path(job.out) / f"{name}.h5ad"
+    record = output.with_suffix(".json")
+    try:
+        identity = {**job.fingerprint(), "input": checksum(path)}
+        kept = _kept(record, output, identity) if job.resume else None
+        if kept is not None:
+            return kept
+        # A result that does not belong to this input and model must not be taken for one.
+        record.unlink(missing_ok=True)
+        for target in (output, record):
+            sweep(target.parent, target)
+        rows = _annotated(job, path, name, output)
+        for row in rows:
+            row["seconds"] = round(time.perf_counter() - started, 3)
+            row["input_sha256"], row["model_sha256"] = identity["input"], job.model_checksum
+        done = {"identity": identity, "output": checksum(output), "rows": rows}
+        write_whole(record, json.dumps(done, indent=1).encode())
+        return rows
+    except Exception as error:
+        logger.info("%s failed", file, exc_info=True)
+        return [failed_row(path, name, said(error))]
+
+
+def _kept(record: Path, output: Path, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Rows of an earlier run, if it had the same inputs and its result is whole."""
+    try:
+        done = json.loads(record.read_bytes())
+        if done["identity"] != identity or checksum(output) != done["output"]:
+            return None
+        return [{**row, "status": "kept"} for row in done["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def failed_row(path: Path, name: str, error: str) -> dict[str, Any]:
+    """Row of a file without a result."""
+    return {
+        "file": str(path),
+        "sample": name,
+        "output": "",
+        "status": "failed",
+        "error": error,
+        "warning": "",
+    }
+
+
+def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, Any]]:
+    model = cached_model(job.model, job.model_checksum)
+    adata = read_file(path, name=name)
+    try:
+        flag_quality(adata, key_added=_QUALITY_KEY)
+        quality = quality_table(adata, key=_QUALITY_KEY)
+    except (ProcessingStateError, MissingKeyError) as error:
+        # No raw values to judge, or no description of the channels.
+        logger.info("%s: no quality flags. %s", path, error)
+        quality = _no_quality(adata)
+    if job.gates is not None:
+        _add_gates(adata, job)
+    ready = model.prepare(adata) if is_raw(adata, model) else adata
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.annotate(ready, key_added=job.key_added)
+    said = " | ".join(str(w.message) for w in caught if w.category is UserWarning)
+    distances = model.check_sample(ready)["distance"]
+    results = _counts(model, ready, job)
+    rows = []
+    for sample in ready.obs["sample"].unique():
+        place = sample if model.sample_key is not None else distances.index[0][0]
+        of_sample = distances.loc[place]
+        rows.append(
+            {
+                "file": str(path),
+                "sample": str(sample),
+                "output": str(output),
+                "status": "done",
+                "error": "",
+                "warning": said,
+                "n_cells": int((ready.obs["sample"] == sample).sum()),
+                **_plain(results.loc[sample]),
+                **_plain(quality.loc[sample].drop("n_cells")),
+                "farthest_marker": str(of_sample.idxmax()),
+                "distance": float(of_sample.max()),
+            }
+        )
+    with appearing(output) as temporary:
+        ready.write_h5ad(temporary, compression="lzf")
+    return rows
+
+
+def is_raw(adata: ad.AnnData, model: Any) -> bool:
+    """Whether the data record another state than the model's training data did."""
+    try:
+        model._require_state(adata)
+    except ProcessingStateError:
+        return True
+    except ValueError:
+        pass  # a marker is missing, of which annotate tells
+    return False
+
+
+def _no_quality(adata: ad.AnnData) -> pd.DataFrame:
+    names = pd.Index(adata.obs["sample"].unique(), name="sample")
+    columns = ["n_cells", *(f"n_{_QUALITY_KEY}_{check}" for check in (*CHECKS, "any"))]
+    return pd.DataFrame({c: pd.array([pd.NA] * len(names), dtype="Int64") for c in columns}, names)
+
+
+def _add_gates(adata: ad.AnnData, job: Job) -> None:
+    """Membership of gates into ``obsm["gates"]``."""
+    if isinstance(job.gates, GatingTree):
+        adata.obsm["gates"] = _compensated_for(job.gates, adata)
+        return
+    path = Path(str(job.gates))
+    if path.is_dir():
+        regressor = cached_model(str(path), job.gates_checksum)
+        ready = regressor.prepare(adata) if is_raw(adata, regressor) else adata
+        adata.obsm["gates"] = regressor.predict_membership(ready)
+    else:
+        adata.obsm["gates"] = _compensated_for(GatingTree.from_gatingml(path), adata)
+
+
+def _compensated_for(tree: GatingTree, adata: ad.AnnData) -> pd.DataFrame:
+    """Membership in drawn gates, on compensated values where the gates want these."""
+    from fcm_estimators.preprocessing import Compensation
+
+    try:
+        return tree.apply(adata)
+    except ProcessingStateError:
+        return tree.apply(Compensation().fit_transform(adata))
+
+
+def _counts(model: Any, adata: ad.AnnData, job: Job) -> pd.DataFrame:
+    """Cells per class, or per gate, and residual disease, a row per sample."""
+    sample = adata.obs["sample"].to_numpy()
+    if hasattr(model, "tree_"):
+        inside = adata.obsm[f"{job.key_added}_membership"]
+        analysed = ~inside.isna().any(axis=1).to_numpy()
+        parts = {f"n_{gate}": inside[gate].fillna(False).to_numpy(dtype=bool) for gate in inside}
+        table = pd.DataFrame({"n_analysed": analysed, **parts}).groupby(sample, sort=False).sum()
+        return table.astype(int)
+    predicted = adata.obs[job.key_added].astype(str).to_numpy()
+    proba = adata.obsm[f"{job.key_added}_proba"]
+    analysed = ~proba.isna().any(axis=1).to_numpy()
+    parts = {f"n_{name}": (predicted == name) & analysed for name in proba}
+    table = pd.DataFrame({"n_analysed": analysed, **parts}).groupby(sample, sort=False).sum()
+    if model.pos_label_ is None:
+        return table.astype(int)
+    inside, gate = analysed, "analysed"
+    if job.denominator is not None:
+        gates = adata.obsm.get("gates")
+        if gates is None or job.denominator not in gates:
+            raise MissingKeyError(
+                f"denominator={job.denominator!r} is not among the gates "
+                f"{listed([] if gates is None else gates)}. Pass gates=..., or no denominator."
+            )
+        gate = job.denominator
+        inside = gates[gate].fillna(False).to_numpy(dtype=bool)
+    flags = [f"{_QUALITY_KEY}_{check}" for check in CHECKS]
+    flags = [name for name in flags if name in adata.obs]
+    mrd = mrd_table(
+        (predicted == str(model.pos_label_)) & analysed,
+        denominator=inside,
+        denominator_name=gate,
+        groups=sample,
+        limit_of_blank=job.limit_of_blank,
+    )
+    mrd = mrd.rename(columns={"status": "mrd_status"})
+    for name in flags:
+        flagged = adata.obs[name].to_numpy() & (predicted == str(model.pos_label_)) & inside
+        mrd[f"n_positive_{name}"] = pd.Series(flagged).groupby(sample).sum()
+    return table.astype(int).join(mrd)
+
+
+def _plain(row: pd.Series) -> dict[str, Any]:
+    """Values that JSON can hold."""
+    values = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+    return {k: None if v is pd.NA or v != v else v for k, v in values.items()}
