@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from itertools import pairwise
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -21,10 +22,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import validate_data
 from torch import nn
-from torch.utils.data import Dataset
 
 from fcm_estimators._augmentation import Augmentation
-from fcm_estimators._draws import DrawPlan
+from fcm_estimators._checkpoint import Checkpoint, training_identity
+from fcm_estimators._draws import DrawPlan, SampleDraws
 from fcm_estimators._exceptions import (
     InvalidInputError,
     ModelFormatError,
@@ -40,7 +41,7 @@ from fcm_estimators._stores import (
     StoredCells,
     sample_rows,
 )
-from fcm_estimators._training import PackedNet, history_frame, make_net
+from fcm_estimators._training import PackedNet, history_frame, make_net, stopped_early
 from fcm_estimators._validation import marker_positions
 from fcm_estimators.nn import SetModule, streamed
 from fcm_estimators.nn.streaming import Stream
@@ -87,6 +88,7 @@ class SetEstimator(BaseEstimator):
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
+        "checkpoint": [str, os.PathLike, None],
         "device": [str],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -285,17 +287,22 @@ class SetEstimator(BaseEstimator):
         samples: Samples,
         module: SetModule,
         criterion: nn.Module,
-        train_draws: Dataset,
-        valid_draws: Dataset | None,
+        train_draws: SampleDraws,
+        valid_draws: SampleDraws | None,
     ) -> None:
         """Fit ``module`` on draws of ``samples``; sets ``net_`` and ``history_``."""
         patience = None if valid_draws is None else self.n_iter_no_change
-        net = self._make_net(module, criterion, patience)
+        checkpoint = self._checkpoint_of(train_draws, module)
+        done = 0 if checkpoint is None else checkpoint.n_epochs_done()
+        net = self._make_net(module, criterion, patience, checkpoint)
         if valid_draws is not None:
             net.train_split = lambda data, y=None: (data, valid_draws)
         # The loader takes a number from torch's global generator, which is the caller's.
         with torch.random.fork_rng():
-            net.partial_fit(train_draws)
+            net.partial_fit(train_draws, epochs=self.max_epochs - done)
+        if len(net.history) < self.max_epochs and not stopped_early(net):
+            # skorch ends quietly; a half-trained model must not pass for a trained one.
+            raise KeyboardInterrupt
         # The split holds the validation cells; the fitted model must not.
         net.train_split = None
         module.eval()
@@ -308,7 +315,27 @@ class SetEstimator(BaseEstimator):
         scale = module.input_scale.numpy(force=True)
         self._reference = Reference.of(samples, scale)
 
-    def _make_net(self, module: SetModule, criterion: nn.Module, patience: int | None) -> PackedNet:
+    def _checkpoint_of(self, draws: SampleDraws, module: SetModule) -> Checkpoint | None:
+        if self.checkpoint is None:
+            return None
+        if not isinstance(self.random_state, Integral):
+            raise InvalidInputError(
+                f"checkpoint needs an integer as random_state, got {self.random_state!r}: a "
+                "training that goes on has to draw the same cells."
+            )
+        params = self.get_params(deep=False)
+        for irrelevant in ("checkpoint", "device", "verbose"):
+            del params[irrelevant]
+        identity = training_identity(params, type(self).__name__, draws, module)
+        return Checkpoint(Path(self.checkpoint), identity)
+
+    def _make_net(
+        self,
+        module: SetModule,
+        criterion: nn.Module,
+        patience: int | None,
+        checkpoint: Checkpoint | None = None,
+    ) -> PackedNet:
         net = make_net(
             module,
             criterion,
@@ -320,6 +347,7 @@ class SetEstimator(BaseEstimator):
             patience=patience,
             verbose=self.verbose,
             head_diversity=self.head_diversity,
+            checkpoint=checkpoint,
         )
         return net.initialize()
 
@@ -458,8 +486,8 @@ class SetEstimator(BaseEstimator):
     # -- save and load ------------------------------------------------------------------------
 
     def _json_params(self) -> dict[str, Any]:
-        """Parameters that are saved as such."""
-        return self.get_params(deep=False)
+        """Parameters that are saved as such; a directory of this machine is not."""
+        return {**self.get_params(deep=False), "checkpoint": None}
 
     def _fitted_state(self) -> dict[str, Any]:
         raise TypeError(f"{type(self).__name__} has to provide _fitted_state")

@@ -146,7 +146,8 @@ class ProgressBar(Callback):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Open the bar."""
-        self.bar_ = tqdm(total=net.max_epochs, desc="training", unit="epoch")
+        done = len(net.history)
+        self.bar_ = tqdm(total=net.max_epochs, initial=done, desc="training", unit="epoch")
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Advance by one epoch."""
@@ -198,6 +199,7 @@ def make_net(
     patience: int | None,
     verbose: int,
     head_diversity: float = 0.0,
+    checkpoint: Callback | None = None,
 ) -> PackedNet:
     """Compose the skorch net.
 
@@ -216,6 +218,8 @@ def make_net(
         1 shows a progress bar.
     head_diversity : float, default 0
         Weight of the overlap of the heads in the training loss.
+    checkpoint : Callback, optional
+        Called after all whose state it keeps.
     """
     schedule = WarmUpCosine(max_epochs * steps_per_epoch)
     callbacks: list[tuple[str, Callback]] = [
@@ -231,6 +235,8 @@ def make_net(
             ("valid_loss", PassthroughScoring("valid_loss")),
             ("stop", EarlyStopping(patience=patience, threshold=0, load_best=True, sink=_quiet)),
         ]
+    if checkpoint is not None:
+        callbacks.append(("checkpoint", checkpoint))
     if verbose:
         callbacks.append(("bar", ProgressBar()))
     return PackedNet(
@@ -253,6 +259,12 @@ def make_net(
 
 def _quiet(*args: Any, **kwargs: Any) -> None:
     """Sink for messages."""
+
+
+def stopped_early(net: NeuralNet) -> bool:
+    """Whether training ended because the validation loss no longer fell."""
+    stop = dict(net.callbacks_).get("stop")
+    return stop is not None and stop.misses_ == stop.patience
 
 
 def history_frame(net: NeuralNet) -> pd.DataFrame:

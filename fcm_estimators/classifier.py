@@ -124,6 +124,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         is called positive, instead of ``threshold``. Needs held-out patients.
     warm_start : bool, default False
         Go on from the fitted net, e.g. to fine-tune a saved model on another lab's samples.
+    checkpoint : path, default None
+        Directory for the state of training after every epoch. ``fit`` on the same data with the
+        same parameters goes on from what is there, and ends with the same weights as without the
+        interruption; for another training the directory is refused. Needs an integer as
+        ``random_state``.
     device : str, default "auto"
         "auto" (CUDA where present), "cpu", "cuda", "cuda:1".
     random_state : int, RandomState or None, default None
@@ -221,6 +226,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         threshold: str | float = "f1",
         false_positive_rate: float | None = None,
         warm_start: bool = False,
+        checkpoint: str | os.PathLike | None = None,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -253,6 +259,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         self.threshold = threshold
         self.false_positive_rate = false_positive_rate
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -595,7 +602,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     def _run(self) -> dict[str, Any]:
         """Record for ``uns``."""
         return _keys.record(
-            self.get_params(),
+            self._json_params(),
             version=__version__,
             markers=self.markers_,
             classes=self.classes_.tolist(),

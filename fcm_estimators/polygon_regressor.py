@@ -117,6 +117,7 @@ class PolygonRegressor(SetEstimator):
     validation_fraction : float, default 0.15
     n_iter_no_change : int, default 20
     warm_start : bool, default False
+    checkpoint : path, default None
     device : str, default "auto"
     random_state : int, RandomState or None, default None
     verbose : int, default 0
@@ -194,6 +195,7 @@ class PolygonRegressor(SetEstimator):
         validation_fraction: float = 0.15,
         n_iter_no_change: int = 20,
         warm_start: bool = False,
+        checkpoint: str | os.PathLike | None = None,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -225,6 +227,7 @@ class PolygonRegressor(SetEstimator):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
+        self.checkpoint = checkpoint
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -639,7 +642,7 @@ class PolygonRegressor(SetEstimator):
     def _run(self) -> dict[str, Any]:
         """Record for ``uns``."""
         return _keys.record(
-            {k: v for k, v in self.get_params(deep=False).items() if k != "gates"},
+            {k: v for k, v in self._json_params().items() if k != "gates"},
             version=__version__,
             markers=self.markers_,
             layer=self.layer,

@@ -1,0 +1,200 @@
+"""Training that can be interrupted: its state after every epoch, in a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+
+from fcm_estimators._draws import SampleDraws
+from fcm_estimators._exceptions import InvalidInputError, ModelFormatError
+from fcm_estimators._files import write_whole
+from fcm_estimators._version import __version__
+
+_STATE = "training.json"
+_FORMAT = "fcm-estimators training"
+
+
+class Checkpoint(Callback):
+    """Write the state of training after every epoch, and begin from what is there.
+
+    Comes after the callbacks that count, so that what they count is up to date.
+
+    Parameters
+    ----------
+    folder : Path
+    identity : dict
+        What has to be equal for a training to be the same.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder, self.identity = folder, identity
+
+    def n_epochs_done(self) -> int:
+        """Epochs of an earlier run of the same training, 0 where there is none.
+
+        Raises
+        ------
+        InvalidInputError
+            The directory is of another training.
+        ModelFormatError
+            It is damaged.
+        """
+        self.restored_ = self._read()
+        return 0 if self.restored_ is None else len(self.restored_[0]["history"])
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Take over the state of the earlier run."""
+        if self.restored_ is None:
+            return
+        state, tensors = self.restored_
+        self.restored_ = None
+        net.module_.load_state_dict(_part(tensors, "module"))
+        for row in state["history"]:
+            net.history.append({**row, "batches": []})
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in _part(tensors, "optimizer").items():
+            slot, key = name.split(".")
+            slots.setdefault(int(slot), {})[key] = value
+        groups = net.optimizer_.state_dict()["param_groups"]
+        net.optimizer_.load_state_dict({"state": slots, "param_groups": groups})
+        scheduler = _callback(net, LRScheduler).lr_scheduler_
+        rates = [base * scheduler.lr_lambdas[0](state["n_steps"]) for base in scheduler.base_lrs]
+        scheduler.last_epoch, scheduler._last_lr = state["n_steps"], rates
+        for group, rate in zip(net.optimizer_.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for callback in (c for _, c in net.callbacks_):
+            if hasattr(callback, "best_score_") and callback.name in state["best_scores"]:
+                callback.best_score_ = state["best_scores"][callback.name]
+        stop = _callback(net, EarlyStopping)
+        if stop is not None:
+            stop.misses_, stop.best_epoch_ = state["misses"], state["best_epoch"]
+            stop.dynamic_threshold_ = state["dynamic_threshold"]
+            stop.best_model_weights_ = _part(tensors, "best") or None
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Write the state; the one before is removed once it is complete."""
+        scheduler = _callback(net, LRScheduler).lr_scheduler_
+        tensors = {f"module.{k}": v for k, v in net.module_.state_dict().items()}
+        for slot, values in net.optimizer_.state_dict()["state"].items():
+            tensors.update({f"optimizer.{slot}.{k}": torch.as_tensor(v) for k, v in values.items()})
+        state: dict[str, Any] = {
+            "format": _FORMAT,
+            "identity": self.identity,
+            "n_steps": scheduler.last_epoch,
+            "history": [
+                {k: _number(v) for k, v in row.items() if k != "batches"} for row in net.history
+            ],
+            "best_scores": {
+                c.name: float(c.best_score_) for _, c in net.callbacks_ if hasattr(c, "best_score_")
+            },
+        }
+        stop = _callback(net, EarlyStopping)
+        if stop is not None:
+            best = stop.best_model_weights_ or {}
+            tensors.update({f"best.{k}": v for k, v in best.items()})
+            state |= {
+                "misses": int(stop.misses_),
+                "best_epoch": int(stop.best_epoch_),
+                "dynamic_threshold": float(stop.dynamic_threshold_),
+            }
+        content = save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        state["tensors"] = f"epoch-{len(net.history)}.safetensors"
+        state["sha256"] = hashlib.sha256(content).hexdigest()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / state["tensors"], content)
+        write_whole(self.folder / _STATE, json.dumps(state, indent=1).encode())
+        for old in self.folder.glob("epoch-*.safetensors"):
+            if old.name != state["tensors"]:
+                old.unlink()
+
+    def _read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        path = self.folder / _STATE
+        if not path.exists():
+            return None
+        try:
+            state = json.loads(path.read_bytes())
+            if state["format"] != _FORMAT:
+                raise ValueError(f"its format is {state['format']!r}")
+            name = str(state["tensors"])
+            if Path(name).name != name:
+                raise ValueError(f"it names {name!r}, which is no file of its directory")
+            content = (self.folder / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != state["sha256"]:
+                raise ValueError(f"{name} does not have the recorded checksum")
+            tensors = load_tensors(content)
+            found = state["identity"]
+            len(state["history"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelFormatError(
+                f"The training in {self.folder} cannot be continued: {error}. Remove that "
+                "directory to begin anew."
+            ) from error
+        if found != self.identity:
+            differing = sorted(
+                k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k)
+            )
+            raise InvalidInputError(
+                f"The training in {self.folder} is another one: {', '.join(differing)} differ(s). "
+                "Remove that directory, or name another as checkpoint."
+            )
+        return state, tensors
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "identity": self.identity}
+
+
+def training_identity(
+    params: dict[str, Any], class_name: str, draws: SampleDraws, module: torch.nn.Module
+) -> dict[str, Any]:
+    """What makes a training the same: parameters, data, first weights, version.
+
+    Parameters
+    ----------
+    params : dict
+        Of the estimator, those that change the result.
+    class_name : str
+    draws : SampleDraws
+    module : Module
+        Before training.
+    """
+    data = hashlib.sha256(repr(list(draws.offsets)).encode())
+    inputs, target = draws[0]
+    for name, value in [*sorted(vars(draws).items()), *sorted(inputs.items()), ("first", target)]:
+        if isinstance(value, np.ndarray | torch.Tensor):
+            data.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    weights = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        weights.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+    return {
+        **{name: repr(value) for name, value in params.items()},
+        "class": class_name,
+        "data": data.hexdigest(),
+        "first weights": weights.hexdigest(),
+        "version": __version__,
+    }
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
+
+
+def _callback(net: NeuralNet, kind: type) -> Any:
+    return next((c for _, c in net.callbacks_ if isinstance(c, kind)), None)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic | torch.Tensor) else value
