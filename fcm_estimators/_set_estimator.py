@@ -89,6 +89,7 @@ class SetEstimator(BaseEstimator):
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
         "checkpoint": [str, os.PathLike, None],
+        "accelerate": ["boolean"],
         "device": [str],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -294,7 +295,7 @@ class SetEstimator(BaseEstimator):
         patience = None if valid_draws is None else self.n_iter_no_change
         checkpoint = self._checkpoint_of(train_draws, module)
         done = 0 if checkpoint is None else checkpoint.n_epochs_done()
-        net = self._make_net(module, criterion, patience, checkpoint)
+        net = self._make_net(module, criterion, patience, checkpoint, self.accelerate)
         if valid_draws is not None:
             net.train_split = lambda data, y=None: (data, valid_draws)
         # The loader takes a number from torch's global generator, which is the caller's.
@@ -310,6 +311,9 @@ class SetEstimator(BaseEstimator):
         if self._goes_on():
             history["epoch"] += len(self.history_)
             history = pd.concat([self.history_, history], ignore_index=True)
+        if self.accelerate:
+            # What distributed training needs is no part of a model.
+            net = self._make_net(module, nn.Identity(), patience=None)
         self.net_ = net
         self.history_ = history
         scale = module.input_scale.numpy(force=True)
@@ -318,6 +322,8 @@ class SetEstimator(BaseEstimator):
     def _checkpoint_of(self, draws: SampleDraws, module: SetModule) -> Checkpoint | None:
         if self.checkpoint is None:
             return None
+        if self.accelerate:
+            raise InvalidInputError("checkpoint and accelerate do not go together; drop one.")
         if not isinstance(self.random_state, Integral):
             raise InvalidInputError(
                 f"checkpoint needs an integer as random_state, got {self.random_state!r}: a "
@@ -335,6 +341,7 @@ class SetEstimator(BaseEstimator):
         criterion: nn.Module,
         patience: int | None,
         checkpoint: Checkpoint | None = None,
+        accelerate: bool = False,
     ) -> PackedNet:
         net = make_net(
             module,
@@ -348,6 +355,7 @@ class SetEstimator(BaseEstimator):
             verbose=self.verbose,
             head_diversity=self.head_diversity,
             checkpoint=checkpoint,
+            accelerate=accelerate,
         )
         return net.initialize()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,9 +21,11 @@ from skorch.callbacks import (
 )
 from skorch.utils import to_tensor
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from fcm_estimators._draws import SampleDraws
+from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators.nn import LayerTrace, ReluFormerLayer, SetModule, streamed
 from fcm_estimators.nn.relu_attention import head_overlap, received_attention
 
@@ -44,19 +47,27 @@ class PackedNet(NeuralNet):
         Of NeuralNet.
     """
 
+    # Whether batches of more cells than _ONE_GRAPH go through the net by chunk.
+    streams_large_batches = True
+
     def __init__(self, *args: Any, head_diversity: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.head_diversity = head_diversity
+
+    @property
+    def input_device(self) -> Any:
+        """Where batches have to be."""
+        return self.device
 
     def infer(self, x: dict[str, Tensor], **fit_params: Any) -> Tensor:
         """Outputs of every cell of a packed batch."""
         # Limits are counted where the batch was made, so a GPU is not waited for.
         offsets = [0, *torch.bincount(x["sample"]).cumsum(0).tolist()]
-        cells = to_tensor(x["x"], device=self.device)
-        weight = to_tensor(x["context_weight"], device=self.device)
+        cells = to_tensor(x["x"], device=self.input_device)
+        weight = to_tensor(x["context_weight"], device=self.input_device)
         self.overlap_: Tensor | float = 0.0
         if self.head_diversity == 0 or not self.module_.training:
-            if len(cells) <= _ONE_GRAPH:
+            if len(cells) <= _ONE_GRAPH or not self.streams_large_batches:
                 return self.module_(cells, offsets, context_weight=weight)
             parameters = list(self.module_.parameters())
             return streamed(
@@ -70,8 +81,8 @@ class PackedNet(NeuralNet):
         self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False
     ) -> Tensor:
         """Loss of a packed batch."""
-        inputs = to_tensor(X, device=self.device)
-        loss = self.criterion_(y_pred, to_tensor(y_true, device=self.device), inputs)
+        inputs = to_tensor(X, device=self.input_device)
+        loss = self.criterion_(y_pred, to_tensor(y_true, device=self.input_device), inputs)
         # Not kept: its graph would make the fitted net large and impossible to copy.
         overlap, self.overlap_ = self.overlap_, 0.0
         return loss + self.head_diversity * overlap
@@ -80,6 +91,62 @@ class PackedNet(NeuralNet):
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
         # skorch's own print; what is wanted is passed explicitly.
         return []
+
+
+def accelerated_net(*args: Any, device: str, **kwargs: Any) -> PackedNet:
+    """Net that trains on the devices of ``accelerate launch``, or on the one there is.
+
+    Raises
+    ------
+    InvalidInputError
+        The package accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from skorch.hf import AccelerateMixin
+    except ImportError as error:
+        raise InvalidInputError(
+            "accelerate=True needs the package accelerate: install fcm-estimators[gpus]."
+        ) from error
+
+    class AcceleratedNet(AccelerateMixin, PackedNet):
+        """Each process takes every n-th batch; what they measure is averaged."""
+
+        streams_large_batches = False
+
+        @property
+        def input_device(self) -> Any:
+            return self.accelerator.device
+
+        def get_iterator(self, dataset: SampleDraws, training: bool = False) -> Any:
+            """Batches of this process; all processes have equally many."""
+            n, rank = self.accelerator.num_processes, self.accelerator.process_index
+            length = len(dataset)
+            own = [step % length for step in range(rank, n * math.ceil(length / n), n)]
+            return NeuralNet.get_iterator(self, Subset(dataset, own), training=training)
+
+        def _initialize_accelerator(self) -> AcceleratedNet:
+            # A loss without parameters is nothing to distribute.
+            criteria: list[str] = self._criteria  # type: ignore[has-type]
+            self._criteria = []
+            try:
+                super()._initialize_accelerator()
+            finally:
+                self._criteria = criteria
+            self.criterion_.to(self.accelerator.device)
+            return self
+
+        def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+            """Loss over all processes, so that all stop at the same epoch."""
+            step = super().validation_step(batch, **fit_params)
+            return {**step, "loss": self.accelerator.reduce(step["loss"], reduction="mean")}
+
+    accelerator = Accelerator(cpu=device == "cpu")
+    if kwargs.get("head_diversity") and accelerator.num_processes > 1:
+        raise InvalidInputError(
+            "head_diversity does not work with accelerate in several processes; set it to 0."
+        )
+    return AcceleratedNet(*args, accelerator=accelerator, **kwargs)
 
 
 def _mean_overlap(
@@ -200,6 +267,7 @@ def make_net(
     verbose: int,
     head_diversity: float = 0.0,
     checkpoint: Callback | None = None,
+    accelerate: bool = False,
 ) -> PackedNet:
     """Compose the skorch net.
 
@@ -220,8 +288,12 @@ def make_net(
         Weight of the overlap of the heads in the training loss.
     checkpoint : Callback, optional
         Called after all whose state it keeps.
+    accelerate : bool, default False
+        Train through Hugging Face Accelerate.
     """
-    schedule = WarmUpCosine(max_epochs * steps_per_epoch)
+    # A process takes one of so many batches.
+    n_processes = int(os.environ.get("WORLD_SIZE", 1)) if accelerate else 1
+    schedule = WarmUpCosine(max_epochs * math.ceil(steps_per_epoch / n_processes))
     callbacks: list[tuple[str, Callback]] = [
         ("timer", EpochTimer()),
         ("tell_epoch", TellEpoch()),
@@ -239,7 +311,8 @@ def make_net(
         callbacks.append(("checkpoint", checkpoint))
     if verbose:
         callbacks.append(("bar", ProgressBar()))
-    return PackedNet(
+    make = accelerated_net if accelerate else PackedNet
+    return make(
         module,
         criterion=criterion,
         optimizer=torch.optim.AdamW,

@@ -129,6 +129,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         same parameters goes on from what is there, and ends with the same weights as without the
         interruption; for another training the directory is refused. Needs an integer as
         ``random_state``.
+    accelerate : bool, default False
+        Train through Hugging Face Accelerate (extra ``gpus``), on all GPUs of
+        ``accelerate launch``; an epoch then has fewer steps of as many more samples. Every
+        process fits the same model, in training with its batches as one graph. Not together with
+        ``checkpoint``.
     device : str, default "auto"
         "auto" (CUDA where present), "cpu", "cuda", "cuda:1".
     random_state : int, RandomState or None, default None
@@ -227,6 +232,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         false_positive_rate: float | None = None,
         warm_start: bool = False,
         checkpoint: str | os.PathLike | None = None,
+        accelerate: bool = False,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -260,6 +266,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         self.false_positive_rate = false_positive_rate
         self.warm_start = warm_start
         self.checkpoint = checkpoint
+        self.accelerate = accelerate
         self.device = device
         self.random_state = random_state
         self.verbose = verbose

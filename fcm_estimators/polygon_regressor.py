@@ -118,6 +118,7 @@ class PolygonRegressor(SetEstimator):
     n_iter_no_change : int, default 20
     warm_start : bool, default False
     checkpoint : path, default None
+    accelerate : bool, default False
     device : str, default "auto"
     random_state : int, RandomState or None, default None
     verbose : int, default 0
@@ -196,6 +197,7 @@ class PolygonRegressor(SetEstimator):
         n_iter_no_change: int = 20,
         warm_start: bool = False,
         checkpoint: str | os.PathLike | None = None,
+        accelerate: bool = False,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
@@ -228,6 +230,7 @@ class PolygonRegressor(SetEstimator):
         self.n_iter_no_change = n_iter_no_change
         self.warm_start = warm_start
         self.checkpoint = checkpoint
+        self.accelerate = accelerate
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
