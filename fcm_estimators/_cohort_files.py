@@ -13,10 +13,16 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import InvalidInputError, PanelMismatchError
+from fcm_estimators._exceptions import (
+    InvalidInputError,
+    PanelMismatchError,
+    ProcessingStateError,
+)
 from fcm_estimators._fcs_record import UNS_KEY, get_keywords, get_spillover, pack_fcs_record
 from fcm_estimators._validation import listed
+from fcm_estimators.gating import GatingTree
 from fcm_estimators.io import read_fcs
+from fcm_estimators.preprocessing import Compensation
 
 PathName = str | os.PathLike[str]
 
@@ -198,3 +204,11 @@ def joined(parts: list[ad.AnnData]) -> ad.AnnData:
 def _n_events(adata: ad.AnnData, sample: str) -> int:
     record = adata.uns[UNS_KEY]
     return int(record["n_events"][[str(s) for s in record["sample"]].index(sample)])
+
+
+def membership_in(tree: GatingTree, adata: ad.AnnData) -> pd.DataFrame:
+    """Membership in drawn gates; data are compensated for gates that want it."""
+    try:
+        return tree.apply(adata)
+    except ProcessingStateError:
+        return tree.apply(Compensation(spillover=tree.spillover).fit_transform(adata))

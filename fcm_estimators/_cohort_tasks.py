@@ -7,7 +7,8 @@ import json
 import logging
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._cohort_files import read_file
+from fcm_estimators._cohort_files import membership_in, read_file
 from fcm_estimators._cohort_run import said
 from fcm_estimators._exceptions import MissingKeyError, ProcessingStateError
 from fcm_estimators._files import appearing, checksum, sweep, write_whole
@@ -42,14 +43,14 @@ class Job:
     key_added: str
     denominator: str | None
     limit_of_blank: float | None
+    also: Callable[[Any, ad.AnnData, Path], dict[str, Any]] | None
     resume: bool
 
     def fingerprint(self) -> dict[str, Any]:
         """What has to be the same for an earlier result to be kept."""
-        wanted = asdict(self)
-        for irrelevant in ("model", "gates", "out", "resume"):
-            del wanted[irrelevant]
-        return {**wanted, "version": __version__}
+        irrelevant = ("model", "gates", "out", "resume", "also")
+        wanted = {k: v for k, v in vars(self).items() if k not in irrelevant}
+        return {**wanted, "also": repr(self.also), "version": __version__}
 
 
 @functools.lru_cache(maxsize=2)
@@ -128,6 +129,7 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, 
     said = " | ".join(str(w.message) for w in caught if w.category is UserWarning)
     distances = model.check_sample(ready)["distance"]
     results = _counts(model, ready, job)
+    extra = {} if job.also is None else job.also(model, ready, output.with_suffix(""))
     rows = []
     for sample in ready.obs["sample"].unique():
         place = sample if model.sample_key is not None else distances.index[0][0]
@@ -145,6 +147,7 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, 
                 **_plain(quality.loc[sample].drop("n_cells")),
                 "farthest_marker": str(of_sample.idxmax()),
                 "distance": float(of_sample.max()),
+                **extra,
             }
         )
     with appearing(output) as temporary:
@@ -172,7 +175,7 @@ def _no_quality(adata: ad.AnnData) -> pd.DataFrame:
 def _add_gates(adata: ad.AnnData, job: Job) -> None:
     """Membership of gates into ``obsm["gates"]``."""
     if isinstance(job.gates, GatingTree):
-        adata.obsm["gates"] = _compensated_for(job.gates, adata)
+        adata.obsm["gates"] = membership_in(job.gates, adata)
         return
     path = Path(str(job.gates))
     if path.is_dir():
@@ -180,17 +183,7 @@ def _add_gates(adata: ad.AnnData, job: Job) -> None:
         ready = regressor.prepare(adata) if is_raw(adata, regressor) else adata
         adata.obsm["gates"] = regressor.predict_membership(ready)
     else:
-        adata.obsm["gates"] = _compensated_for(GatingTree.from_gatingml(path), adata)
-
-
-def _compensated_for(tree: GatingTree, adata: ad.AnnData) -> pd.DataFrame:
-    """Membership in drawn gates, on compensated values where the gates want these."""
-    from fcm_estimators.preprocessing import Compensation
-
-    try:
-        return tree.apply(adata)
-    except ProcessingStateError:
-        return tree.apply(Compensation().fit_transform(adata))
+        adata.obsm["gates"] = membership_in(GatingTree.from_gatingml(path), adata)
 
 
 def _counts(model: Any, adata: ad.AnnData, job: Job) -> pd.DataFrame:

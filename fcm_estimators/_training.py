@@ -27,7 +27,11 @@ from tqdm.auto import tqdm
 from fcm_estimators._draws import SampleDraws
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators.nn import LayerTrace, ReluFormerLayer, SetModule, streamed
-from fcm_estimators.nn.relu_attention import head_overlap, received_attention
+from fcm_estimators.nn.relu_attention import (
+    head_overlap,
+    head_unevenness,
+    received_attention,
+)
 
 # Cells of a batch from which on no graph of the whole batch is kept: 5 kB a cell.
 _ONE_GRAPH = 65_536
@@ -42,7 +46,8 @@ class PackedNet(NeuralNet):
     Parameters
     ----------
     head_diversity : float, default 0
-        Weight of the overlap of the heads' attention in the training loss.
+        Weight of the overlap of the heads' attention, and of how unevenly they look at the cells
+        together, in the training loss.
     *args, **kwargs
         Of NeuralNet.
     """
@@ -65,7 +70,7 @@ class PackedNet(NeuralNet):
         offsets = [0, *torch.bincount(x["sample"]).cumsum(0).tolist()]
         cells = to_tensor(x["x"], device=self.input_device)
         weight = to_tensor(x["context_weight"], device=self.input_device)
-        self.overlap_: Tensor | float = 0.0
+        self.penalty_: Tensor | float = 0.0
         if self.head_diversity == 0 or not self.module_.training:
             if len(cells) <= _ONE_GRAPH or not self.streams_large_batches:
                 return self.module_(cells, offsets, context_weight=weight)
@@ -74,7 +79,7 @@ class PackedNet(NeuralNet):
                 self.module_, cells, offsets, context_weight=weight, parameters=parameters
             ).outputs
         steps = list(self.module_.trace(cells, offsets, context_weight=weight))
-        self.overlap_ = _mean_overlap(self.module_, steps, offsets, weight)
+        self.penalty_ = _head_penalty(self.module_, steps, offsets, weight)
         return self.module_.read_out(cells, steps[-1].output, offsets, context_weight=weight)
 
     def get_loss(
@@ -84,8 +89,8 @@ class PackedNet(NeuralNet):
         inputs = to_tensor(X, device=self.input_device)
         loss = self.criterion_(y_pred, to_tensor(y_true, device=self.input_device), inputs)
         # Not kept: its graph would make the fitted net large and impossible to copy.
-        overlap, self.overlap_ = self.overlap_, 0.0
-        return loss + self.head_diversity * overlap
+        penalty, self.penalty_ = self.penalty_, 0.0
+        return loss + self.head_diversity * penalty
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
@@ -149,16 +154,18 @@ def accelerated_net(*args: Any, device: str, **kwargs: Any) -> PackedNet:
     return AcceleratedNet(*args, accelerator=accelerator, **kwargs)
 
 
-def _mean_overlap(
+def _head_penalty(
     module: SetModule, steps: list[LayerTrace], offsets: list[int], weight: Tensor
 ) -> Tensor:
-    """Overlap of the heads, mean over layers; only cells of the context look and are seen."""
+    """Overlap and unevenness, mean over layers; only cells of the context look and are seen."""
     total = weight.new_zeros(())
     for layer, step in zip(cast(Iterable[ReluFormerLayer], module.layers), steps, strict=True):
         given = received_attention(
             step.q, step.k, step.context, offsets, layer.n_heads, layer.eps, queries=weight > 0
         )
         total = total + head_overlap(given * weight.unsqueeze(1), offsets)
+        # Or heads would keep apart by looking at few cells, and leave most to none.
+        total = total + head_unevenness(given, offsets, weight)
     return total / len(steps)
 
 
@@ -285,7 +292,7 @@ def make_net(
     verbose : int
         1 shows a progress bar.
     head_diversity : float, default 0
-        Weight of the overlap of the heads in the training loss.
+        Weight of the overlap and unevenness of the heads' attention in the training loss.
     checkpoint : Callback, optional
         Called after all whose state it keeps.
     accelerate : bool, default False

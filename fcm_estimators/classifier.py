@@ -103,9 +103,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     weight_decay : float, default 1e-2
         Of AdamW.
     head_diversity : float, default 0.0
-        Weight of the heads' overlap (cosine similarity of the attention that cells receive from
-        two heads) in the training loss. At 0.1 heads look at different cells, and so at
-        populations that no label names; see ``explainers.specialisation``.
+        Weight in the training loss of the heads' overlap (cosine similarity of the attention that
+        cells receive from two heads) and unevenness (1 minus the cosine similarity of what cells
+        receive from all heads with an even share). At 1 the heads share the cells out among
+        themselves, and so find populations that no label names, most clearly with as many heads
+        as there are such populations; see ``explainers.specialisation``.
     class_weight : dict, "balanced" or None, default None
         Weight of each class in the loss. It shifts probabilities, as elsewhere in scikit-learn.
     early_stopping : bool, default True

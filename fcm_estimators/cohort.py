@@ -162,6 +162,7 @@ def annotate_files(
     denominator: str | None = None,
     limit_of_blank: float | None = None,
     key_added: str | None = None,
+    also: Callable[[Any, ad.AnnData, Path], dict[str, Any]] | None = None,
     resume: bool = True,
     client: Client | None = None,
     n_workers: int | None = None,
@@ -194,6 +195,10 @@ def annotate_files(
         Fraction that the model finds in samples without disease.
     key_added : str, optional
         Where results go. Default: "reluformer", or "predicted_gates" for a PolygonRegressor.
+    also : callable, optional
+        Called with the model, the annotated AnnData and the path of the result without ending,
+        before that is written: it may add to the AnnData and write files of its own, and returns
+        further columns of the row. Two with the same ``repr`` count as the same in ``resume``.
     resume : bool, default True
         Keep results of an earlier run whose input, model, gates and settings have the same
         checksums, and which are whole.
@@ -250,6 +255,7 @@ def annotate_files(
         key_added=key,
         denominator=denominator,
         limit_of_blank=limit_of_blank,
+        also=also,
         resume=resume,
     )
     tables: list[list[dict[str, Any]]] = [[] for _ in paths]

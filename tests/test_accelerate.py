@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import joblib
 import pytest
@@ -37,6 +38,7 @@ def test_one_process_trains_as_without(tmp_path):
 
 SCRIPT = """
 import sys
+from pathlib import Path
 from tests.helpers import toy_cohort
 from tests.test_accelerate import QUICK
 from fcm_estimators import ReluFormerClassifier
@@ -52,7 +54,7 @@ def test_several_processes_end_with_one_model(tmp_path):
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [sys.executable, *run, str(script), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=300,

@@ -17,6 +17,7 @@ from fcm_estimators.nn.relu_attention import (
     dense_attend,
     dense_attention,
     head_overlap,
+    head_unevenness,
     received_attention,
 )
 
@@ -187,4 +188,17 @@ def test_overlap_of_heads():
     assert head_overlap(half, [0, 2]) == pytest.approx(0.5**0.5)
     nothing = torch.zeros(4, 2, requires_grad=True)
     head_overlap(nothing, [0, 4]).backward()
+    assert torch.isfinite(nothing.grad).all()
+
+
+def test_unevenness_of_heads():
+    every = torch.ones(6)
+    # Each head has a cell of its own: together they look at all of them alike.
+    assert head_unevenness(torch.eye(3).repeat(2, 1), [0, 3, 6], every) == pytest.approx(0)
+    few = torch.tensor([[4.0, 0], [0, 0], [0, 0], [0, 0]])
+    assert head_unevenness(few, [0, 4], torch.ones(4)) == pytest.approx(0.5)
+    # Cells without weight do not count.
+    assert head_unevenness(few, [0, 4], torch.tensor([1.0, 0, 0, 0])) == pytest.approx(0)
+    nothing = torch.zeros(4, 2, requires_grad=True)
+    head_unevenness(nothing, [0, 4], torch.ones(4)).backward()
     assert torch.isfinite(nothing.grad).all()

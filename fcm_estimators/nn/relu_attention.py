@@ -231,6 +231,31 @@ def head_overlap(received: Tensor, offsets: Sequence[int]) -> Tensor:
     return total / max(n_heads * (n_heads - 1) * (len(offsets) - 1), 1)
 
 
+def head_unevenness(received: Tensor, offsets: Sequence[int], weight: Tensor) -> Tensor:
+    """How unevenly all heads together look at the cells.
+
+    Parameters
+    ----------
+    received : Tensor of shape (N, H)
+        Received attention.
+    offsets : sequence of S + 1 int
+    weight : Tensor of shape (N,)
+        How much each cell counts.
+
+    Returns
+    -------
+    Tensor, scalar
+        1 minus the cosine similarity of the sum over heads with an even one, mean over samples: 0
+        where every cell receives the same, near 1 where a few receive everything.
+    """
+    total = received.new_zeros(())
+    for rows, w in zip(_split(received.sum(1), offsets), _split(weight, offsets), strict=True):
+        norm = w.sum().clamp(min=1e-12)
+        mean, square = (w * rows).sum() / norm, (w * rows.square()).sum() / norm
+        total = total + 1 - mean * square.clamp(min=1e-24).rsqrt()
+    return total / max(len(offsets) - 1, 1)
+
+
 def query_readers(
     q: Tensor, context: AttentionContext, sample: int, n_heads: int, eps: float
 ) -> Tensor:

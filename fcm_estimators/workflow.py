@@ -1,0 +1,530 @@
+"""Whole tasks on files, one call each: train, evaluate, explain, gate.
+
+What the command line does. Annotating is :func:`fcm_estimators.cohort.annotate_files`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from fcm_estimators._cohort_files import PathName, list_files, membership_in
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._fcs_record import UNS_KEY, get_spillover
+from fcm_estimators._files import appearing
+from fcm_estimators._validation import listed
+from fcm_estimators.cohort import annotate_files, read_file, read_files
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.labels import gates_from_csv, labels_from_gates
+from fcm_estimators.metrics import classification_table, reliability_table, summarize
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from fcm_estimators.classifier import ReluFormerClassifier
+    from fcm_estimators.polygon_regressor import PolygonRegressor
+
+__all__ = [
+    "Evaluation",
+    "LabelSource",
+    "evaluate_files",
+    "explain_files",
+    "gate_files",
+    "standard_steps",
+    "train_model",
+]
+
+_TRAINING = "training"
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where the expert's labels of a file come from.
+
+    Parameters
+    ----------
+    key : str, default "cell_type"
+        Column of ``obs`` for the labels; without ``classes`` it has to be there.
+    gates : path, optional
+        A table (.csv) of one file or a directory with a table ``{sample}.csv`` per file
+        (:func:`~fcm_estimators.labels.gates_from_csv`), a Gating-ML file (.xml) or a FlowJo
+        workspace (.wsp) that lists the files. Default: gates are in ``obsm["gates"]``.
+    classes : mapping of gate to label, optional
+        How gates become labels (:func:`~fcm_estimators.labels.labels_from_gates`).
+    within : str, optional
+        Gate outside of which cells stay unlabelled.
+    default : str or None, default "other"
+        Label of cells in none of the gates.
+    event_column : str, optional
+        Of the tables.
+    """
+
+    key: str = "cell_type"
+    gates: str | None = None
+    classes: Mapping[str, str] = field(default_factory=dict)
+    within: str | None = None
+    default: str | None = "other"
+    event_column: str | None = None
+
+    def __call__(self, adata: AnnData) -> None:
+        """Label the cells of one file in place."""
+        if self.gates is not None:
+            self._add_gates(adata, Path(self.gates))
+        if self.classes:
+            labels_from_gates(
+                adata,
+                self.classes,
+                default=self.default,
+                within=self.within,
+                key_added=self.key,
+            )
+
+    def _add_gates(self, adata: AnnData, path: Path) -> None:
+        samples = [str(s) for s in adata.obs["sample"].unique()]
+        if path.suffix.lower() == ".csv":
+            gates_from_csv(adata, path, event_column=self.event_column)
+            return
+        if path.is_dir():
+            tables = {s: path / f"{s}.csv" for s in samples}
+            if missing := [t.name for t in tables.values() if not t.exists()]:
+                raise MissingKeyError(
+                    f"{path} has no {listed(missing)}; it has "
+                    f"{listed(sorted(p.name for p in path.iterdir()))}. A table is named like the "
+                    "sample."
+                )
+            gates_from_csv(adata, tables, event_column=self.event_column)
+            return
+        parts = []
+        for sample in samples:
+            inside = (adata.obs["sample"].astype(str) == sample).to_numpy()
+            parts.append(membership_in(self.tree(sample), adata[inside].copy()))
+        adata.obsm["gates"] = pd.concat(parts).loc[adata.obs_names]
+
+    def tree(self, sample: str) -> GatingTree:
+        """Gates of one sample, from a Gating-ML file or a FlowJo workspace."""
+        path = Path(str(self.gates))
+        if path.suffix.lower() != ".wsp":
+            return GatingTree.from_gatingml(path)
+        names = GatingTree.flowjo_samples(path)
+        for name in (sample, f"{sample}.fcs"):
+            if name in names:
+                return GatingTree.from_flowjo(path, sample=name)
+        raise MissingKeyError(f"{path.name} has no sample {sample!r}; it has {listed(names)}.")
+
+
+def standard_steps(
+    adata: AnnData,
+    *,
+    transform: Literal["auto", "logicle", "arcsinh", "none"] = "auto",
+    cofactor: float | None = None,
+    compensate: bool | None = None,
+) -> list[Any]:
+    """Preprocessing that raw data of a kind usually get.
+
+    Parameters
+    ----------
+    adata : AnnData
+        As read. Data that are transformed already get no steps.
+    transform : {"auto", "logicle", "arcsinh", "none"}, default "auto"
+        Logicle for fluorescence, arcsinh for mass cytometry; scatter becomes linear from 0 to 1.
+    cofactor : float, optional
+        Of arcsinh. Default: 5 for mass cytometry, 150 for fluorescence.
+    compensate : bool, optional
+        Default: where files have a spillover matrix and the channels are not compensated.
+
+    Returns
+    -------
+    list of transformers
+        Not fitted.
+    """
+    from fcm_estimators.preprocessing import (
+        ArcsinhTransform,
+        Compensation,
+        LinearTransform,
+        LogicleTransform,
+    )
+
+    if transform not in ("auto", "logicle", "arcsinh", "none"):
+        raise InvalidInputError(
+            f'transform must be "auto", "logicle", "arcsinh" or "none", got {transform!r}.'
+        )
+    if "transform" not in adata.var or "kind" not in adata.var:
+        return []
+    if (adata.var["transform"].astype(str) != "none").any():
+        return []
+    kinds = set(adata.var["kind"].astype(str))
+    steps: list[Any] = []
+    if compensate is None:
+        compensate = "fluorescence" in kinds and _has_spillover(adata)
+    if compensate:
+        steps.append(Compensation())
+    if transform == "none":
+        return steps
+    mass = "mass" in kinds and "fluorescence" not in kinds
+    if transform == "arcsinh" or (transform == "auto" and mass):
+        steps.append(ArcsinhTransform(cofactor=cofactor or (5.0 if mass else 150.0)))
+    elif "fluorescence" in kinds:
+        steps.append(LogicleTransform())
+    if "scatter" in kinds:
+        steps.append(LinearTransform())
+    return steps
+
+
+def _has_spillover(adata: AnnData) -> bool:
+    if UNS_KEY not in adata.uns or adata.var["compensated"].astype(bool).any():
+        return False
+    return all(get_spillover(adata, str(s)) is not None for s in adata.obs["sample"].unique())
+
+
+def train_model(
+    files: PathName | Sequence[PathName],
+    out: PathName,
+    *,
+    labels: LabelSource | None = None,
+    kind: Literal["classifier", "gates"] = "classifier",
+    transform: Literal["auto", "logicle", "arcsinh", "none"] = "auto",
+    cofactor: float | None = None,
+    compensate: bool | None = None,
+    patients: Mapping[str, str] | None = None,
+    max_cells: int | None = None,
+    resume: bool = False,
+    client: Client | None = None,
+    n_workers: int | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    **params: Any,
+) -> ReluFormerClassifier | PolygonRegressor:
+    """Train a model on files and save it.
+
+    The state of training is kept in ``out/"training"`` after every epoch, until the model is
+    saved: a training that is killed loses one epoch at most.
+
+    Parameters
+    ----------
+    files : path or sequence of paths
+        FCS, h5ad or zarr; a directory stands for its files.
+    out : path
+        Directory of the model; also gets ``history.csv``.
+    labels : LabelSource, optional
+        Default: ``obs["cell_type"]`` of h5ad and zarr files.
+    kind : {"classifier", "gates"}, default "classifier"
+        A :class:`ReluFormerClassifier`, or a :class:`PolygonRegressor` of the tree that
+        ``labels.gates`` holds.
+    transform, cofactor, compensate
+        As for :func:`standard_steps`.
+    patients : mapping of sample to patient, optional
+        Whom each sample is of, for the validation split. Default: the column ``patient`` of
+        ``obs`` where all files have it, else every sample is a patient of its own.
+    max_cells : int, optional
+        Random subset of each sample to train on.
+    resume : bool, default False
+        Go on with the training that ``out`` holds. Otherwise such a training is an error.
+    client, n_workers, progress
+        As for :func:`~fcm_estimators.cohort.read_files`.
+    **params
+        Of the estimator. ``random_state`` is 0 by default.
+
+    Returns
+    -------
+    ReluFormerClassifier or PolygonRegressor
+        Fitted.
+
+    Raises
+    ------
+    InvalidInputError
+        ``out`` holds an unfinished training and ``resume`` is False; no gates for
+        ``kind="gates"``; and as ``read_files`` and ``fit``.
+    """
+    from fcm_estimators.classifier import ReluFormerClassifier
+    from fcm_estimators.polygon_regressor import PolygonRegressor
+
+    if kind not in ("classifier", "gates"):
+        raise InvalidInputError(f'kind must be "classifier" or "gates", got {kind!r}.')
+    labels = labels or LabelSource()
+    folder = Path(out)
+    state = folder / _TRAINING
+    if state.exists() and not resume:
+        raise InvalidInputError(
+            f"{folder} holds an unfinished training. Go on with resume=True (--resume), or remove "
+            f"{state} to begin anew."
+        )
+    paths = list_files(files)
+    first = read_file(paths[0])
+    steps = standard_steps(first, transform=transform, cofactor=cofactor, compensate=compensate)
+    adata = read_files(
+        paths,
+        steps=steps,
+        label=labels,
+        max_cells=max_cells,
+        client=client,
+        n_workers=n_workers,
+        progress=progress,
+    )
+    patient_key = _add_patients(adata, patients)
+    common = {
+        "sample_key": "sample",
+        "patient_key": patient_key,
+        "checkpoint": str(state),
+        **{"random_state": 0, **params},
+    }
+    model: Any
+    if kind == "classifier":
+        if labels.key not in adata.obs:
+            raise MissingKeyError(
+                f"The files have no labels obs[{labels.key!r}]; there is "
+                f"{listed(adata.obs.columns)}. Say where they come from: classes (of gates), or "
+                "another key."
+            )
+        model = ReluFormerClassifier(label_key=labels.key, **common)
+    else:
+        if labels.gates is None or Path(labels.gates).suffix.lower() not in (".xml", ".wsp"):
+            raise InvalidInputError(
+                "Gates are learnt from a tree: give a Gating-ML file or a FlowJo workspace."
+            )
+        tree = labels.tree(str(adata.obs["sample"].iloc[0]))
+        model = PolygonRegressor(tree, **common)
+    model.fit(adata)
+    model.checkpoint = None
+    model.save(folder)
+    with appearing(folder / "history.csv") as temporary:
+        model.history_.to_csv(temporary, index=False)
+    shutil.rmtree(state, ignore_errors=True)
+    return model
+
+
+def _add_patients(adata: AnnData, patients: Mapping[str, str] | None) -> str | None:
+    if patients is None:
+        known = "patient" in adata.obs and not adata.obs["patient"].isna().any()
+        return "patient" if known else None
+    samples = adata.obs["sample"].astype(str)
+    if missing := sorted(set(samples) - set(patients)):
+        raise MissingKeyError(f"patients does not name the patient of {listed(missing)}.")
+    adata.obs["patient"] = pd.Categorical(samples.map(dict(patients)))
+    return "patient"
+
+
+# -- evaluation ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Agreement of a model with experts on files.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row per sample (:func:`~fcm_estimators.metrics.classification_table`), or per sample and
+        gate (:func:`~fcm_estimators.metrics.gate_agreement`).
+    summary : Series or DataFrame
+        Over samples (:func:`~fcm_estimators.metrics.summarize`).
+    reliability : DataFrame or None
+        Of the probabilities (:func:`~fcm_estimators.metrics.reliability_table`); None for gates.
+    """
+
+    table: pd.DataFrame
+    summary: pd.Series | pd.DataFrame
+    reliability: pd.DataFrame | None
+
+
+def evaluate_files(
+    model: Any,
+    files: PathName | Sequence[PathName],
+    *,
+    labels: LabelSource | None = None,
+    client: Client | None = None,
+    n_workers: int | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> Evaluation:
+    """Compare a model's classes or gates with the experts'.
+
+    Parameters
+    ----------
+    model : path or fitted estimator
+    files : path or sequence of paths
+    labels : LabelSource, optional
+        Default: ``obs[model.label_key]``, or the gates in ``obsm`` for a PolygonRegressor.
+    client, n_workers, progress
+        As for :func:`~fcm_estimators.cohort.read_files`.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    MissingKeyError
+        No labels.
+    """
+    from fcm_estimators.models import load_model
+
+    if isinstance(model, str | os.PathLike):
+        model = load_model(model)
+    adata = read_files(
+        files,
+        steps=model if model._states else (),
+        label=labels,
+        client=client,
+        n_workers=n_workers,
+        progress=progress,
+    )
+    if hasattr(model, "tree_"):
+        table = model.score_table(adata)
+        return Evaluation(table, summarize(table), None)
+    key = labels.key if labels is not None else model.label_key
+    if key not in adata.obs:
+        raise MissingKeyError(
+            f"The files have no labels obs[{key!r}]; there is {listed(adata.obs.columns)}."
+        )
+    model.annotate(adata)
+    truth = adata.obs[key].astype(object)
+    analysed = (~adata.obsm["reluformer_proba"].isna().any(axis=1)).to_numpy()
+    truth = truth.where(analysed)
+    table = classification_table(
+        truth,
+        adata.obs["reluformer"],
+        groups=adata.obs["sample"],
+        pos_label=model.pos_label_,
+        labels=model.classes_.tolist(),
+    )
+    reliability = reliability_table(
+        truth,
+        adata.obsm["reluformer_proba"],
+        groups=adata.obs["sample"],
+        pos_label=model.pos_label_,
+    )
+    return Evaluation(table, summarize(table), reliability)
+
+
+# -- explanation and gates ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Explain:
+    """Adds gradients and attention to one annotated file; runs in a worker."""
+
+    target: Any
+    gate: str | None
+    mode: Literal["own", "set", "context"] | None
+    units: Literal["layer", "sd"]
+    layer: int
+
+    def __call__(self, model: Any, adata: AnnData, path: Path) -> dict[str, Any]:
+        from explainers import AttentionExplainer, GradientExplainer
+
+        # Of a regressor, how many cells the gate takes in.
+        wanted: dict[str, Any] = {"target": self.target}
+        if self.gate is not None:
+            wanted = {"gate": self.gate, "size": True}
+        gradient = GradientExplainer(model, mode=self.mode, units=self.units, **wanted)
+        gradient.explain(adata)
+        attention = AttentionExplainer(model, layer=self.layer, gate=self.gate)
+        attention.explain(adata)
+        population = "reluformer" if self.gate is None else "predicted"
+        if self.gate is not None:
+            inside = adata.obsm["predicted_gates_membership"][self.gate].fillna(False)
+            adata.obs[population] = pd.Categorical(np.where(inside, self.gate, "outside"))
+        table = gradient.summary(adata, population)
+        with appearing(path.with_name(f"{path.name}.gradient.csv")) as temporary:
+            table.to_csv(temporary, index=False)
+        strongest = adata.obs["gradient_marker"].dropna()
+        heads = adata.obs["attention_head"].value_counts()
+        return {
+            "strongest_marker": str(strongest.mode().iloc[0]) if len(strongest) else "",
+            **{f"n_{name}": int(n) for name, n in heads.sort_index().items()},
+        }
+
+
+def explain_files(
+    model: Any,
+    files: PathName | Sequence[PathName],
+    out: PathName,
+    *,
+    target: Any = None,
+    gate: str | None = None,
+    mode: Literal["own", "set", "context"] | None = None,
+    units: Literal["layer", "sd"] = "sd",
+    layer: int = -1,
+    **options: Any,
+) -> pd.DataFrame:
+    """Annotate files and add gradients, assigned heads and received attention.
+
+    Parameters
+    ----------
+    model, files, out
+        As for :func:`~fcm_estimators.cohort.annotate_files`.
+    target : label, optional
+        Class to explain. Default: the positive one.
+    gate : str, optional
+        Gate to explain, of a PolygonRegressor: the number of cells that it takes in.
+    mode, units
+        As in :class:`explainers.GradientExplainer`; here per SD of the marker by default.
+    layer : int, default -1
+        Layer whose attention is shown.
+    **options
+        Of ``annotate_files``.
+
+    Returns
+    -------
+    DataFrame
+        That of ``annotate_files``, with ``strongest_marker`` (most frequent) and ``n_head0``, ...,
+        ``n_none``; beside each result ``{name}.gradient.csv``, the mean gradient per class.
+    """
+    also = _Explain(target, gate, mode, units, layer)
+    return annotate_files(model, files, out, also=also, **options)
+
+
+@dataclass(frozen=True)
+class _WriteGates:
+    """Writes the predicted gates of one file as Gating-ML; runs in a worker."""
+
+    def __call__(self, model: Any, adata: AnnData, path: Path) -> dict[str, Any]:
+        trees = model.predict_gates(adata)
+        written = []
+        for sample, tree in trees.items():
+            name = path.name if len(trees) == 1 else f"{path.name}.{sample}"
+            target = path.with_name(f"{name}.xml")
+            with appearing(target) as temporary:
+                tree.to_gatingml(temporary, channels=adata if "channel" in adata.var else None)
+            written.append(target.name)
+        return {"gatingml": " ".join(written)}
+
+
+def gate_files(
+    model: Any, files: PathName | Sequence[PathName], out: PathName, **options: Any
+) -> pd.DataFrame:
+    """Predict the gates of files and write each sample's as Gating-ML, for FlowJo.
+
+    Parameters
+    ----------
+    model : path or fitted PolygonRegressor
+    files, out
+        As for :func:`~fcm_estimators.cohort.annotate_files`.
+    **options
+        Of ``annotate_files``.
+
+    Returns
+    -------
+    DataFrame
+        That of ``annotate_files``, with ``gatingml``, the file beside each result.
+
+    Raises
+    ------
+    InvalidInputError
+        The model is a classifier.
+    """
+    from fcm_estimators.models import load_model
+
+    loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
+    if not hasattr(loaded, "predict_gates"):
+        raise InvalidInputError(
+            f"{type(loaded).__name__} predicts classes, no gates. Train one with "
+            'kind="gates", or annotate with this one.'
+        )
+    return annotate_files(model, files, out, also=_WriteGates(), **options)

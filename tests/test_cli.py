@@ -1,0 +1,332 @@
+"""The command line, as a newcomer, a script and a cluster job meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from fcm_estimators import read_fcs, write_fcs
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.cli import app
+from fcm_estimators.datasets import fetch_all494, simulate_cohort
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.models import load_model
+from fcm_estimators.preprocessing import Compensation
+from fcm_estimators.workflow import LabelSource, evaluate_files, standard_steps, train_model
+from tests.helpers import data_home
+
+ONE_PROCESS = ["--workers", "0"]
+
+
+@pytest.fixture(scope="module")
+def raw():
+    return simulate_cohort(6, 1200, random_state=2)
+
+
+@pytest.fixture(scope="module")
+def lab(raw, tmp_path_factory):
+    """FCS files, a table of gates for each, a Gating-ML file, whose sample is whose."""
+    lab = tmp_path_factory.mktemp("lab")
+    for name in ("fcs", "tables"):
+        (lab / name).mkdir()
+    samples = raw.obs["sample"].cat.categories
+    for sample in samples:
+        one = raw[raw.obs["sample"] == sample].copy()
+        write_fcs(one, lab / "fcs" / f"{sample}.fcs")
+        table = one.obsm["gates"].astype(int).assign(event=one.obs["event"])
+        table.to_csv(lab / "tables" / f"{sample}.csv", index=False)
+    tree = GatingTree.from_adata(raw, sample=samples[0])
+    drawn = GatingTree([tree[name] for name in ("syto", "singlets", "intact", "cd19")])
+    drawn.to_gatingml(lab / "gates.xml", channels=raw)
+    patient = [s.split("_")[0] for s in samples]
+    pd.DataFrame({"sample": samples, "patient": patient}).to_csv(lab / "patients.csv", index=False)
+    return lab
+
+
+@pytest.fixture(scope="module")
+def model(lab):
+    done = call(
+        "train", lab / "fcs", "-o", lab / "model", *labelled(lab), "--pos-label", "blast",
+        "--patients", lab / "patients.csv", "--max-epochs", 3, *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return lab / "model"
+
+
+def labelled(lab):
+    tables = ["--gates", lab / "tables", "--event-column", "event"]
+    return [*tables, "--class", "blast=blast", "--within", "intact"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_trained_model_is_that_of_the_python_api(lab, model, raw):
+    clf = load_model(model)
+    assert clf.classes_.tolist() == ["blast", "other"]
+    assert clf.pos_label_ == "blast"
+    assert clf.patient_key == "patient"
+    assert len(clf.history_) == len(pd.read_csv(model / "history.csv")) == 3
+    assert sorted(p.name for p in model.iterdir()) == [
+        "history.csv", "model.json", "model.safetensors",
+    ]  # fmt: skip
+    again = train_model(
+        lab / "fcs",
+        lab / "again",
+        labels=LabelSource(
+            gates=str(lab / "tables"),
+            classes={"blast": "blast"},
+            within="intact",
+            event_column="event",
+        ),
+        patients=dict(pd.read_csv(lab / "patients.csv").to_numpy()),
+        n_workers=0,
+        pos_label="blast",
+        max_epochs=3,
+    )
+    new = again.prepare(read_fcs(sorted((lab / "fcs").iterdir())[0]))
+    np.testing.assert_array_equal(again.predict_proba(new), clf.predict_proba(new))
+
+
+def test_annotate_prints_a_table_or_json_and_writes_files(lab, model, tmp_path):
+    done = call("annotate", model, lab / "fcs", "-o", tmp_path, "--json", *ONE_PROCESS)
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)
+    assert [row["status"] for row in rows] == ["done"] * 6
+    assert rows[0]["n_cells"] == 1200
+    assert rows[0]["n_qc_dead"] is None
+    written = ad.read_h5ad(rows[0]["output"])
+    assert (written.obs["reluformer"] == "blast").sum() == rows[0]["n_blast"]
+    again = call("annotate", model, lab / "fcs", "-o", tmp_path, *ONE_PROCESS)
+    assert again.exit_code == 0
+    assert again.stdout.count("kept") == 6
+    assert "patient1_d0" in again.stdout
+
+
+def test_denominator_comes_from_gates(lab, model, tmp_path):
+    done = call(
+        "annotate", model, lab / "fcs", "-o", tmp_path, "--gates", lab / "gates.xml",
+        "--denominator", "intact", "--limit-of-blank", 0.9, "--json", *ONE_PROCESS,
+    )  # fmt: skip
+    rows = json.loads(done.stdout)
+    assert {row["denominator_name"] for row in rows} == {"intact"}
+    assert all(0 < row["denominator"] < row["n_cells"] for row in rows)
+
+
+def test_explain_adds_gradients_and_heads(lab, model, tmp_path):
+    first = sorted((lab / "fcs").iterdir())[0]
+    done = call("explain", model, first, "-o", tmp_path, "--json", *ONE_PROCESS)
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    adata = ad.read_h5ad(row["output"])
+    heads = adata.obs["attention_head"].value_counts()
+    assert row["n_none"] == heads["none"]
+    assert row["strongest_marker"] in adata.var_names
+    table = pd.read_csv(tmp_path / f"{first.stem}.gradient.csv")
+    of_one = table[(table["population"] == table["population"][0]) & (table["marker"] == "CD10")]
+    cells = (adata.obs["reluformer"] == table["population"][0]).to_numpy()
+    mean = adata.layers["gradient"][cells, adata.var_names.get_loc("CD10")].mean()
+    assert of_one["mean"].item() == pytest.approx(mean, rel=1e-4)
+
+
+def test_gates_are_learnt_predicted_explained_and_exported(lab, raw, tmp_path):
+    done = call(
+        "train", lab / "fcs", "-o", tmp_path / "model", "--kind", "gates",
+        "--gates", lab / "gates.xml", "--max-epochs", 2, "--json", *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["gates"] == ["syto", "singlets", "intact", "cd19"]
+    first = sorted((lab / "fcs").iterdir())[0]
+    done = call("gate", tmp_path / "model", first, "-o", tmp_path / "out", "--json", *ONE_PROCESS)
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert row["gatingml"] == f"{first.stem}.xml"
+    tree = GatingTree.from_gatingml(tmp_path / "out" / row["gatingml"])
+    compensated = Compensation().fit_transform(read_fcs(first))
+    membership = ad.read_h5ad(row["output"]).obsm["predicted_gates_membership"]
+    for gate in membership:
+        assert row[f"n_{gate}"] == membership[gate].sum()
+        # An event on an edge may fall on the other side of it in the text of the file.
+        assert (tree.apply(compensated)[gate].to_numpy() != membership[gate].to_numpy()).sum() <= 2
+    done = call(
+        "explain", tmp_path / "model", first, "-o", tmp_path / "why", "--gate", "cd19",
+        "--json", *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = call(
+        "evaluate", tmp_path / "model", lab / "fcs", "--gates", lab / "gates.xml", *ONE_PROCESS
+    )
+    assert done.exit_code == 0, done.output
+    assert "singlets" in done.stdout
+    done = call("gate", lab / "model", first, "-o", tmp_path / "x", *ONE_PROCESS)
+    assert done.exit_code == 2
+
+
+def test_evaluate_compares_with_experts(lab, model):
+    done = call("evaluate", model, lab / "fcs", *labelled(lab), "--json", *ONE_PROCESS)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert set(found) == {"table", "summary", "reliability"}
+    source = LabelSource(
+        gates=str(lab / "tables"), classes={"blast": "blast"}, within="intact", event_column="event"
+    )
+    same = evaluate_files(model, lab / "fcs", labels=source, n_workers=0)
+    assert found["summary"]["f1_mean"] == pytest.approx(same.summary["f1_mean"])
+    shown = call("evaluate", model, lab / "fcs", *labelled(lab), *ONE_PROCESS)
+    assert "Reliability" in shown.stdout
+    assert "patient1_d0" in shown.stdout
+
+
+def test_failed_files_are_told_on_stderr_and_by_the_exit_status(lab, model, tmp_path):
+    (tmp_path / "broken.fcs").write_bytes(b"FCS3.1")
+    first = sorted((lab / "fcs").iterdir())[0]
+    done = call(
+        "annotate", model, first, tmp_path / "broken.fcs", "-o", tmp_path / "o", *ONE_PROCESS
+    )
+    assert done.exit_code == 1
+    assert "1 of 2 files failed" in done.stderr
+    assert "done" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["annotate", "nowhere", "FCS", "-o", "OUT"], "No model"),
+        (["annotate", "MODEL", "nothing.fcs", "-o", "OUT"], "does not exist"),
+        (["train", "FCS", "-o", "OUT", "--class", "blast"], "GATE=LABEL"),
+        (["train", "FCS", "-o", "OUT"], "no labels"),
+        (["train", "FCS", "-o", "OUT", "--kind", "forest"], "classifier"),
+        (["train", "FCS", "-o", "OUT", "--kind", "gates"], "tree"),
+        (["train", "FCS", "-o", "OUT", "--patients", "FCS"], "CSV"),
+        (["train", "FCS", "-o", "OUT", "--transform", "log"], "logicle"),
+        (["explain", "MODEL", "FCS", "-o", "OUT", "--scheduler", "tcp://127.0.0.1:1"], "scheduler"),
+        (["annotate"], "Missing argument"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(lab, model, tmp_path, arguments, said, monkeypatch):
+    if "--scheduler" in arguments:
+        distributed = pytest.importorskip("distributed")
+
+        def refuse(*args, **kwargs):
+            raise OSError("refused")
+
+        monkeypatch.setattr(distributed, "Client", refuse)
+    places = {"FCS": lab / "fcs", "MODEL": model, "OUT": tmp_path / "out"}
+    given = [places.get(a, a) for a in arguments]
+    done = call(*given, *(["--workers", "0"] if len(given) > 1 else []))
+    assert done.exit_code == 2, done.output
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.output
+
+
+def test_interrupted_training_goes_on_only_when_asked(lab, model, tmp_path):
+    (tmp_path / "out" / "training").mkdir(parents=True)
+    arguments = ["train", lab / "fcs", "-o", tmp_path / "out", *labelled(lab), *ONE_PROCESS]
+    arguments += ["--max-epochs", 3, "--pos-label", "blast", "--patients", lab / "patients.csv"]
+    refused = call(*arguments)
+    assert refused.exit_code == 2
+    assert "--resume" in refused.stderr
+    resumed = call(*arguments, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        model / "model.safetensors"
+    ).read_bytes()
+
+
+def test_every_command_has_help_and_the_version_is_told():
+    assert call("--version").stdout.startswith("fcm-estimators ")
+    for command in ("demo", "train", "annotate", "explain", "gate", "evaluate"):
+        done = call(command, "--help")
+        assert done.exit_code == 0
+        assert "Usage" in done.stdout
+
+
+def test_a_pipe_gets_the_result_and_nothing_else(lab, model, tmp_path):
+    first = sorted((lab / "fcs").iterdir())[0]
+    fcm = Path(sys.executable).with_name("fcm")
+    done = subprocess.run(
+        [fcm, "annotate", model, first, "-o", tmp_path, "--json", "--workers", "0"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert json.loads(done.stdout)[0]["status"] == "done"
+    assert done.stderr == ""
+
+
+# -- what commands are made of ------------------------------------------------------------------
+
+
+def test_standard_steps_suit_the_kind_of_data(raw):
+    def names(adata, **options):
+        return [type(step).__name__ for step in standard_steps(adata, **options)]
+
+    assert names(raw) == ["Compensation", "LogicleTransform", "LinearTransform"]
+    assert names(raw, compensate=False, transform="none") == []
+    assert names(raw, transform="arcsinh") == [
+        "Compensation",
+        "ArcsinhTransform",
+        "LinearTransform",
+    ]
+    mass = raw.copy()
+    mass.var["kind"] = "mass"
+    (step,) = standard_steps(mass)
+    assert step.cofactor == 5
+    done = standard_steps(raw)[0].fit_transform(raw)
+    assert names(done) == ["LogicleTransform", "LinearTransform"]
+    logicle = standard_steps(done)[0].fit_transform(done)
+    assert names(logicle) == []
+    with pytest.raises(InvalidInputError, match="log"):
+        standard_steps(raw, transform="log")
+
+
+def test_labels_from_drawn_gates_are_those_of_the_tables(lab, raw):
+    one = raw[raw.obs["sample"] == raw.obs["sample"].cat.categories[0]].copy()
+    expected = one.obsm["gates"]
+    labels = LabelSource(gates=str(lab / "gates.xml"), classes={"cd19": "B"}, within="intact")
+    labels(one)
+    for gate in ("syto", "cd19"):
+        np.testing.assert_array_equal(one.obsm["gates"][gate], expected[gate])
+    assert (one.obs["cell_type"] == "B").sum() == expected["cd19"].sum()
+    missing = LabelSource(gates=str(lab / "fcs"))
+    with pytest.raises(MissingKeyError, match=r"patient1_d0\.csv"):
+        missing(one)
+
+
+@pytest.mark.real_data
+def test_workspaces_are_matched_by_the_name_of_the_file():
+    folder = data_home("flowjo_example")
+    adata = read_fcs(folder / "data_set_simple_line_100.fcs")
+    workspace = folder / "simple_poly_and_rect_v2_poly50.wsp"
+    labels = LabelSource(gates=str(workspace), classes={"poly1": "in"})
+    labels(adata)
+    assert (adata.obs["cell_type"] == "in").sum() == 50
+    with pytest.raises(MissingKeyError, match="data_set_simple_line_100"):
+        labels.tree("other")
+
+
+@pytest.mark.real_data
+def test_real_leukaemia_from_file_and_table(tmp_path):
+    folder = data_home("all494")
+    labels = ["--gates", folder / "494_labels.csv", "--class", "blast=blast", "--within", "intact"]
+    done = call(
+        "train", folder / "494.fcs", "-o", tmp_path / "model", *labels, "--event-column", "index",
+        "--pos-label", "blast", "--max-epochs", 2, *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = call("annotate", tmp_path / "model", folder / "494.fcs", "-o", tmp_path, "--json",
+                *ONE_PROCESS)  # fmt: skip
+    (row,) = json.loads(done.stdout)
+    expert = (fetch_all494().obs["cell_type"] == "blast").sum()
+    assert row["n_blast"] == pytest.approx(expert, rel=0.1)
