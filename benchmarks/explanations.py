@@ -39,13 +39,15 @@ LAYER = 0
 # Weight of the overlap of the heads in training, the estimators' parameter of that name.
 HEAD_DIVERSITY = 0.0
 N_HEADS = 4
+HIDDEN_DIM = 32
 # Folder for fitted models, None to keep none.
 MODELS = None
 
 
 def trained(name, seed, train, label_key, pos_label):
     """Fit with default parameters, or load what an earlier run kept in the folder ``--models``."""
-    path = None if MODELS is None else MODELS / f"{name}_{seed}_{HEAD_DIVERSITY:g}_{N_HEADS}"
+    kind = f"{name}_{seed}_{HEAD_DIVERSITY:g}_{N_HEADS}_{HIDDEN_DIM}"
+    path = None if MODELS is None else MODELS / kind
     if path is not None and path.exists():
         return ReluFormerClassifier.load(path)
     clf = ReluFormerClassifier(
@@ -54,6 +56,7 @@ def trained(name, seed, train, label_key, pos_label):
         pos_label=pos_label,
         head_diversity=HEAD_DIVERSITY,
         n_heads=N_HEADS,
+        hidden_dim=HIDDEN_DIM,
         random_state=seed,
     ).fit(train)
     if path is not None:
@@ -335,11 +338,13 @@ if __name__ == "__main__":
     parser.add_argument("--models", type=Path, help="keep fitted models here and use them again")
     parser.add_argument("--head-diversity", type=float, default=HEAD_DIVERSITY)
     parser.add_argument("--n-heads", type=int, default=N_HEADS)
+    parser.add_argument("--hidden-dim", type=int, default=HIDDEN_DIM)
     parser.add_argument("--data", choices=list(DATA), help="of the specialisation; default both")
     given = parser.parse_args()
     if given.data is not None:
         DATA = {given.data: DATA[given.data]}
-    MODELS, HEAD_DIVERSITY, N_HEADS = given.models, given.head_diversity, given.n_heads
+    MODELS, HEAD_DIVERSITY = given.models, given.head_diversity
+    N_HEADS, HIDDEN_DIM = given.n_heads, given.hidden_dim
     for name, part in parts.items():
         if given.what in (name, "all"):
             print(f"\n== {name}: {part.__doc__}", flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,7 +55,7 @@ def parsed_segments(path: Path, size: int) -> Iterator[tuple[int, flowio.FlowDat
         if step == 0:
             return
         # The standard counts from the start of this data set, some writers from the file's.
-        ahead = [o for o in (offset + step, step) if offset < o and _has_magic(path, o)]
+        ahead = [o for o in (offset + step, step) if offset < o < size and _has_magic(path, o)]
         if not ahead:
             raise FcsError(
                 f"{path.name}: $NEXTDATA promises another data set {step} bytes after byte "
@@ -95,9 +97,18 @@ def _check_header(path: Path, offset: int, size: int) -> None:
         )
 
 
+class _Bounded(io.BufferedReader):
+    """File that is never asked for more bytes than it has: a read sets them aside beforehand."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read at most what is left."""
+        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _parse_text(path: Path, offset: int) -> flowio.FlowData:
     try:
-        with path.open("rb") as handle:
+        with _Bounded(io.FileIO(path)) as handle:
             return flowio.FlowData(
                 handle, only_text=True, ignore_offset_discrepancy=True, nextdata_offset=offset
             )
@@ -120,10 +131,10 @@ def supplemental_text(
     stop = whole_number(path, "ENDSTEXT", keywords.get("ENDSTEXT", "0"))
     if start == 0 or stop <= start:
         return {}
-    if offset + stop >= size:
+    if start < 0 or offset + stop >= size:
         raise FcsError(
-            f"{path.name}: $ENDSTEXT is {stop}, but the file ends at byte {size - offset - 1}. It "
-            "is truncated or its offsets are wrong."
+            f"{path.name}: $BEGINSTEXT is {start} and $ENDSTEXT {stop}, but the file ends at byte "
+            f"{size - offset - 1}. It is truncated or its offsets are wrong."
         )
     with path.open("rb") as handle:
         handle.seek(offset + start)

@@ -582,8 +582,12 @@ class SetEstimator(BaseEstimator):
         self._reference = Reference.from_dict(self.markers_, fitted["reference"])
         self._states = {k: (str(v[0]), bool(v[1])) for k, v in fitted["states"].items()}
         self._restore_fitted_state(fitted)
-        module = self._make_module(len(self.markers_))
-        module.load_state_dict(tensors)
+        # A description may ask for a net of any size; only one that the weights fill is made.
+        if self.n_layers > len(tensors):
+            raise ValueError(f"{self.n_layers} layers, but only {len(tensors)} tensors")
+        with torch.device("meta"):
+            module = self._make_module(len(self.markers_))
+        module.load_state_dict(tensors, assign=True)
         self.net_ = self._make_net(module.eval(), nn.Identity(), patience=None)
 
 

@@ -47,7 +47,7 @@ def load_model(
     except (OSError, ValueError, AttributeError, RecursionError):
         pass  # the class's own load says what is wrong
     else:
-        if found not in known:
+        if not isinstance(found, str) or found not in known:
             raise ModelFormatError(
                 f"The model in {path} is of class {found!r}; this version knows {sorted(known)}. "
                 "Update the package, or copy the directory again."

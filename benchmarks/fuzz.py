@@ -1,0 +1,274 @@
+"""Damaged and hostile files: each is read or refused with an FcmError, soon and in little memory.
+
+Run ``python benchmarks/fuzz.py fcs`` (or ``model``, ``gates``, ``all``); ``--files`` says how many.
+Files are made of small valid ones by mutations that a seed decides. Whatever else happens than a
+result or an FcmError is printed with the seed, kept in ``--keep``, and makes the script fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import tracemalloc
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from fcm_estimators import FcmError, read_fcs, write_fcs
+from fcm_estimators.datasets import simulate_cohort
+
+# For one file: seconds, and bytes that Python and numpy may hold at once.
+SECONDS = 5
+BYTES = 256 << 20
+ADDRESS_SPACE = 8 << 30
+
+NASTY = [
+    b"", b" ", b"0", b"-1", b"1", b"7", b"99999999", b"9223372036854775807", b"1e308", b"nan",
+    b"inf", b"-0", b"0x10", b"1,2,3,4", b"4,3,2,1", b"1.5", b"65", b"\x00", b"\xff\xfe", b"A", b"F",
+    b"D", b"I", b"L", b"/", b"//", b"$", "\u00b5\u2028".encode(), b"%s%n", b"../../etc/passwd",
+]  # fmt: skip
+KEYWORDS = [
+    b"$TOT", b"$PAR", b"$NEXTDATA", b"$BEGINDATA", b"$ENDDATA", b"$BEGINSTEXT", b"$ENDSTEXT",
+    b"$BEGINANALYSIS", b"$ENDANALYSIS", b"$DATATYPE", b"$BYTEORD", b"$MODE", b"$P1B", b"$P2B",
+    b"$P1R", b"$P2R", b"$P1E", b"$P2E", b"$P1N", b"$P2N", b"$P1S", b"$P1G", b"$TIMESTEP",
+    b"$SPILLOVER", b"SPILL", b"$UNICODE", b"$CYT",
+]  # fmt: skip
+
+
+def seeds(folder):
+    """Small valid files of several kinds."""
+    raw = simulate_cohort(1, 60, random_state=0)
+    write_fcs(raw, folder / "float.fcs")
+    found = [(folder / "float.fcs").read_bytes(), integer_file(), integer_file(bits=(8, 32))]
+    return [*found, found[1].replace(b"FCS3.0", b"FCS2.0"), log_file()]
+
+
+def integer_file(bits=(16, 32), extra=()):
+    """Integer data in list mode."""
+    rng = np.random.default_rng(0)
+    text = {b"$MODE": b"L", b"$DATATYPE": b"I", b"$BYTEORD": b"4,3,2,1", b"$TOT": b"40"}
+    text |= {b"$PAR": b"2", b"$NEXTDATA": b"0"}
+    for i, n in enumerate(bits, 1):
+        text |= {b"$P%dB" % i: b"%d" % n, b"$P%dR" % i: b"1024", b"$P%dE" % i: b"0,0"}
+        text |= {b"$P%dN" % i: b"FL%d" % i}
+    text |= dict(extra)
+    data = b"".join(int(v).to_bytes(n // 8, "big") for v in rng.integers(0, 200, 40) for n in bits)
+    return assembled(text, data)
+
+
+def log_file():
+    return integer_file(extra={b"$P1E": b"4,1", b"$P2E": b"4,0", b"$P2R": b"1000"}.items())
+
+
+def assembled(text, data, delimiter=b"/"):
+    """File with HEADER, TEXT and DATA that agree."""
+    text = {**text, b"$BEGINDATA": b"%8d" % 0, b"$ENDDATA": b"%8d" % 0}
+    for _ in range(2):
+        body = delimiter + b"".join(k + delimiter + v + delimiter for k, v in text.items())
+        begin = 58 + len(body)
+        text[b"$BEGINDATA"], text[b"$ENDDATA"] = b"%8d" % begin, b"%8d" % (begin + len(data) - 1)
+    header = b"FCS3.0    " + b"%8d%8d%8d%8d%8d%8d" % (
+        58, 58 + len(body) - 1, begin, begin + len(data) - 1, 0, 0,
+    )  # fmt: skip
+    return header + body + data
+
+
+def mutated(content, rng):
+    """One to four mutations of a file's bytes."""
+    out = bytearray(content)
+    for _ in range(rng.integers(1, 5)):
+        kind = rng.integers(0, 9)
+        at = int(rng.integers(0, max(len(out), 1)))
+        if kind == 0 and out:
+            out[at] = rng.integers(0, 256)
+        elif kind == 1:
+            del out[at : at + int(rng.integers(1, 200))]
+        elif kind == 2:
+            out[at:at] = rng.bytes(int(rng.integers(1, 100)))
+        elif kind == 3:
+            field = 10 + 8 * int(rng.integers(0, 6))
+            value = int(rng.choice([-1, 0, 1, 57, 58, len(out), 10 * len(out), 99_999_999]))
+            out[field : field + 8] = (b"%8d" % value)[:8]
+        elif kind in (4, 5):
+            replace_value(out, bytes(rng.choice(np.array(KEYWORDS, dtype=object))), rng)
+        elif kind == 6:
+            del out[at:]
+        elif kind == 7:
+            out += out[: int(rng.integers(0, len(out) + 1))]
+        else:
+            out[at : at + 4] = struct.pack(">I", int(rng.integers(0, 2**32)))
+    return bytes(out)
+
+
+def replace_value(out, keyword, rng):
+    """Another value of a keyword, or the keyword once more."""
+    nasty = NASTY[int(rng.integers(0, len(NASTY)))]
+    start = out.find(keyword + b"/")
+    if start < 0:
+        out[58:58] = b"/" + keyword + b"/" + nasty
+        return
+    begin = start + len(keyword) + 1
+    end = out.find(b"/", begin)
+    out[begin : end if end > 0 else begin] = nasty
+
+
+def fuzz_fcs(n_files, folder, rng):
+    originals = seeds(folder)
+    for content in originals:
+        path = folder / "valid.fcs"
+        path.write_bytes(content)
+        read_fcs(path)
+    for i in range(n_files):
+        content = mutated(originals[i % len(originals)], rng)
+        path = folder / "mutated.fcs"
+        path.write_bytes(content)
+        yield path, lambda path=path: read_fcs(path)
+
+
+def fuzz_model(n_files, folder, rng):
+    from fcm_estimators import ReluFormerClassifier
+    from fcm_estimators.models import load_model
+
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    adata = ad.AnnData(x, obs=pd.DataFrame({"y": np.where(x[:, 0] > 0, "a", "b")}))
+    clf = ReluFormerClassifier(
+        label_key="y", max_epochs=1, steps_per_epoch=1, hidden_dim=8, n_layers=1
+    )
+    clf.fit(adata).save(folder / "model")
+    original = {p.name: p.read_bytes() for p in (folder / "model").iterdir()}
+    target = folder / "mutated"
+    for _ in range(n_files):
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for name, content in original.items():
+            (target / name).write_bytes(content)
+        if rng.random() < 0.3:
+            name = str(rng.choice(list(original)))
+            (target / name).write_bytes(mutated(original[name], rng))
+        else:
+            described = json.loads(original["model.json"])
+            twist(described, rng)
+            (target / "model.json").write_text(json.dumps(described))
+        yield target, lambda: load_model(target)
+
+
+def twist(value, rng):
+    """Replace something inside of a JSON value."""
+    odd = [None, -1, 10**30, 1e308, "", "x" * 1000, [], {}, True, [[]], {"pairs": 3}, "../../x"]
+    while True:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        if not keys:
+            return
+        key = keys[int(rng.integers(0, len(keys)))]
+        if isinstance(value[key], dict | list) and value[key] and rng.random() < 0.8:
+            value = value[key]
+            continue
+        value[key] = odd[int(rng.integers(0, len(odd)))]
+        return
+
+
+def fuzz_gates(n_files, folder, rng):
+    from fcm_estimators.gating import GatingTree
+
+    raw = simulate_cohort(1, 200, random_state=0)
+    tree = GatingTree.from_adata(raw, sample="patient1_d0")
+    tree.to_gatingml(folder / "valid.xml", channels=raw)
+    originals = [(".xml", (folder / "valid.xml").read_bytes())]
+    home = os.environ.get("FCM_DATA_HOME")
+    for path in sorted(Path(home).rglob("*.wsp")) if home else ():
+        originals.append((".wsp", path.read_bytes()))
+    words = [b"-1", b"nan", b"1e308", b"", b"<x/>", b"&a;", b"0", b"gating:", b"../../etc/passwd"]
+    for i in range(n_files):
+        ending, original = originals[i % len(originals)]
+        content = bytearray(original)
+        for _ in range(rng.integers(1, 4)):
+            quotes = [k for k, c in enumerate(content) if c == 34]
+            if rng.random() < 0.2 or len(quotes) < 2:
+                content = bytearray(mutated(bytes(content), rng))
+                continue
+            at = int(rng.integers(0, len(quotes) - 1))
+            content[quotes[at] + 1 : quotes[at + 1]] = words[int(rng.integers(0, len(words)))]
+        path = folder / f"mutated{ending}"
+        path.write_bytes(bytes(content))
+        read = GatingTree.from_gatingml if ending == ".xml" else GatingTree.from_flowjo
+        yield path, lambda path=path, read=read: read(path)
+
+
+def run(name, cases, keep):
+    """Outcomes of all cases; those that are none are told and kept."""
+    outcomes, slowest, largest = Counter(), 0.0, 0
+    tracemalloc.start()
+    for i, (path, action) in enumerate(cases):
+        tracemalloc.reset_peak()
+        held = tracemalloc.get_traced_memory()[0]
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        started = time.perf_counter()
+        try:
+            action()
+            outcome = "read"
+        except FcmError:
+            outcome = "refused"
+        except BaseException as error:  # noqa: BLE001 - what this script looks for
+            outcome = f"{type(error).__name__}: {error}"[:200]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1] - held
+        slowest, largest = max(slowest, seconds), max(largest, peak)
+        if peak > BYTES:
+            outcome = f"{peak / 2**20:.0f} MiB"
+        outcomes[outcome] += 1
+        if outcome not in ("read", "refused"):
+            print(f"{name} {i}: {outcome}", flush=True)
+            if keep is not None:
+                copy = shutil.copytree if path.is_dir() else shutil.copy
+                copy(path, keep / f"{name}_{i}_{path.name}")
+    tracemalloc.stop()
+    print(
+        f"{name}: {outcomes['read']:,} read, {outcomes['refused']:,} refused with an FcmError, "
+        f"{sum(outcomes.values()) - outcomes['read'] - outcomes['refused']:,} else; slowest "
+        f"{1000 * slowest:.0f} ms, largest {largest / 2**20:.1f} MiB"
+    )
+    return sum(outcomes.values()) == outcomes["read"] + outcomes["refused"]
+
+
+def main():
+    kinds = {"fcs": (fuzz_fcs, 20_000), "model": (fuzz_model, 2_000), "gates": (fuzz_gates, 1_000)}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=[*kinds, "all"])
+    parser.add_argument("--files", type=int, help="default: 20,000 FCS, 2,000 models, 1,000 gates")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="keep what was neither read nor refused here")
+    given = parser.parse_args()
+    if given.keep is not None:
+        given.keep.mkdir(parents=True, exist_ok=True)
+
+    def too_long(*_):
+        raise TimeoutError(f"longer than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    warnings.simplefilter("ignore")
+    good = True
+    for name, (make, n_files) in kinds.items():
+        if given.what in (name, "all"):
+            with tempfile.TemporaryDirectory() as folder:
+                rng = np.random.default_rng(given.seed)
+                cases = make(given.files or n_files, Path(folder), rng)
+                good &= run(name, cases, given.keep)
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
