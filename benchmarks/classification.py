@@ -17,7 +17,12 @@ from sklearn.metrics import f1_score
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
-from fcm_estimators.metrics import classification_table, mrd_error, summarize
+from fcm_estimators.metrics import (
+    classification_table,
+    mrd_error,
+    reliability_table,
+    summarize,
+)
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,
     Compensation,
@@ -224,12 +229,47 @@ def simulated(seeds):
     print(mean.to_string(float_format="{:.2g}".format))
 
 
+def calibration(seeds):
+    """Whether probabilities hold on unseen patients and batches, with and without temperature."""
+    cytof = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
+    second = (cytof.obs["batch"] == "batch2").to_numpy()
+    marrow = simulate_cohort(40, 5_000, random_state=200)
+    for step in (Compensation(), LogicleTransform(), LinearTransform()):
+        marrow = step.fit_transform(marrow)
+    patients = list(pd.unique(marrow.obs["patient"]))
+    unseen = marrow.obs["patient"].isin(patients[:3]).to_numpy()
+    data = {
+        "CyTOF, the other batch": (cytof, second, {}),
+        "simulated, other patients": (marrow, unseen, {"patient_key": "patient"}),
+    }
+    for name, (cohort, test_rows, keys) in data.items():
+        train, test = cohort[~test_rows].copy(), cohort[test_rows].copy()
+        for seed in seeds:
+            clf = ReluFormerClassifier(
+                sample_key="sample", label_key="cell_type", random_state=seed, **keys
+            ).fit(train)
+            logits = np.log(np.clip(clf.predict_proba(test), 1e-30, None)) * clf.temperature_
+            plain = np.exp(logits - logits.max(1, keepdims=True))
+            plain /= plain.sum(1, keepdims=True)
+            errors = {}
+            for kind, shares in (("plain", plain), ("calibrated", clf.predict_proba(test))):
+                frame = pd.DataFrame(shares, columns=clf.classes_)
+                table = reliability_table(
+                    test.obs["cell_type"], frame, groups=test.obs["sample"].to_numpy()
+                )
+                errors[f"error_{kind}"] = table.attrs["expected_calibration_error"]
+            show([{"data": name, "seed": seed, "temperature": clf.temperature_, **errors}])
+        print(table.round(3).to_string())
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["multicenter", "all494", "simulated", "all"])
+    parser.add_argument(
+        "what", choices=["multicenter", "all494", "simulated", "calibration", "all"]
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
-    for part in (multicenter, all494, simulated):
+    for part in (multicenter, all494, simulated, calibration):
         if given.what in (part.__name__, "all"):
             print(f"\n== {part.__name__}: {part.__doc__}", flush=True)
             part(given.seeds)

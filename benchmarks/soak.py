@@ -1,7 +1,7 @@
 """Two hundred samples trained on, annotated and explained in one process: does memory stay flat?
 
-Run ``python benchmarks/soak.py``. Every sample is new; every tenth time a model is trained anew. The
-script fails if the mean resident memory of the last quarter is more than 5 % above that of the
+Run ``python benchmarks/soak.py``. Every sample is new; every tenth time a model is trained anew.
+The script fails if the mean resident memory of the last quarter is more than 5 % above that of the
 second.
 """
 

@@ -1,23 +1,31 @@
+from . import cohort as cohort
 from . import datasets as datasets
 from . import gating as gating
 from . import labels as labels
 from . import metrics as metrics
 from . import preprocessing as preprocessing
+from . import quality as quality
+from . import workflow as workflow
 from ._exceptions import FcmError as FcmError
 from .classifier import ReluFormerClassifier as ReluFormerClassifier
 from .io import read_fcs as read_fcs
 from .io import write_fcs as write_fcs
+from .models import load_model as load_model
 from .polygon_regressor import PolygonRegressor as PolygonRegressor
 
 __all__ = [
     "FcmError",
     "PolygonRegressor",
     "ReluFormerClassifier",
+    "cohort",
     "datasets",
     "gating",
     "labels",
+    "load_model",
     "metrics",
     "preprocessing",
+    "quality",
     "read_fcs",
+    "workflow",
     "write_fcs",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -99,3 +100,34 @@ def test_readme_examples_run_as_they_stand(tmp_path, monkeypatch, capsys):
     assert {"attention_head", "gradient_norm"} <= set(trial.obs)
     exec(compile(own_code, "large-samples.md", "exec"), names)
     assert names["logits"].shape == (300_000, 2)
+
+
+def test_page_on_many_files_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    from fcm_estimators import write_fcs
+    from fcm_estimators.datasets import simulate_cohort
+    from fcm_estimators.models import load_model
+    from fcm_estimators.workflow import train_model
+
+    monkeypatch.chdir(tmp_path)
+    raw = simulate_cohort(3, 800, random_state=0)
+    for folder in ("training", "new_files", "tables"):
+        (tmp_path / folder).mkdir()
+    for i, sample in enumerate(raw.obs["sample"].cat.categories):
+        one = raw[raw.obs["sample"] == sample].copy()
+        write_fcs(one, tmp_path / ("new_files" if i == 2 else "training") / f"{sample}.fcs")
+        table = one.obsm["gates"].astype(int).assign(event=one.obs["event"])
+        table.to_csv(tmp_path / "tables" / f"{sample}.csv", index=False)
+    monkeypatch.setattr(
+        "fcm_estimators.workflow.train_model", functools.partial(train_model, max_epochs=1)
+    )
+    page = (ROOT / "docs" / "many-files.md").read_text()
+    files, quality, distance = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    names = {"file": next((tmp_path / "new_files").iterdir())}
+    exec(compile(files, "many-files.md", "exec"), names)
+    assert names["table"]["status"].tolist() == ["done"]
+    exec(compile(quality, "many-files.md", "exec"), names)
+    assert "n_qc_margin" in capsys.readouterr().out
+    names["clf"] = load_model("model")
+    names["adata"] = names["clf"].prepare(names["adata"])
+    exec(compile(distance, "many-files.md", "exec"), names)
+    assert "distance" in capsys.readouterr().out
