@@ -169,7 +169,7 @@ def train(
             "markers": None if markers is None else [m.strip() for m in markers.split(",")],
         }
         params |= {k: v for k, v in optional.items() if v is not None}
-        with _progress("Reading") as progress:
+        with _progress("Reading", files) as progress:
             model = train_model(
                 files,
                 out,
@@ -221,7 +221,7 @@ def annotate(
     with _errors():
         from fcm_estimators.cohort import annotate_files
 
-        with _client(scheduler) as client, _progress("Annotating") as progress:
+        with _client(scheduler) as client, _progress("Annotating", files) as progress:
             table = annotate_files(
                 model,
                 files,
@@ -260,7 +260,7 @@ def explain(
     with _errors():
         from fcm_estimators.workflow import explain_files
 
-        with _client(scheduler) as client, _progress("Explaining") as progress:
+        with _client(scheduler) as client, _progress("Explaining", files) as progress:
             table = explain_files(
                 model,
                 files,
@@ -292,7 +292,7 @@ def gate(
     with _errors():
         from fcm_estimators.workflow import gate_files
 
-        with _client(scheduler) as client, _progress("Gating") as progress:
+        with _client(scheduler) as client, _progress("Gating", files) as progress:
             table = gate_files(
                 model,
                 files,
@@ -323,7 +323,7 @@ def evaluate(
 
         from fcm_estimators.workflow import evaluate_files
 
-        with _progress("Reading") as progress:
+        with _progress("Reading", files) as progress:
             found = evaluate_files(
                 model,
                 files,
@@ -366,22 +366,26 @@ def _errors() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+def _progress(what: str, files: list[Path]) -> Iterator[Callable[[dict[str, Any]], None] | None]:
     """Bar over files on a terminal, nothing in a pipe."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), what, "{task.description}", MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task("", total=None)
+    from fcm_estimators.cohort import list_files
+
+    n_files = len(list_files(files))
+    columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), "{task.description}")
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=n_files)
 
         def advance(row: dict[str, Any]) -> None:
             bar.update(task, advance=1, description=Path(str(row["file"])).name)
+            if bar.finished:
+                # What comes next, such as training, has a bar of its own.
+                bar.stop()
 
         yield advance
 
@@ -456,11 +460,7 @@ def _print_files(table: pd.DataFrame, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(_jsonable(table), indent=1))
     else:
-        aside = ("n_qc", "n_positive", "n_outside")
-        counts = [c for c in table if str(c).startswith("n_") and not str(c).startswith(aside)]
-        wanted = ["sample", "status", *counts[:8], "fraction", "ci_low", "ci_high", "mrd_status"]
-        wanted += ["n_qc_any", "farthest_marker", "distance", "strongest_marker", "gatingml"]
-        _print_table(table[[c for c in wanted if c in table]].round(5), "")
+        _print_table(_shown(table), "")
         for warning in dict.fromkeys(w for w in table["warning"] if w):
             typer.secho(f"Warning: {warning}", fg="yellow", err=True)
     for row in failed.to_dict("records"):
@@ -470,6 +470,28 @@ def _print_files(table: pd.DataFrame, as_json: bool) -> None:
     if len(failed):
         typer.secho(f"{len(failed)} of {len(table)} files failed.", fg="red", err=True)
         raise typer.Exit(1)
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """What fits on a screen of a table of files."""
+    aside = ("n_qc", "n_positive", "n_outside")
+    counts = [c for c in table if str(c).startswith("n_") and not str(c).startswith(aside)]
+    wanted = ["sample", "status", *counts[:8]]
+    found = table[[c for c in wanted if c in table]].rename(columns=lambda c: c.removeprefix("n_"))
+    if "fraction" in table:
+        found["fraction"] = table["fraction"].map("{:.2g}".format, na_action="ignore")
+        low, high = (
+            table[c].map("{:.2g}".format, na_action="ignore") for c in ("ci_low", "ci_high")
+        )
+        found["95 % interval"] = low + "-" + high
+        found["MRD"] = table["mrd_status"]
+    if "n_qc_any" in table:
+        found["flagged"] = table["n_qc_any"]
+    if "distance" in table:
+        distance = table["distance"].map("{:.1f} SD".format, na_action="ignore")
+        found["farthest"] = table["farthest_marker"] + " " + distance
+    others = [c for c in ("strongest_marker", "gatingml") if c in table]
+    return found.join(table[others])
 
 
 def _print_record(record: dict[str, Any], as_json: bool) -> None:
@@ -485,16 +507,19 @@ def _print_record(record: dict[str, Any], as_json: bool) -> None:
 def _print_table(table: pd.DataFrame, title: str) -> None:
     import pandas as pd
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
-    # In a pipe nothing is cut off.
-    console = Console(width=None if sys.stdout.isatty() else 10_000)
+    console = Console()
     shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for name in table:
-        shown.add_column(str(name), overflow="fold")
+        shown.add_column(str(name), no_wrap=True)
     for row in table.itertuples(index=False):
         shown.add_row(*("" if pd.isna(value) else str(value) for value in row))
-    console.print(shown)
+    # Too narrow a terminal wraps lines; nothing is cut off.
+    needed = Measurement.get(console, console.options.update(width=10_000), shown).maximum
+    console.width = max(console.width, needed)
+    console.print(shown, soft_wrap=True)
 
 
 def _jsonable(table: pd.DataFrame | pd.Series) -> Any:

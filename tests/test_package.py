@@ -126,7 +126,7 @@ def test_page_on_many_files_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     exec(compile(files, "many-files.md", "exec"), names)
     assert names["table"]["status"].tolist() == ["done"]
     exec(compile(quality, "many-files.md", "exec"), names)
-    assert "n_qc_margin" in capsys.readouterr().out
+    assert "n_qc_any" in capsys.readouterr().out
     names["clf"] = load_model("model")
     names["adata"] = names["clf"].prepare(names["adata"])
     exec(compile(distance, "many-files.md", "exec"), names)
