@@ -586,8 +586,12 @@ class SetEstimator(BaseEstimator):
         if self.n_layers > len(tensors):
             raise ValueError(f"{self.n_layers} layers, but only {len(tensors)} tensors")
         with torch.device("meta"):
-            module = self._make_module(len(self.markers_))
-        module.load_state_dict(tensors, assign=True)
+            wanted = self._make_module(len(self.markers_)).state_dict()
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        if found != {name: tensor.shape for name, tensor in wanted.items()}:
+            raise ValueError("the weights are those of another net")
+        module = self._make_module(len(self.markers_))
+        module.load_state_dict(tensors)
         self.net_ = self._make_net(module.eval(), nn.Identity(), patience=None)
 
 

@@ -152,7 +152,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         classes, where the most probable class is predicted.
     temperature_ : float
         By what the logits were divided, in the last layer, so that the probabilities suit the
-        held-out patients' cells (least cross-entropy, within 0.5 to 10); 1 without such patients.
+        held-out patients' cells; 1 unless these samples show by more than the standard error that
+        another has less cross-entropy.
     pos_label_ : label or None
         Positive class of a binary problem.
     markers_ : list of str

@@ -251,13 +251,25 @@ def test_temperature_is_recovered(factor):
     logits = rng.normal(size=(40_000, 3)) * 2
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     codes = (rng.random((len(logits), 1)) > shares.cumsum(1)).sum(1)
-    sample = np.repeat([0, 1], [10_000, 30_000])
-    assert best_temperature(logits * factor, codes, sample) == pytest.approx(factor, rel=0.03)
+    sample = np.repeat(np.arange(5), [4_000, 16_000, 5_000, 5_000, 10_000])
+    assert best_temperature(logits * factor, codes, sample) == pytest.approx(factor, rel=0.06)
 
 
 def test_a_few_separable_cells_do_not_make_probabilities_extreme():
     logits = np.array([[3.0, -3], [-3, 3]])
-    assert best_temperature(logits, np.array([0, 1]), np.zeros(2)) == pytest.approx(0.5, rel=1e-3)
+    assert best_temperature(logits, np.array([0, 1]), np.arange(2)) == pytest.approx(0.5)
+
+
+def test_one_hard_sample_among_few_shows_nothing():
+    rng = np.random.default_rng(0)
+    logits = 6 * rng.choice([-1.0, 1.0], (4000, 1)) * np.array([[1.0, -1.0]])
+    codes = (logits[:, 0] < 0).astype(int)
+    sample = np.repeat(np.arange(4), 1000)
+    codes[:300] = 1 - codes[:300]  # nearly a third of the first sample is wrong, with confidence
+    assert best_temperature(logits[:1000], codes[:1000], sample[:1000]) == 1
+    alone = best_temperature(logits[:1000], codes[:1000], np.arange(1000) % 2)
+    assert alone > 3
+    assert best_temperature(logits, codes, sample) < 0.5 * alone
 
 
 def test_probabilities_are_calibrated_and_decisions_stay(fitted, tmp_path):
