@@ -113,6 +113,8 @@ def failed_row(path: Path, name: str, error: str) -> dict[str, Any]:
 def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, Any]]:
     model = cached_model(job.model, job.model_checksum)
     adata = read_file(path, name=name)
+    if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
+        adata.obs[model.sample_key] = adata.obs["sample"]
     try:
         flag_quality(adata, key_added=_QUALITY_KEY)
         quality = quality_table(adata, key=_QUALITY_KEY)
@@ -132,8 +134,11 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, 
     extra = {} if job.also is None else job.also(model, ready, output.with_suffix(""))
     rows = []
     for sample in ready.obs["sample"].unique():
-        place = sample if model.sample_key is not None else distances.index[0][0]
-        of_sample = distances.loc[place]
+        inside = (ready.obs["sample"] == sample).to_numpy()
+        key = model.sample_key
+        of_sample = distances.loc[
+            distances.index[0][0] if key is None else ready.obs[key][inside].iloc[0]
+        ]
         rows.append(
             {
                 "file": str(path),
@@ -142,7 +147,7 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, 
                 "status": "done",
                 "error": "",
                 "warning": said,
-                "n_cells": int((ready.obs["sample"] == sample).sum()),
+                "n_cells": int(inside.sum()),
                 **_plain(results.loc[sample]),
                 **_plain(quality.loc[sample].drop("n_cells")),
                 "farthest_marker": str(of_sample.idxmax()),

@@ -130,7 +130,7 @@ def read_files(
         )
     adata = joined([part for part in parts if part is not None])
     adata.uns["cohort"] = {
-        "file": np.array([str(p) for p in paths], dtype=object),
+        "file": np.array([p.name for p in paths], dtype=object),
         "n_cells": np.array([0 if part is None else part.n_obs for part in parts]),
         "error": np.array(errors, dtype=object),
     }
@@ -203,7 +203,8 @@ def annotate_files(
         Keep results of an earlier run whose input, model, gates and settings have the same
         checksums, and which are whole.
     client : dask.distributed.Client, optional
-        Cluster to use, which must see all paths. Default: processes on this machine.
+        Cluster to use, which must see all paths; its workers should have one thread each.
+        Default: processes on this machine.
     n_workers : int, optional
         Processes where no client is given; 0 works in this one. Default: one per core.
     progress : callable, optional

@@ -371,3 +371,14 @@ def test_one_file_of_any_kind(folder, raw, tmp_path):
     (tmp_path / "table.csv").write_text("a")
     with pytest.raises(InvalidInputError, match="ends in none"):
         read_file(tmp_path / "table.csv")
+
+
+def test_a_model_may_call_its_samples_otherwise(folder, raw, serial, tmp_path):
+    train = make_pipeline(*steps()).fit_transform(raw)
+    train.obs["tube"] = train.obs["sample"]
+    clf = ReluFormerClassifier(
+        sample_key="tube", label_key="cell_type", pos_label="blast", **QUICK
+    ).fit(train)
+    table = annotate_files(clf, folder / "in", tmp_path, n_workers=0)
+    for column in ("n_blast", "distance", "farthest_marker"):
+        assert table[column].tolist() == serial[column].tolist()

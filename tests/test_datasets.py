@@ -537,3 +537,16 @@ def test_chosen_cytof_samples_come_in_the_asked_order_and_survive_saving(tmp_pat
     again = ad.read_h5ad(tmp_path / "cytof.h5ad")
     np.testing.assert_array_equal(again.X, adata.X)
     assert (again.var["note"] == adata.var["note"]).all()
+
+
+def test_coordinates_from_the_table_are_those_of_the_function():
+    from fcm_estimators.datasets import _expert_gates as gates
+
+    rng = np.random.default_rng(0)
+    events = np.concatenate(
+        [rng.uniform(-50_000, 262_143, 100_000), rng.normal(0, 100, 100_000), [0, 262_143]]
+    ).astype(np.float32)
+    exact = gates.LOGICLE.transform(events)
+    np.testing.assert_allclose(gates._looked_up(events, gates.LOGICLE), exact, rtol=0, atol=1e-9)
+    scatter = gates._looked_up(events, gates.LINEAR)
+    np.testing.assert_array_equal(scatter, gates.LINEAR.transform(events))

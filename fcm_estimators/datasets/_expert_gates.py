@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pandas as pd
 from flowutils.gating import points_in_polygon
@@ -39,6 +41,10 @@ _TAIL = 0.01
 _DIM_BLASTS = 0.005
 _LARGEST_ADAPTATION = 0.08
 _ALL = slice(None)
+# Of the table of coordinates: its ends are beyond all events that a detector reports.
+_TABLE_COFACTOR = 500.0
+_TABLE_ENDS = (-8.0, 8.0)
+_TABLE_SIZE = 200_001
 _BLAST_VERTICES = 10
 
 
@@ -137,7 +143,8 @@ def apply_polygons(linear: np.ndarray, polygons: list[np.ndarray]) -> np.ndarray
     for (name, parent, x, y), vertices in zip(PLANES, polygons, strict=True):
         for marker in (x, y):
             if (parent, marker) not in axes:
-                axes[parent, marker] = _axis(linear, marker, rows[parent])
+                events = linear[rows[parent], COLUMNS.index(marker)]
+                axes[parent, marker] = _looked_up(events, _scale(marker))
         points = np.column_stack([axes[parent, x], axes[parent, y]])
         rows[name] = rows[parent][points_in_polygon(vertices, points)]
     inside = np.zeros((len(linear), len(GATES)), dtype=bool)
@@ -151,6 +158,34 @@ def apply_polygons(linear: np.ndarray, polygons: list[np.ndarray]) -> np.ndarray
 def _axis(linear: np.ndarray, marker: str, rows: np.ndarray | slice = _ALL) -> np.ndarray:
     """Coordinate of some events on a marker's axis, float64."""
     return _scale(marker).transform(linear[rows, COLUMNS.index(marker)])
+
+
+def _looked_up(events: np.ndarray, scale: Scale) -> np.ndarray:
+    """Coordinates of float32 events from a table, closer than float32 can tell them apart.
+
+    Between nodes that are equally spaced in the arcsinh of the value, which is almost linear in
+    the coordinate; five times as fast as the logicle function.
+    """
+    if scale is LINEAR:
+        return scale.transform(events)
+    nodes, steps = _table()
+    place = np.arcsinh(events * np.float64(1 / _TABLE_COFACTOR))
+    place -= _TABLE_ENDS[0]
+    place *= (_TABLE_SIZE - 1) / (_TABLE_ENDS[1] - _TABLE_ENDS[0])
+    np.clip(place, 0, _TABLE_SIZE - 1.001, out=place)
+    node = place.astype(np.int32)
+    place -= node
+    place *= steps[node]
+    place += nodes[node]
+    return place
+
+
+@functools.cache
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates at the nodes, and how much they rise to the next."""
+    places = np.linspace(*_TABLE_ENDS, _TABLE_SIZE)
+    nodes = LOGICLE.transform(_TABLE_COFACTOR * np.sinh(places))
+    return nodes, np.diff(nodes, append=nodes[-1])
 
 
 def _scale(marker: str) -> Scale:
