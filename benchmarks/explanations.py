@@ -1,8 +1,8 @@
 """What the explanations show on real samples, with controls, and what they cost.
 
-Run ``python benchmarks/explanations.py specialisation`` (or ``directions``, ``context``, ``cost``,
-``checks``, ``pictures``, ``all``). Models are trained with default parameters on the binary label
-alone, and everything is measured on cells they have not seen.
+Run ``python benchmarks/explanations.py specialisation`` (or ``layers``, ``directions``,
+``context``, ``cost``, ``checks``, ``pictures``, ``all``). Models are trained with default parameters on the
+binary label alone, and everything is measured on cells they have not seen, except for ``layers``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from explainers import (
     specialisation,
 )
 from fcm_estimators import ReluFormerClassifier
+from fcm_estimators._augmentation import Augmentation
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,
@@ -65,35 +66,77 @@ def trained(name, seed, train, label_key, pos_label):
 
 
 @functools.cache
-def marrow(seed):
-    """Model trained on a random half of one leukaemic marrow, and the other half."""
+def marrow_halves(seed):
+    """Two random halves of the intact cells of one leukaemic marrow."""
     raw = fetch_all494()
     raw = raw[raw.obsm["gates"]["intact"].to_numpy()].copy()
     for step in (Compensation(), LogicleTransform(), LinearTransform()):
         raw = step.fit_transform(raw)
-    half = np.random.default_rng(seed).random(raw.n_obs) < 0.5
-    clf = trained("marrow", seed, raw[half].copy(), "cell_type", "blast")
-    test = raw[~half].copy()
-    gates = test.obsm["gates"]
-    blast = (test.obs["cell_type"] == "blast").to_numpy()
-    # What the model was not told: who the others are.
-    test.obs["others"] = np.select(
+    gates = raw.obsm["gates"]
+    blast = (raw.obs["cell_type"] == "blast").to_numpy()
+    # What the model is not told: who the others are.
+    raw.obs["others"] = np.select(
         [blast, gates["cd20"], gates["erythropoiesis"]], ["", "cd20", "erythropoiesis"], "rest"
     )
-    test.obs["others"] = test.obs["others"].where(~blast)
-    return clf, test
+    raw.obs["others"] = raw.obs["others"].where(~blast)
+    half = np.random.default_rng(seed).random(raw.n_obs) < 0.5
+    return raw[half].copy(), raw[~half].copy()
+
+
+@functools.cache
+def marrow(seed):
+    """Model trained on a random half of one leukaemic marrow, and the other half."""
+    train, test = marrow_halves(seed)
+    return trained("marrow", seed, train, "cell_type", "blast"), test.copy()
+
+
+@functools.cache
+def blood_batches(seed):
+    """CyTOF samples of two batches; the same for every seed."""
+    cohort = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
+    cell_type = cohort.obs["cell_type"].astype(str)
+    cohort.obs["is_b"] = np.where(cell_type == "B", "B", "rest")
+    cohort.obs["others"] = cell_type.where(cell_type.isin(["CD4 T", "CD8 T", "monocyte"]))
+    batches = (cohort.obs["batch"] == name for name in ("batch1", "batch2"))
+    first, second = (cohort[rows].copy() for rows in batches)
+    return first, second
 
 
 @functools.cache
 def blood(seed):
     """Model trained to tell B cells from the rest in one CyTOF batch, and the other batch."""
-    cohort = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
-    cell_type = cohort.obs["cell_type"].astype(str)
-    cohort.obs["is_b"] = np.where(cell_type == "B", "B", "rest")
-    cohort.obs["others"] = cell_type.where(cell_type.isin(["CD4 T", "CD8 T", "monocyte"]))
-    train = cohort[cohort.obs["batch"] == "batch1"].copy()
-    clf = trained("blood", seed, train, "is_b", "B")
-    return clf, cohort[cohort.obs["batch"] == "batch2"].copy()
+    train, test = blood_batches(seed)
+    return trained("blood", seed, train, "is_b", "B"), test
+
+
+def layers(seeds, n_distortions=2):
+    """Bits on distorted training samples, by which the layer to look at is chosen."""
+    rows = []
+    for name, make in DATA.items():
+        for seed in seeds:
+            clf, train = make(seed)[0], TRAINING[name](seed)[0]
+            module = clf.net_.module_
+            mean, scale = module.input_mean.numpy(), module.input_scale.numpy()
+            columns = train.var_names.get_indexer(clf.markers_)
+            for draw in range(n_distortions):
+                rng, moved = np.random.default_rng(draw), train.copy()
+                for sample in moved.obs["sample"].unique():
+                    cells = np.flatnonzero(moved.obs["sample"] == sample)[:, None]
+                    z = (moved.X[cells, columns] - mean) / scale
+                    moved.X[cells, columns] = Augmentation().distort(z, rng) * scale + mean
+                for layer in range(clf.n_layers):
+                    found = specialisation(
+                        AttentionExplainer(clf, layer=layer),
+                        moved,
+                        "others",
+                        given=clf.label_key,
+                        n_permutations=1,
+                    )
+                    ratio = found.information / found.untrained.mean()
+                    rows.append({"data": name, "layer": layer, "ratio": ratio})
+            print(f"{name}, seed {seed}", flush=True)
+    table = pd.DataFrame(rows).groupby(["data", "layer"])["ratio"]
+    print(table.agg(["mean", "min"]).round(2).to_string())
 
 
 def specialised(seeds):
@@ -130,6 +173,7 @@ def specialised(seeds):
 
 
 DATA = {"all494": marrow, "multicentre CyTOF": blood}
+TRAINING = {"all494": marrow_halves, "multicentre CyTOF": blood_batches}
 
 
 def directions(seeds):
@@ -325,6 +369,7 @@ def show(rows):
 
 if __name__ == "__main__":
     parts = {
+        "layers": layers,
         "specialisation": specialised,
         "directions": directions,
         "context": context,
