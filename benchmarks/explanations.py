@@ -1,8 +1,9 @@
 """What the explanations show on real samples, with controls, and what they cost.
 
 Run ``python benchmarks/explanations.py specialisation`` (or ``layers``, ``directions``,
-``context``, ``cost``, ``checks``, ``pictures``, ``all``). Models are trained with default parameters on the
-binary label alone, and everything is measured on cells they have not seen, except for ``layers``.
+``context``, ``cost``, ``checks``, ``pictures``, ``all``). Models are trained on the binary label
+alone, with default parameters but those given, and everything is measured on cells they have not
+seen, except for ``layers``.
 """
 
 from __future__ import annotations
