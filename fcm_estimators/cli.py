@@ -104,9 +104,10 @@ def demo(
     ),
 ) -> None:
     """Train on real data and annotate samples the model has not seen; about five minutes."""
-    from fcm_estimators.demo import run_demo
+    with _errors():
+        from fcm_estimators.demo import run_demo
 
-    run_demo(output)
+        run_demo(output)
 
 
 @app.command()

@@ -180,7 +180,7 @@ def quality_table(
         raise MissingKeyError(f"adata.uns has no quality flags {key!r}. Call flag_quality first.")
     rows_of = _rows_of_samples(adata, sample_key)
     names = pd.Index(
-        ["all"] if sample_key is None else list(dict.fromkeys(adata.obs[sample_key])),
+        ["all"] if sample_key is None else list(adata.obs[sample_key].unique()),
         name="sample",
     )
     table = pd.DataFrame({"n_cells": [len(rows) for rows in rows_of]}, index=names, dtype="Int64")

@@ -243,6 +243,21 @@ def test_interrupted_training_goes_on_only_when_asked(lab, model, tmp_path):
     ).read_bytes()
 
 
+def test_an_interrupt_has_a_status_of_its_own(lab, model, tmp_path, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fcm_estimators.cohort.annotate_files", interrupt)
+    assert call("annotate", model, lab / "fcs", "-o", tmp_path).exit_code == 130
+
+
+def test_demo_is_the_demo(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr("fcm_estimators.demo.run_demo", folders.append)
+    assert call("demo", "-o", tmp_path / "x").exit_code == 0
+    assert folders == [tmp_path / "x"]
+
+
 def test_every_command_has_help_and_the_version_is_told():
     assert call("--version").stdout.startswith("fcm-estimators ")
     for command in ("demo", "train", "annotate", "explain", "gate", "evaluate"):
