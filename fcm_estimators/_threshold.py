@@ -8,7 +8,9 @@ from scipy.special import logsumexp
 _GRID = np.round(np.arange(-12, 12.05, 0.05), 2)  # log-odds
 _NEGLIGIBLE = 1e-3  # difference in F1
 # Beyond these a few held-out cells that are told apart without error would set the temperature.
-_LOG_TEMPERATURES = np.linspace(np.log(0.5), np.log(10), 121)
+_LOG_TEMPERATURES = np.concatenate(
+    [np.linspace(np.log(0.5), 0, 30, endpoint=False), np.linspace(0, np.log(10), 91)]
+)
 
 
 def best_temperature(logits: np.ndarray, codes: np.ndarray, sample: np.ndarray) -> float:
