@@ -38,8 +38,9 @@ from fcm_estimators.preprocessing import (
 
 # Layer whose heads are shown; the one in which the heads of training samples differ most.
 LAYER = 0
-# Weight of the overlap of the heads in training, the estimators' parameter of that name.
+# The estimators' parameters of these names.
 HEAD_DIVERSITY = 0.0
+HEAD_EVENNESS = 0.0
 N_HEADS = 4
 HIDDEN_DIM = 32
 # Folder for fitted models, None to keep none.
@@ -48,7 +49,7 @@ MODELS = None
 
 def trained(name, seed, train, label_key, pos_label):
     """Fit with default parameters, or load what an earlier run kept in the folder ``--models``."""
-    kind = f"{name}_{seed}_{HEAD_DIVERSITY:g}_{N_HEADS}_{HIDDEN_DIM}"
+    kind = f"{name}_{seed}_{HEAD_DIVERSITY:g}_{HEAD_EVENNESS:g}_{N_HEADS}_{HIDDEN_DIM}"
     path = None if MODELS is None else MODELS / kind
     if path is not None and path.exists():
         return ReluFormerClassifier.load(path)
@@ -57,6 +58,7 @@ def trained(name, seed, train, label_key, pos_label):
         label_key=label_key,
         pos_label=pos_label,
         head_diversity=HEAD_DIVERSITY,
+        head_evenness=HEAD_EVENNESS,
         n_heads=N_HEADS,
         hidden_dim=HIDDEN_DIM,
         random_state=seed,
@@ -383,6 +385,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--models", type=Path, help="keep fitted models here and use them again")
     parser.add_argument("--head-diversity", type=float, default=HEAD_DIVERSITY)
+    parser.add_argument("--head-evenness", type=float, default=HEAD_EVENNESS)
     parser.add_argument("--n-heads", type=int, default=N_HEADS)
     parser.add_argument("--hidden-dim", type=int, default=HIDDEN_DIM)
     parser.add_argument("--data", choices=list(DATA), help="of the specialisation; default both")
@@ -390,7 +393,7 @@ if __name__ == "__main__":
     if given.data is not None:
         DATA = {given.data: DATA[given.data]}
     MODELS, HEAD_DIVERSITY = given.models, given.head_diversity
-    N_HEADS, HIDDEN_DIM = given.n_heads, given.hidden_dim
+    HEAD_EVENNESS, N_HEADS, HIDDEN_DIM = given.head_evenness, given.n_heads, given.hidden_dim
     for name, part in parts.items():
         if given.what in (name, "all"):
             print(f"\n== {name}: {part.__doc__}", flush=True)

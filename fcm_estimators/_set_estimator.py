@@ -84,6 +84,7 @@ class SetEstimator(BaseEstimator):
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "head_diversity": [Interval(Real, 0, None, closed="left")],
+        "head_evenness": [Interval(Real, 0, None, closed="left")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -354,6 +355,7 @@ class SetEstimator(BaseEstimator):
             patience=patience,
             verbose=self.verbose,
             head_diversity=self.head_diversity,
+            head_evenness=self.head_evenness,
             checkpoint=checkpoint,
             accelerate=accelerate,
         )

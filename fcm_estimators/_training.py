@@ -46,8 +46,9 @@ class PackedNet(NeuralNet):
     Parameters
     ----------
     head_diversity : float, default 0
-        Weight of the overlap of the heads' attention, and of how unevenly they look at the cells
-        together, in the training loss.
+        Weight of the overlap of the heads' attention in the training loss.
+    head_evenness : float, default 0
+        Weight, beside that overlap, of how unevenly the heads look at the cells together.
     *args, **kwargs
         Of NeuralNet.
     """
@@ -55,9 +56,15 @@ class PackedNet(NeuralNet):
     # Whether batches of more cells than _ONE_GRAPH go through the net by chunk.
     streams_large_batches = True
 
-    def __init__(self, *args: Any, head_diversity: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        head_diversity: float = 0.0,
+        head_evenness: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.head_diversity = head_diversity
+        self.head_diversity, self.head_evenness = head_diversity, head_evenness
 
     @property
     def input_device(self) -> Any:
@@ -79,7 +86,7 @@ class PackedNet(NeuralNet):
                 self.module_, cells, offsets, context_weight=weight, parameters=parameters
             ).outputs
         steps = list(self.module_.trace(cells, offsets, context_weight=weight))
-        self.penalty_ = _head_penalty(self.module_, steps, offsets, weight)
+        self.penalty_ = _head_penalty(self.module_, steps, offsets, weight, self.head_evenness)
         return self.module_.read_out(cells, steps[-1].output, offsets, context_weight=weight)
 
     def get_loss(
@@ -155,7 +162,11 @@ def accelerated_net(*args: Any, device: str, **kwargs: Any) -> PackedNet:
 
 
 def _head_penalty(
-    module: SetModule, steps: list[LayerTrace], offsets: list[int], weight: Tensor
+    module: SetModule,
+    steps: list[LayerTrace],
+    offsets: list[int],
+    weight: Tensor,
+    evenness: float,
 ) -> Tensor:
     """Overlap and unevenness, mean over layers; only cells of the context look and are seen."""
     total = weight.new_zeros(())
@@ -164,8 +175,9 @@ def _head_penalty(
             step.q, step.k, step.context, offsets, layer.n_heads, layer.eps, queries=weight > 0
         )
         total = total + head_overlap(given * weight.unsqueeze(1), offsets)
-        # Or heads would keep apart by looking at few cells, and leave most to none.
-        total = total + head_unevenness(given, offsets, weight)
+        if evenness:
+            # Or heads may keep apart by looking at few cells, and leave most to none.
+            total = total + evenness * head_unevenness(given, offsets, weight)
     return total / len(steps)
 
 
@@ -273,6 +285,7 @@ def make_net(
     patience: int | None,
     verbose: int,
     head_diversity: float = 0.0,
+    head_evenness: float = 0.0,
     checkpoint: Callback | None = None,
     accelerate: bool = False,
 ) -> PackedNet:
@@ -291,8 +304,8 @@ def make_net(
         restored. None: no validation.
     verbose : int
         1 shows a progress bar.
-    head_diversity : float, default 0
-        Weight of the overlap and unevenness of the heads' attention in the training loss.
+    head_diversity, head_evenness : float, default 0
+        Of :class:`PackedNet`.
     checkpoint : Callback, optional
         Called after all whose state it keeps.
     accelerate : bool, default False
@@ -334,6 +347,7 @@ def make_net(
         device=device,
         verbose=0,
         head_diversity=head_diversity,
+        head_evenness=head_evenness,
     )
 
 

@@ -103,11 +103,13 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     weight_decay : float, default 1e-2
         Of AdamW.
     head_diversity : float, default 0.0
-        Weight in the training loss of the heads' overlap (cosine similarity of the attention that
-        cells receive from two heads) and unevenness (1 minus the cosine similarity of what cells
-        receive from all heads with an even share). At 1 the heads share the cells out among
-        themselves, and so find populations that no label names, most clearly with as many heads
-        as there are such populations; see ``explainers.specialisation``.
+        Weight of the heads' overlap (cosine similarity of the attention that cells receive from
+        two heads) in the training loss. At 0.1 heads look at different cells, and so at
+        populations that no label names; see ``explainers.specialisation``.
+    head_evenness : float, default 0.0
+        Weight, beside that overlap, of unevenness (1 minus the cosine similarity of what cells
+        receive from all heads with an even share). With both at 1 the heads share all cells out
+        among themselves. Without ``head_diversity`` it has no effect.
     class_weight : dict, "balanced" or None, default None
         Weight of each class in the loss. It shifts probabilities, as elsewhere in scikit-learn.
     early_stopping : bool, default True
@@ -227,6 +229,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         head_diversity: float = 0.0,
+        head_evenness: float = 0.0,
         class_weight: dict[Any, float] | str | None = None,
         early_stopping: bool = True,
         validation_fraction: float = 0.15,
@@ -261,6 +264,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.head_diversity = head_diversity
+        self.head_evenness = head_evenness
         self.class_weight = class_weight
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction

@@ -110,7 +110,7 @@ class PolygonRegressor(SetEstimator):
     augmentation : float, default 1.0
     learning_rate : float, default 3e-3
     weight_decay : float, default 1e-2
-    head_diversity : float, default 0.0
+    head_diversity, head_evenness : float, default 0.0
     early_stopping : bool, default False
         Hold out patients and keep the best epoch. Among few samples the held-out ones are missed
         in training, and which epoch suits them best is chance.
@@ -192,6 +192,7 @@ class PolygonRegressor(SetEstimator):
         learning_rate: float = 3e-3,
         weight_decay: float = 1e-2,
         head_diversity: float = 0.0,
+        head_evenness: float = 0.0,
         early_stopping: bool = False,
         validation_fraction: float = 0.15,
         n_iter_no_change: int = 20,
@@ -225,6 +226,7 @@ class PolygonRegressor(SetEstimator):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.head_diversity = head_diversity
+        self.head_evenness = head_evenness
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change

@@ -33,7 +33,7 @@ from fcm_estimators._exceptions import (
     ModelFormatError,
     NotFittedError,
 )
-from fcm_estimators.nn.relu_attention import head_overlap
+from fcm_estimators.nn.relu_attention import head_overlap, head_unevenness
 from tests.helpers import MARKERS, toy_cohort
 
 QUICK = {"max_epochs": 4, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "random_state": 0}
@@ -712,3 +712,15 @@ def test_head_diversity_makes_heads_look_at_different_cells(cohort):
         return np.mean([head_overlap(torch.from_numpy(r), [0, len(r)]) for r in received])
 
     assert overlap(0.2) < 0.8 * overlap(0.0)
+
+
+def test_head_evenness_makes_heads_share_out_all_cells(cohort):
+    def unevenness(weight):
+        clf = quick(head_diversity=1.0, head_evenness=weight, max_epochs=10).fit(cohort)
+        received = [
+            AttentionExplainer(clf, layer=layer).attribute(cohort).relative for layer in (0, 1)
+        ]
+        given = [torch.from_numpy(r) for r in received]
+        return np.mean([head_unevenness(g, [0, len(g)], torch.ones(len(g))) for g in given])
+
+    assert unevenness(1.0) < 0.8 * unevenness(0.0)
