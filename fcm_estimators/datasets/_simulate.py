@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +141,9 @@ def simulate_cohort(
         n_batches=n_batches,
         random_state=random_state,
     )
-    return _assemble([_draw_sample(plan, cells) for plan in plans])
+    # numpy and the logicle functions let threads run side by side for most of the time.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return _assemble(list(threads.map(lambda plan: _draw_sample(plan, cells), plans)))
 
 
 @dataclass(frozen=True)
