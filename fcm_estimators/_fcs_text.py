@@ -133,7 +133,7 @@ def supplemental_text(
         return {}
     if start < 0 or offset + stop >= size:
         raise FcsError(
-            f"{path.name}: $BEGINSTEXT is {start} and $ENDSTEXT {stop}, but the file ends at byte "
+            f"{path.name}: $BEGINSTEXT is {start}, $ENDSTEXT is {stop}, but the file ends at byte "
             f"{size - offset - 1}. It is truncated or its offsets are wrong."
         )
     with path.open("rb") as handle:
