@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ FORMAT_VERSION = 1
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 
 
-def write_model(path: str | os.PathLike, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Write weights and description; each file appears whole or not at all.
+def write_model(
+    path: str | os.PathLike,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    texts: Mapping[str, str],
+) -> None:
+    """Write weights, description and texts; each file appears whole or not at all.
 
     Parameters
     ----------
@@ -36,6 +42,8 @@ def write_model(path: str | os.PathLike, tensors: dict[str, Tensor], state: dict
     tensors : dict of Tensor
     state : dict
         JSON-safe description of the estimator.
+    texts : mapping of file name to str
+        For people; not read again.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +58,8 @@ def write_model(path: str | os.PathLike, tensors: dict[str, Tensor], state: dict
     text = json.dumps(description, indent=1, sort_keys=True).encode()
     write_whole(folder / _WEIGHTS, weights)
     write_whole(folder / _DESCRIPTION, text)
+    for name, content in texts.items():
+        write_whole(folder / name, content.encode())
 
 
 def read_model(

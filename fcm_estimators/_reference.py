@@ -72,12 +72,14 @@ class Reference:
             )
         return pd.concat(rows, keys=names, names=["sample"])
 
-    def warn(self, names: np.ndarray, glances: list[np.ndarray], stacklevel: int = 3) -> None:
-        """Warn of samples that are far from training."""
+    def warn(
+        self, names: np.ndarray, glances: list[np.ndarray], stacklevel: int = 3
+    ) -> pd.DataFrame:
+        """Warn of samples that are far from training; returns :meth:`compare`."""
         table = self.compare(names, glances)
         far = table[table["far"]]
         if far.empty:
-            return
+            return table
         worst = far["distance"].groupby(level="sample", sort=False).idxmax()
         said = [
             f"{sample} (farthest in {marker}: {far.loc[(sample, marker), 'distance']:.1f} SD)"
@@ -90,6 +92,7 @@ class Reference:
             UserWarning,
             stacklevel=stacklevel,
         )
+        return table
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, for the saved model."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
@@ -23,6 +24,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import validate_data
 from torch import nn
 
+from fcm_estimators import _keys
 from fcm_estimators._augmentation import Augmentation
 from fcm_estimators._checkpoint import Checkpoint, training_identity
 from fcm_estimators._draws import DrawPlan, SampleDraws
@@ -32,6 +34,7 @@ from fcm_estimators._exceptions import (
     NotFittedError,
     ProcessingStateError,
 )
+from fcm_estimators._model_card import Cards, as_markdown, cards, training_record
 from fcm_estimators._persistence import from_json, read_model, to_json, write_model
 from fcm_estimators._reference import Reference, glances
 from fcm_estimators._samples import Samples, Source, read_samples
@@ -43,6 +46,7 @@ from fcm_estimators._stores import (
 )
 from fcm_estimators._training import PackedNet, history_frame, make_net, stopped_early
 from fcm_estimators._validation import marker_positions
+from fcm_estimators._version import __version__
 from fcm_estimators.nn import SetModule, streamed
 from fcm_estimators.nn.streaming import Stream
 from fcm_estimators.preprocessing._recorded import (
@@ -99,6 +103,7 @@ class SetEstimator(BaseEstimator):
     markers_: list[str]
     history_: pd.DataFrame
     validation_samples_: list[Any]
+    training_: list[dict[str, Any]]
     net_: PackedNet
     fitted_with_groups_: bool
     _states: dict[str, MarkerState]
@@ -320,6 +325,14 @@ class SetEstimator(BaseEstimator):
         scale = module.input_scale.numpy(force=True)
         self._reference = Reference.of(samples, scale)
 
+    def _record_training(
+        self, samples: Samples, marked: Mapping[str, np.ndarray], valid: list[int]
+    ) -> None:
+        """Set ``training_``: numbers of this training, after those of the ones it goes on from."""
+        before = self.training_ if self._goes_on() else []
+        with_patients = self.patient_key is not None
+        self.training_ = [*before, training_record(samples, marked, valid, with_patients)]
+
     def _checkpoint_of(self, draws: SampleDraws, module: SetModule) -> Checkpoint | None:
         if self.checkpoint is None:
             return None
@@ -481,9 +494,9 @@ class SetEstimator(BaseEstimator):
             cells.check()
         return samples
 
-    def _warn_of_store(self, samples: list[tuple[Any, StoredCells]]) -> None:
+    def _warn_of_store(self, samples: list[tuple[Any, StoredCells]]) -> pd.DataFrame:
         names = np.array([name for name, _ in samples], dtype=object)
-        self._reference.warn(names, [cells.glance for _, cells in samples], stacklevel=4)
+        return self._reference.warn(names, [cells.glance for _, cells in samples], stacklevel=4)
 
     def _streams(
         self, samples: list[tuple[Any, StoredCells]], *, keep_layers: bool = False
@@ -505,8 +518,57 @@ class SetEstimator(BaseEstimator):
     def _restore_fitted_state(self, state: dict[str, Any]) -> None:
         raise TypeError(f"{type(self).__name__} has to provide _restore_fitted_state")
 
+    def _card_entries(self) -> dict[str, str]:
+        raise TypeError(f"{type(self).__name__} has to provide _card_entries")
+
+    def cards(self) -> Cards:
+        """Model card and data card: what the model is and what it was trained on.
+
+        They name classes, gates and markers, and neither samples nor patients. :meth:`save`
+        writes them beside the model, ``annotate`` into ``uns``, and reports show them.
+
+        Returns
+        -------
+        dict of card to dict of section to dict of entry to text
+
+        Raises
+        ------
+        NotFittedError
+        """
+        self._require_fitted()
+        return cards(self)
+
+    def _record(self, params: Mapping[str, Any], distances: pd.DataFrame, **entries: Any) -> Any:
+        """Run record for ``uns``, with the cards and how far the samples are from training."""
+        found = distances.reset_index()
+        distance = {
+            "sample": found["sample"].astype(str).to_numpy(dtype=object),
+            "marker": found["marker"].to_numpy(dtype=object),
+            "distance": found["distance"].to_numpy(dtype=np.float64),
+            "far": found["far"].to_numpy(dtype=bool),
+        }
+        return _keys.record(
+            params,
+            version=__version__,
+            markers=self.markers_,
+            layer=self.layer,
+            sample_key=self.sample_key,
+            cards=json.dumps(self.cards()),
+            distance=distance,
+            **entries,
+        )
+
+    def _scale_of(self, marker: str) -> tuple[float, float]:
+        """Mean and SD of a marker in training."""
+        module = self.net_.module_
+        place = self.markers_.index(marker)
+        return float(module.input_mean[place]), float(module.input_scale[place])
+
     def save(self, path: str | os.PathLike) -> None:
-        """Save the fitted model as a directory of two files, without pickle.
+        """Save the fitted model as a directory, without pickle.
+
+        ``model.safetensors`` and ``model.json`` are the model; ``MODEL_CARD.md`` and
+        ``DATA_CARD.md`` say the same in words (:meth:`cards`) and are not read again.
 
         Parameters
         ----------
@@ -532,6 +594,7 @@ class SetEstimator(BaseEstimator):
                     "named": hasattr(self, "feature_names_in_"),
                     "with_groups": self.fitted_with_groups_,
                     "validation_samples": [str(name) for name in self.validation_samples_],
+                    "training": self.training_,
                     "history": self.history_.to_dict("list"),
                     "reference": self._reference.to_dict(),
                     "states": {k: list(v) for k, v in self._states.items()},
@@ -539,7 +602,11 @@ class SetEstimator(BaseEstimator):
                 }
             ),
         }
-        write_model(path, self.net_.module_.state_dict(), state)
+        texts = {
+            f"{name.upper().replace(' ', '_')}.md": as_markdown(name, sections)
+            for name, sections in self.cards().items()
+        }
+        write_model(path, self.net_.module_.state_dict(), state, texts)
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, device: str = "auto") -> Self:
@@ -580,6 +647,7 @@ class SetEstimator(BaseEstimator):
             self.feature_names_in_ = np.array(self.markers_, dtype=object)
         self.fitted_with_groups_ = bool(fitted["with_groups"])
         self.validation_samples_ = fitted["validation_samples"]
+        self.training_ = [dict(entry) for entry in fitted["training"]]
         self.history_ = pd.DataFrame(fitted["history"])
         self._reference = Reference.from_dict(self.markers_, fitted["reference"])
         self._states = {k: (str(v[0]), bool(v[1])) for k, v in fitted["states"].items()}

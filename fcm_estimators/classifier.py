@@ -39,7 +39,6 @@ from fcm_estimators._threshold import (
     false_positive_threshold,
 )
 from fcm_estimators._training import CellLoss
-from fcm_estimators._version import __version__
 from fcm_estimators.nn import ReluFormer, SetModule
 
 # Every held-out sample is drawn this often, each time distorted otherwise.
@@ -165,6 +164,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         ``learning_rate``, ``seconds``.
     validation_samples_ : list
         Ids of the held-out samples.
+    training_ : list of dict
+        Numbers of the training data, of every training that went into the model (several after
+        ``warm_start``).
     net_ : skorch.NeuralNet
         The trained net; ``net_.module_`` is the :class:`~fcm_estimators.nn.ReluFormer`.
     n_features_in_ : int
@@ -335,6 +337,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         weights = class_weights(self.class_weight, classes, codes)
         present = class_presence(codes, samples.offsets, len(classes))
         train, valid = self._split_patients(samples, seed, present)
+        marked = {f"class {c}": codes == i for i, c in enumerate(classes)}
+        self._record_training(samples, {**marked, "unlabelled": codes < 0}, valid)
         self._train(
             samples,
             module,
@@ -541,7 +545,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         ``adata.obsm[f"{key_added}_proba"]`` : DataFrame, float32
             Probability per class.
         ``adata.uns[key_added]`` : dict
-            Parameters, version, markers, classes and threshold of the run.
+            Parameters, version, markers, classes, positive class and threshold of the run;
+            ``cards``, the model's (:meth:`cards`) as JSON; ``distance``, how far each sample is
+            from training (:meth:`check_sample`).
 
         Parameters
         ----------
@@ -564,7 +570,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             adata = adata.to_memory() if adata.isbacked else adata.copy()
         _keys.require_writable(adata, key_added)
         samples = self._read_to_predict(adata, None)
-        self._reference.warn(samples.names, glances(samples))
+        distances = self._reference.warn(samples.names, glances(samples))
         logits = self._outputs(samples)
         _keys.write_classes(
             adata,
@@ -572,7 +578,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             classes=self.classes_,
             predicted=samples.scatter(self._codes(logits), -1),
             probabilities=samples.scatter(softmax(logits, axis=1), np.nan),
-            run=self._run(),
+            run=self._run(distances),
         )
         return adata if copy else None
 
@@ -600,7 +606,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         names = _keys.column_names(self.classes_)
         with open_store(path) as store:
             samples = self._read_store(store)
-            self._warn_of_store(samples)
+            distances = self._warn_of_store(samples)
             everything = sum(cells.n_cells for _, cells in samples) == store.n_obs
             categories = names if everything else [*names, _keys.NOT_ANALYSED]
             codes = store.add_categorical(key_added, categories, len(names))
@@ -611,21 +617,31 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
                     write_rows(codes, rows, self._codes(logits))
                     for column, share in zip(shares, softmax(logits, axis=1).T, strict=True):
                         write_rows(column, rows, share)
-            store.add_record(key_added, self._run())
+            store.add_record(key_added, self._run(distances))
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, distances: pd.DataFrame) -> dict[str, Any]:
         """Record for ``uns``."""
-        return _keys.record(
+        return self._record(
             self._json_params(),
-            version=__version__,
-            markers=self.markers_,
+            distances,
             classes=self.classes_.tolist(),
+            pos_label=None if self.pos_label_ is None else str(self.pos_label_),
             threshold=self.threshold_,
-            layer=self.layer,
-            sample_key=self.sample_key,
         )
 
     # -- save and load ------------------------------------------------------------------------
+
+    def _card_entries(self) -> dict[str, str]:
+        found = {"classes": ", ".join(str(c) for c in self.classes_)}
+        if self.pos_label_ is not None:
+            found["positive class"] = str(self.pos_label_)
+        if self.threshold_ is None:
+            found["decision"] = "the most probable class"
+        else:
+            found["decision"] = f"positive from a probability of {self.threshold_:.4g}"
+        held_out = "as trained" if self.temperature_ == 1 else "by held-out samples"
+        found["temperature of the probabilities"] = f"{self.temperature_:.3g}, {held_out}"
+        return found
 
     def _fitted_state(self) -> dict[str, Any]:
         return {

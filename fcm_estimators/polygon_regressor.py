@@ -49,7 +49,6 @@ from fcm_estimators._set_estimator import SetEstimator, spans
 from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._targets import class_presence
 from fcm_estimators._validation import listed
-from fcm_estimators._version import __version__
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.metrics import gate_agreement
 from fcm_estimators.nn import PolygonFormer, SetModule, streamed_contexts
@@ -135,6 +134,9 @@ class PolygonRegressor(SetEstimator):
         A row per epoch: ``epoch``, ``train_loss`` (cross-entropy and soft Dice), ``valid_loss``
         (soft Dice), ``learning_rate``, ``seconds``.
     validation_samples_ : list
+    training_ : list of dict
+        Numbers of the training data, of every training that went into the model (several after
+        ``warm_start``).
     net_ : skorch.NeuralNet
         ``net_.module_`` is the :class:`~fcm_estimators.nn.PolygonFormer`.
     n_features_in_, feature_names_in_
@@ -287,6 +289,8 @@ class PolygonRegressor(SetEstimator):
             self._place(module, samples, inside, seed)
         taught = class_presence(codes, samples.offsets, len(self.gates_) + 1)
         train, valid = self._split_patients(samples, seed, taught[:, 1:])
+        marked = {f"inside {name}": inside[:, j] == 1 for j, name in enumerate(self.gates_)}
+        self._record_training(samples, marked, valid)
         draws = [
             self._draws(samples, codes, inside, probes, chosen, module, seed, fixed)
             for chosen, fixed in ((train, False), (valid, True))
@@ -559,7 +563,9 @@ class PolygonRegressor(SetEstimator):
             A column per gate.
         ``adata.uns[key_added]`` : dict
             ``gates``, all polygons as :meth:`GatingTree.to_uns` writes them (read a sample's tree
-            with :meth:`GatingTree.from_adata`), and the run record.
+            with :meth:`GatingTree.from_adata`), and the run record: parameters, version, markers;
+            ``cards``, the model's (:meth:`cards`) as JSON; ``distance``, how far each sample is
+            from training (:meth:`check_sample`).
 
         Parameters
         ----------
@@ -582,7 +588,7 @@ class PolygonRegressor(SetEstimator):
             adata = adata.to_memory() if adata.isbacked else adata.copy()
         _keys.require_writable(adata, key_added)
         samples = self._read_to_predict(adata, None)
-        self._reference.warn(samples.names, glances(samples))
+        distances = self._reference.warn(samples.names, glances(samples))
         polygons = self._polygons(samples)
         trees = {str(name): self._tree(p) for name, p in zip(samples.names, polygons, strict=True)}
         table = self._table(samples, self._members(samples, polygons), adata)
@@ -591,7 +597,7 @@ class PolygonRegressor(SetEstimator):
             key_added,
             membership=table,
             gates=GatingTree.to_uns(trees),
-            run=self._run(),
+            run=self._run(distances),
         )
         return adata if copy else None
 
@@ -619,7 +625,7 @@ class PolygonRegressor(SetEstimator):
         _keys.require_key_name(key_added)
         with open_store(path) as store:
             samples = self._read_store(store)
-            self._warn_of_store(samples)
+            distances = self._warn_of_store(samples)
             gates = list(self.tree_.gates)
             everything = sum(cells.n_cells for _, cells in samples) == store.n_obs
             masks: list[Any] = []
@@ -641,18 +647,13 @@ class PolygonRegressor(SetEstimator):
                         write_rows(column, rows, members[gate])
                     for mask in masks:
                         write_rows(mask, rows, np.zeros(stop - start, dtype=bool))
-            run = {**self._run(), "gates": GatingTree.to_uns(trees)}
+            run = {**self._run(distances), "gates": GatingTree.to_uns(trees)}
             store.add_record(key_added, run)
 
-    def _run(self) -> dict[str, Any]:
+    def _run(self, distances: pd.DataFrame) -> dict[str, Any]:
         """Record for ``uns``."""
-        return _keys.record(
-            {k: v for k, v in self._json_params().items() if k != "gates"},
-            version=__version__,
-            markers=self.markers_,
-            layer=self.layer,
-            sample_key=self.sample_key,
-        )
+        params = {k: v for k, v in self._json_params().items() if k != "gates"}
+        return self._record(params, distances)
 
     def score(self, X: Any, y: Any = None, groups: Any = None) -> float:
         """Mean F1 of the cells inside, over samples and gates with a polygon.
@@ -804,6 +805,16 @@ class PolygonRegressor(SetEstimator):
 
     def _json_params(self) -> dict[str, Any]:
         return {**super()._json_params(), "gates": None}
+
+    def _card_entries(self) -> dict[str, str]:
+        found = {}
+        for gate in self.tree_:
+            if isinstance(gate, PolygonGate):
+                what = f"polygon of {self.n_vertices} vertices in {gate.x}, {gate.y}"
+            else:
+                what = "follows from the others"
+            found[f"gate {gate.name}"] = f"{what}; parent {gate.parent or 'none'}"
+        return found
 
     def _fitted_state(self) -> dict[str, Any]:
         return {
