@@ -18,7 +18,8 @@ def best_temperature(logits: np.ndarray, codes: np.ndarray, sample: np.ndarray) 
 
     The one nearest to 1 whose cross-entropy, mean over samples, is not clearly above the least:
     by no more than the standard error of the difference over samples. One hard patient among a
-    few shows nothing about the others (temperature: Guo et al., ICML 2017).
+    few shows nothing about the others (temperature: Guo et al., ICML 2017). A distorted copy of a
+    sample counts as a sample.
 
     Parameters
     ----------

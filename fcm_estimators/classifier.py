@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from numbers import Real
@@ -21,7 +22,7 @@ from fcm_estimators._draws import SampleDraws
 from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._reference import glances
 from fcm_estimators._samples import Samples, read_labels
-from fcm_estimators._set_estimator import SetEstimator
+from fcm_estimators._set_estimator import SetEstimator, spans
 from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._targets import (
     class_presence,
@@ -43,6 +44,10 @@ from fcm_estimators.nn import ReluFormer, SetModule
 
 # Every held-out sample is drawn this often, each time distorted otherwise.
 _VALIDATION_DRAWS = 4
+# Probabilities are fitted to so many distorted copies of the held-out samples, with about so many
+# cells in each.
+_CALIBRATION_COPIES = 16
+_CALIBRATION_CELLS = 20_000
 
 
 class ReluFormerClassifier(ClassifierMixin, SetEstimator):
@@ -153,8 +158,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         classes, where the most probable class is predicted.
     temperature_ : float
         By what the logits were divided, in the last layer, so that the probabilities suit the
-        held-out patients' cells; 1 unless these samples show by more than the standard error that
-        another has less cross-entropy.
+        held-out patients' cells, seen with the distortions of ``augmentation`` as if measured on
+        other days; 1 unless they show by more than the standard error that another has less
+        cross-entropy.
     pos_label_ : label or None
         Positive class of a binary problem.
     markers_ : list of str
@@ -347,7 +353,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             self._draws(samples, codes, valid, module, seed, fixed=True) if valid else None,
         )
         self.validation_samples_ = samples.names[valid].tolist()
-        self.temperature_ = self._calibrate(samples, codes, valid)
+        self.temperature_ = self._calibrate(samples, codes, valid, seed)
         self.threshold_ = self._choose_threshold(samples, codes, valid)
         return self
 
@@ -387,21 +393,48 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             fixed=fixed,
         )
 
-    def _calibrate(self, samples: Samples, codes: np.ndarray, valid: list[int]) -> float:
-        """Divide the logits by what suits the probabilities to held-out patients."""
+    def _calibrate(
+        self, samples: Samples, codes: np.ndarray, valid: list[int], seed: int
+    ) -> float:
+        """Divide the logits by what suits the probabilities to held-out patients.
+
+        Each is seen as measured on several other days, by the distortions of training: from few
+        patients of one batch, as they are, the next batch cannot be told.
+        """
         truth = codes_of(samples, codes, valid) if valid else np.empty(0)
-        known = truth >= 0
-        if not known.any():
+        if not (truth >= 0).any():
             return 1.0
         held_out = samples.take(valid)
-        logits = self._outputs(held_out)[known]
-        temperature = best_temperature(logits, truth[known], held_out.sample_of_cell[known])
+        known = np.zeros(len(truth), dtype=bool)
+        for start, stop in spans(held_out):
+            rows = start + np.flatnonzero(truth[start:stop] >= 0)
+            known[rows[:: 1 + len(rows) * len(valid) // _CALIBRATION_CELLS]] = True
+        parts = []
+        for copy in range(_CALIBRATION_COPIES if self.augmentation else 1):
+            rng = np.random.default_rng([seed, copy])
+            logits = self._outputs(self._as_on_another_day(held_out, rng))[known]
+            unit = held_out.sample_of_cell[known] + copy * len(valid)
+            parts.append((logits, truth[known], unit))
+        temperature = best_temperature(*(np.concatenate(p) for p in zip(*parts, strict=True)))
         module: Any = self.net_.module_
         with torch.no_grad():
             # In the last layer, so that everything that reads logits reads these.
             module.output.weight /= temperature
             module.output.bias /= temperature
         return temperature
+
+    def _as_on_another_day(self, samples: Samples, rng: np.random.Generator) -> Samples:
+        """Return samples with a distortion each, if training distorts."""
+        augmentation = self._augmentation()
+        if augmentation is None:
+            return samples
+        always = dataclasses.replace(augmentation, probability=1.0)
+        module = self.net_.module_
+        mean, scale = (b.numpy(force=True) for b in (module.input_mean, module.input_scale))
+        z = (samples.x - mean) / scale
+        parts = [always.distort(z[start:stop], rng) for start, stop in spans(samples)]
+        x = (np.concatenate(parts) * scale + mean).astype(samples.x.dtype, copy=False)
+        return dataclasses.replace(samples, x=x)
 
     def _choose_threshold(
         self, samples: Samples, codes: np.ndarray, valid: list[int]

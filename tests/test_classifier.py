@@ -387,7 +387,8 @@ def test_warm_start_goes_on_from_a_saved_model(cohort, fitted, tmp_path):
 
 def test_saved_model_predicts_the_same(cohort, fitted, tmp_path):
     fitted.save(tmp_path / "m")
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["model.json", "model.safetensors"]
+    files = ["DATA_CARD.md", "MODEL_CARD.md", "model.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == files
     loaded = ReluFormerClassifier.load(tmp_path / "m")
     np.testing.assert_array_equal(loaded.predict_proba(cohort), fitted.predict_proba(cohort))
     np.testing.assert_array_equal(loaded.predict(cohort), fitted.predict(cohort))
