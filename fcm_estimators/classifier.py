@@ -159,8 +159,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
     temperature_ : float
         By what the logits were divided, in the last layer, so that the probabilities suit the
         held-out patients' cells, seen with the distortions of ``augmentation`` as if measured on
-        other days; 1 unless they show by more than the standard error that another has less
-        cross-entropy.
+        other days: the median over samples of what suits each, and not less than 1.
     pos_label_ : label or None
         Positive class of a binary problem.
     markers_ : list of str
@@ -393,9 +392,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
             fixed=fixed,
         )
 
-    def _calibrate(
-        self, samples: Samples, codes: np.ndarray, valid: list[int], seed: int
-    ) -> float:
+    def _calibrate(self, samples: Samples, codes: np.ndarray, valid: list[int], seed: int) -> float:
         """Divide the logits by what suits the probabilities to held-out patients.
 
         Each is seen as measured on several other days, by the distortions of training: from few
@@ -413,8 +410,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):
         for copy in range(_CALIBRATION_COPIES if self.augmentation else 1):
             rng = np.random.default_rng([seed, copy])
             logits = self._outputs(self._as_on_another_day(held_out, rng))[known]
-            unit = held_out.sample_of_cell[known] + copy * len(valid)
-            parts.append((logits, truth[known], unit))
+            parts.append((logits, truth[known], held_out.sample_of_cell[known]))
         temperature = best_temperature(*(np.concatenate(p) for p in zip(*parts, strict=True)))
         module: Any = self.net_.module_
         with torch.no_grad():

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fcm_estimators._exceptions import InvalidInputError
-from fcm_estimators.preprocessing import parse_transform
+from fcm_estimators.preprocessing import Linear, Scale, parse_transform
 
 # Okabe and Ito: told apart by the colour-blind too.
 HUES = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
@@ -69,21 +69,11 @@ def marker_column(adata: AnnData, marker: str) -> int:
 
 def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
     """Label an axis of transformed values with the raw values they stand for."""
-    if "transform" not in adata.var:
+    scale = recorded_scale(adata, marker)
+    if scale is None:
         return
-    text = str(adata.var["transform"].iloc[marker_column(adata, marker)])
-    if text.startswith("none"):
-        return
-    scale = parse_transform(text)
     low, high = sorted(axis.get_view_interval())
-    if text.startswith("linear"):
-        axis.set_major_formatter(
-            FuncFormatter(lambda y, _: _short(float(scale.inverse(np.array([y]))[0])))
-        )
-        return
-    places = scale.transform(_DECADES)
-    inside = (places >= low) & (places <= high)
-    kept = _apart(places[inside], _DECADES[inside], 0.05 * (high - low))
+    kept = decades(scale, low, high)
     if len(kept) >= 2:
         axis.set_major_locator(FixedLocator([place for place, _ in kept]))
         names = {round(place, 9): _short(raw) for place, raw in kept}
@@ -93,6 +83,23 @@ def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
             FuncFormatter(lambda y, _: _short(float(scale.inverse(np.array([y]))[0])))
         )
     axis.set_view_interval(low, high, ignore=True)
+
+
+def recorded_scale(adata: AnnData, marker: str) -> Scale | None:
+    """Scale that a marker's values are on; None where they are raw or nothing is recorded."""
+    if "transform" not in adata.var:
+        return None
+    text = str(adata.var["transform"].iloc[marker_column(adata, marker)])
+    return None if text.startswith("none") else parse_transform(text)
+
+
+def decades(scale: Scale, low: float, high: float) -> list[tuple[float, float]]:
+    """Places and raw values of ticks at powers of ten; none on a linear scale."""
+    if isinstance(scale, Linear):
+        return []
+    places = scale.transform(_DECADES)
+    inside = (places >= low) & (places <= high)
+    return _apart(places[inside], _DECADES[inside], 0.05 * (high - low))
 
 
 def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[float, float]]:

@@ -1,0 +1,256 @@
+"""Plotly figures of a report: gates on their planes, heatmaps of explanations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fcm_estimators._exceptions import FcmError
+from fcm_estimators._report._cells import axis_of
+from fcm_estimators._report._sample import Annotated
+from fcm_estimators.gating import GatingTree, PolygonGate
+
+_BINS = 150
+# Colour and dash of outlines.
+_LINES = {
+    "predicted": ("#D55E00", "solid"),
+    "expert": ("#0072B2", "dash"),
+    "hull of the expert's cells": ("#0072B2", "dash"),
+}
+
+
+def line_of(name: str) -> dict[str, str]:
+    """Colour and dash of an outline."""
+    colour, dash = _LINES[name]
+    return {"colour": colour, "dash": dash}
+
+
+_FONT = {"family": "system-ui, sans-serif", "size": 13}
+
+
+def planes(sample: Annotated) -> list[dict[str, Any]]:
+    """Gates with a polygon: name, parent, markers and outlines in the units of ``X``."""
+    predicted = _tree(sample, sample.keys.gates)
+    drawn = _tree(sample, sample.keys.expert_gates)
+    tree = predicted or drawn
+    found = []
+    for gate in [] if tree is None else tree:
+        if not isinstance(gate, PolygonGate):
+            continue
+        outlines = {}
+        if predicted is not None:
+            outlines["predicted"] = _outline(sample, gate)
+        outlines |= _expert_outline(sample, gate, drawn)
+        if outlines:
+            found.append(
+                {
+                    "gate": gate.name,
+                    "parent": gate.parent,
+                    "x": gate.x,
+                    "y": gate.y,
+                    "outlines": outlines,
+                }
+            )
+    return found
+
+
+def _tree(sample: Annotated, key: str) -> GatingTree | None:
+    if key not in sample.adata.uns:
+        return None
+    try:
+        return GatingTree.from_adata(sample.adata, key=key, sample=sample.name)
+    except (FcmError, KeyError, TypeError, IndexError, AttributeError):
+        return None  # something else of that name
+
+
+def _outline(sample: Annotated, gate: Any) -> np.ndarray:
+    from explainers.plotting._gates import _in_data_units
+
+    return _in_data_units(sample.adata, gate)
+
+
+def _expert_outline(
+    sample: Annotated, gate: PolygonGate, drawn: GatingTree | None
+) -> dict[str, np.ndarray]:
+    """The expert's polygon, or a hull of the expert's cells, or nothing."""
+    if drawn is not None and gate.name in drawn.gates:
+        theirs = drawn[gate.name]
+        if isinstance(theirs, PolygonGate) and theirs.markers == gate.markers:
+            return {"expert": _outline(sample, theirs)}
+    member = sample.expert_membership
+    if member is None or gate.name not in member:
+        return {}
+    try:
+        hull = GatingTree.from_labels(
+            sample.adata, member, {gate.name: ("", gate.x, gate.y)}, trim=3.0
+        )[gate.name]
+    except FcmError:
+        return {}  # hardly any cells inside
+    return {"hull of the expert's cells": _outline(sample, hull)}
+
+
+def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
+    """Density of the parent's cells, and the outlines, as a Plotly figure."""
+    import plotly.graph_objects as go
+
+    adata, inside = sample.adata, np.ones(sample.adata.n_obs, dtype=bool)
+    parent = plane["parent"]
+    for table in (sample.predicted_membership, sample.expert_membership):
+        if parent and table is not None and parent in table:
+            inside = table[parent].to_numpy()
+            break
+    x, y = (_values(adata, plane[axis], inside) for axis in "xy")
+    outlines = plane["outlines"]
+    corners = np.concatenate(list(outlines.values()))
+    figure = go.Figure()
+    spans = [_span(values, corners[:, i]) for i, values in enumerate((x, y))]
+    counts, *edges = np.histogram2d(x, y, bins=_BINS, range=spans)
+    shown = np.where(counts > 0, np.log10(np.maximum(counts, 1)), np.nan).T.astype(np.float32)
+    centres = [(e[:-1] + e[1:]) / 2 for e in edges]
+    figure.add_heatmap(
+        x=centres[0],
+        y=centres[1],
+        z=shown,
+        colorscale=[[0, "#d9d9d9"], [1, "#000000"]],
+        showscale=False,
+        hoverinfo="skip",
+    )
+    for name, outline in outlines.items():
+        colour, dash = _LINES[name]
+        closed = np.vstack([outline, outline[:1]])
+        figure.add_scatter(
+            x=closed[:, 0],
+            y=closed[:, 1],
+            mode="lines",
+            name=name,
+            line={"color": colour, "dash": dash, "width": 2.5},
+        )
+    figure.update_layout(
+        template="none",
+        title={
+            "text": _title(plane, int(inside.sum())),
+            "font": {"size": 14},
+            "y": 0.97,
+            "yanchor": "top",
+        },
+        font=_FONT,
+        height=400,
+        margin={"l": 64, "r": 12, "t": 84, "b": 48},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
+        showlegend=True,
+    )
+    for axis, marker, (low, high) in zip(
+        ("xaxis", "yaxis"), (plane["x"], plane["y"]), spans, strict=True
+    ):
+        ticks = axis_of(sample, marker, low, high).get("ticks")
+        figure.update_layout(
+            {
+                axis: {
+                    "title": _escaped(marker),
+                    "range": [low, high],
+                    "zeroline": False,
+                    "showgrid": False,
+                    "showline": True,
+                    **({} if ticks is None else {"tickvals": ticks[0], "ticktext": ticks[1]}),
+                }
+            }
+        )
+    return json.loads(figure.to_json())
+
+
+def _title(plane: Mapping[str, Any], n_cells: int) -> str:
+    where = _escaped(plane["parent"]) if plane["parent"] else "all"
+    return f"{_escaped(plane['gate'])}<br><sup>{n_cells:,} cells, {where}</sup>"
+
+
+def _values(adata: Any, marker: str, inside: np.ndarray) -> np.ndarray:
+    values = adata.X[:, adata.var_names.get_loc(marker)]
+    dense = values.toarray() if hasattr(values, "toarray") else values
+    return np.asarray(dense, dtype=np.float64).ravel()[inside]
+
+
+def _span(values: np.ndarray, corners: np.ndarray) -> list[float]:
+    """What shows nearly all cells and the outlines."""
+    ends = np.quantile(values, [0.001, 0.999]) if len(values) else np.array([0.0, 1.0])
+    low, high = min(ends[0], corners.min()), max(ends[1], corners.max())
+    margin = 0.04 * (high - low) or 1.0
+    return [float(low - margin), float(high + margin)]
+
+
+def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> dict[str, Any]:
+    """Mean signed gradient per class and marker."""
+    import plotly.graph_objects as go
+
+    table = summary.pivot(index="population", columns="marker", values="mean")
+    table = table[list(dict.fromkeys(summary["marker"]))]
+    low, high = (
+        summary.pivot(index="population", columns="marker", values=c)[table.columns]
+        for c in ("ci_low", "ci_high")
+    )
+    size = float(np.abs(table.to_numpy()).max()) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=table.to_numpy(),
+            x=[_escaped(c) for c in table.columns],
+            y=[_escaped(i) for i in table.index],
+            text=_texts(table),
+            texttemplate="%{text}",
+            customdata=np.dstack([low.to_numpy(), high.to_numpy()]),
+            hovertemplate=(
+                "%{y}, %{x}: %{z:.3g}<br>95 %% interval %{customdata[0]:.3g} to "
+                "%{customdata[1]:.3g}<extra></extra>"
+            ).replace("%%", "%"),
+            colorscale="RdBu_r",
+            zmid=0,
+            zmin=-size,
+            zmax=size,
+            colorbar={"title": {"text": unit, "side": "right"}},
+        )
+    )
+    return _heatmap(figure, f"Mean gradient of {_escaped(explained)}", len(table))
+
+
+def attention_figure(table: pd.DataFrame) -> dict[str, Any]:
+    """Received attention per class and head."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure(
+        go.Heatmap(
+            z=table.to_numpy(dtype=np.float64),
+            x=[_escaped(c) for c in table.columns],
+            y=[_escaped(i) for i in table.index],
+            text=_texts(table),
+            texttemplate="%{text}",
+            hovertemplate="%{y}, %{x}: %{z:.3g} times uniform<extra></extra>",
+            colorscale="Blues",
+            zmin=0,
+            colorbar={"title": {"text": "times uniform", "side": "right"}},
+        )
+    )
+    return _heatmap(figure, "Received attention", len(table))
+
+
+def _texts(table: pd.DataFrame) -> list[list[str]]:
+    return [[f"{v:.2g}" for v in row] for row in table.to_numpy(dtype=np.float64)]
+
+
+def _heatmap(figure: Any, title: str, n_rows: int) -> dict[str, Any]:
+    figure.update_layout(
+        template="none",
+        title={"text": title, "font": {"size": 14}},
+        font=_FONT,
+        height=150 + 42 * n_rows,
+        margin={"l": 110, "r": 12, "t": 48, "b": 80},
+    )
+    figure.update_yaxes(autorange="reversed", ticks="")
+    figure.update_xaxes(ticks="")
+    return json.loads(figure.to_json())
+
+
+def _escaped(text: Any) -> str:
+    """Plotly reads some HTML in text; names are to be shown as they are."""
+    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

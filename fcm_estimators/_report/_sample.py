@@ -1,0 +1,168 @@
+"""One annotated sample, and where in its AnnData the report finds things."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from fcm_estimators import _keys
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._validation import listed
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names under which estimators and explainers wrote their results."""
+
+    classes: str
+    gates: str
+    expert_gates: str
+    gradient: str
+    attention: str
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Cells of one sample with what was written about them.
+
+    Attributes
+    ----------
+    adata : AnnData
+        In memory, one sample.
+    name : str
+        The sample's.
+    keys : Keys
+    """
+
+    adata: AnnData
+    name: str
+    keys: Keys
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether a classifier annotated it."""
+        return self.keys.classes in self.adata.obs
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether a gating model annotated it."""
+        return self.keys.gates in self.adata.uns
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """Run record of the classifier, else of the gating model."""
+        key = self.keys.classes if self.has_classes else self.keys.gates
+        return dict(self.adata.uns.get(key, {}))
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the model."""
+        return json.loads(str(self.run.get("params", "{}")))
+
+    @property
+    def predicted(self) -> pd.Series:
+        """Class of each cell, as Categorical of text."""
+        values = self.adata.obs[self.keys.classes]
+        if not isinstance(values.dtype, pd.CategoricalDtype):
+            values = values.astype(str).astype("category")
+        return values.cat.rename_categories(str)
+
+    @property
+    def analysed(self) -> np.ndarray:
+        """Cells that the model read."""
+        if self.has_classes:
+            return (self.predicted != _keys.NOT_ANALYSED).to_numpy(dtype=bool)
+        member = self.adata.obsm.get(f"{self.keys.gates}_membership")
+        if member is None:
+            return np.ones(self.adata.n_obs, dtype=bool)
+        return ~pd.DataFrame(member).isna().any(axis=1).to_numpy()
+
+    @property
+    def positive_class(self) -> str | None:
+        """Name of the positive class, if there is one."""
+        found = self.run.get("pos_label", self.params.get("pos_label"))
+        return None if found is None or not self.has_classes else str(found)
+
+    @property
+    def expert_labels(self) -> pd.Series | None:
+        """Labels that the model was trained on, where these data have them."""
+        key = self.params.get("label_key")
+        if not self.has_classes or not isinstance(key, str) or key not in self.adata.obs:
+            return None
+        values = self.adata.obs[key]
+        return values.astype(object).where(values.notna(), None)
+
+    @property
+    def markers(self) -> list[str]:
+        """Markers of the model that the data have."""
+        names = [str(m) for m in self.run.get("markers", [])]
+        aliases = self.params.get("marker_aliases") or {}
+        present = {str(aliases.get(v, v)): str(v) for v in self.adata.var_names}
+        return [present[m] for m in names if m in present]
+
+    @property
+    def quality(self) -> list[str]:
+        """Columns of quality flags."""
+        return [c for c in self.adata.obs if str(c).startswith("qc_")]
+
+    def membership(self, key: str) -> pd.DataFrame | None:
+        """Cells inside gates, missing counted as outside."""
+        table = self.adata.obsm.get(key)
+        if table is None or not hasattr(table, "columns"):
+            return None
+        frame = pd.DataFrame(table).astype("boolean").fillna(False)
+        return frame.astype(bool)
+
+    @property
+    def predicted_membership(self) -> pd.DataFrame | None:
+        """Cells inside the predicted gates."""
+        return self.membership(f"{self.keys.gates}_membership")
+
+    @property
+    def expert_membership(self) -> pd.DataFrame | None:
+        """Cells inside the expert's gates."""
+        return self.membership(self.keys.expert_gates)
+
+
+def one_sample(adata: AnnData, sample: str | None, keys: Keys) -> Annotated:
+    """Cells of one sample in memory; ``adata`` is left as it is.
+
+    Raises
+    ------
+    InvalidInputError
+        Not an AnnData, no cells, or several samples and none chosen.
+    MissingKeyError
+        No such sample, or nothing that a model wrote.
+    """
+    if not isinstance(adata, AnnData):
+        raise InvalidInputError(f"A report needs an AnnData, got {type(adata).__name__}.")
+    if keys.classes not in adata.obs and keys.gates not in adata.uns:
+        raise MissingKeyError(
+            f"Neither obs[{keys.classes!r}] nor uns[{keys.gates!r}] was found: there is nothing "
+            "to report. Annotate the sample first: model.annotate(adata), or fcm annotate."
+        )
+    key = keys.classes if keys.classes in adata.obs else keys.gates
+    column = adata.uns.get(key, {}).get("sample_key", "sample")
+    names = (
+        adata.obs[column].astype(str).to_numpy()
+        if str(column) in adata.obs
+        else np.full(adata.n_obs, "all")
+    )
+    present = list(dict.fromkeys(names))
+    if not present:
+        raise InvalidInputError("There are no cells to report on.")
+    if sample is None and len(present) > 1:
+        raise InvalidInputError(
+            f"A report is about one sample, and there are {len(present)}: {listed(present)}. "
+            "Choose one with sample=..."
+        )
+    chosen = present[0] if sample is None else str(sample)
+    if chosen not in present:
+        raise MissingKeyError(f"Sample {chosen!r} was not found; there is {listed(present)}.")
+    part = adata[names == chosen]
+    return Annotated(part.to_memory() if adata.isbacked else part.copy(), chosen, keys)

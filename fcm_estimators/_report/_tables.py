@@ -1,0 +1,317 @@
+"""Tables of a report: counts, residual disease, quality, distance from training, summaries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fcm_estimators import _keys
+from fcm_estimators._exceptions import FcmError, MissingKeyError
+from fcm_estimators._report._sample import Annotated
+from fcm_estimators._validation import listed
+from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
+from fcm_estimators.quality import flag_quality, quality_table
+
+_CHECKS = {
+    "time": "unsteady acquisition (gaps, drift, clock running back)",
+    "margin": "at the end of a detector's range",
+    "doublet": "doublet by forward scatter",
+    "dead": "stained as dead",
+    "any": "at least one of them",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    is_warning: bool = False
+
+
+def percent(value: float) -> str:
+    """A fraction as people read it; not so many digits that they pretend."""
+    return "not known" if np.isnan(value) else f"{100 * value:.3g} %"
+
+
+def residual_disease(
+    sample: Annotated,
+    denominator: str | None,
+    limit_of_blank: float | None,
+) -> dict[str, str] | None:
+    """Entries of the MRD table, or None without a positive class.
+
+    Raises
+    ------
+    MissingKeyError
+        No gate of the name ``denominator``.
+    """
+    positive = sample.positive_class
+    if positive is None:
+        return None
+    inside, name = sample.analysed, "analysed cells"
+    if denominator is not None:
+        tables = [
+            t for t in (sample.expert_membership, sample.predicted_membership) if t is not None
+        ]
+        found = [t[denominator] for t in tables if denominator in t]
+        if not found:
+            known = list(dict.fromkeys(str(c) for t in tables for c in t))
+            raise MissingKeyError(
+                f"denominator={denominator!r} is not among the gates {listed(known)}."
+            )
+        inside, name = found[0].to_numpy(), denominator
+    called = (sample.predicted == positive).to_numpy()
+    row = mrd_table(
+        called, denominator=inside, denominator_name=name, limit_of_blank=limit_of_blank
+    ).iloc[0]
+    entries = {
+        "positive class": positive,
+        "positive cells": f"{row['numerator']:,}",
+        "denominator": f"{row['denominator']:,} {row['denominator_name']}",
+        "fraction": percent(row["fraction"]),
+        "95 % interval (counting error only)": (
+            f"{percent(row['ci_low'])} to {percent(row['ci_high'])}"
+        ),
+        "LOD (20 events)": percent(row["lod"]),
+        "LLOQ (50 events)": percent(row["lloq"]),
+        "positive outside of the denominator": f"{row['n_outside']:,}",
+        "status": str(row["status"]),
+    }
+    if limit_of_blank is not None:
+        entries["limit of blank"] = percent(limit_of_blank)
+    for flag in sample.quality:
+        flagged = sample.adata.obs[flag].to_numpy(dtype=bool) & called & inside
+        entries[f"positive cells flagged {flag.removeprefix('qc_')}"] = f"{flagged.sum():,}"
+    return entries
+
+
+def class_counts(sample: Annotated) -> Table | None:
+    """Cells per class, with those flagged and the expert's counts where there are labels."""
+    if not sample.has_classes:
+        return None
+    predicted, n_analysed = sample.predicted, int(sample.analysed.sum())
+    flagged = sample.adata.obs[sample.quality].any(axis=1).to_numpy()
+    expert = sample.expert_labels
+    columns = ["class", "cells", "share of analysed"]
+    columns += ["flagged by quality control"] if sample.quality else []
+    columns += ["expert's count", "F1"] if expert is not None else []
+    scores = {} if expert is None else _scores(sample, expert)
+    rows = []
+    for name in predicted.cat.categories:
+        inside = (predicted == name).to_numpy()
+        row = [name, f"{inside.sum():,}"]
+        if name == _keys.NOT_ANALYSED or not n_analysed:
+            row.append("")
+        else:
+            row.append(percent(inside.sum() / n_analysed))
+        if sample.quality:
+            row.append(f"{(flagged & inside).sum():,}")
+        if expert is not None:
+            known = (expert.astype(str) == name).to_numpy() & sample.analysed
+            row += [f"{known.sum():,}", scores.get(name, "")]
+        rows.append(row)
+    note = ""
+    if expert is not None:
+        note = (
+            "The expert's labels are in the file. If the model was trained on them, the F1 says "
+            "nothing about other samples."
+        )
+    return Table("classes", "Cells by class", columns, rows, note)
+
+
+def _scores(sample: Annotated, expert: pd.Series) -> dict[str, str]:
+    known = expert.where(sample.analysed, None)
+    classes = [c for c in sample.predicted.cat.categories if c != _keys.NOT_ANALYSED]
+    scores = {}
+    for name in classes:
+        truth = known.map(lambda v, name=name: None if v is None else str(str(v) == name))
+        called = (sample.predicted == name).astype(str).to_numpy()
+        if truth.isna().all() or "True" not in set(truth.dropna()):
+            continue
+        row = classification_table(truth, called, pos_label="True").iloc[0]
+        scores[name] = f"{row['f1']:.4f}"
+    return scores
+
+
+def quality(sample: Annotated) -> Table:
+    """Flags of quality control; judged now where the file has none."""
+    adata = sample.adata
+    if not sample.quality:
+        light = adata.copy()
+        try:
+            flag_quality(light, sample_key=None)
+        except FcmError as error:
+            return Table("quality", "Quality control", [], [], f"Not judged: {error}")
+        adata = light
+    row = quality_table(adata, sample_key=None).iloc[0]
+    rows = []
+    for check, meaning in _CHECKS.items():
+        count = row[f"n_qc_{check}"]
+        known = not pd.isna(count)
+        share = percent(int(count) / adata.n_obs) if known else ""
+        rows.append([check, meaning, f"{count:,}" if known else "could not be judged", share])
+    return Table(
+        "quality",
+        "Quality control",
+        ["flag", "meaning", "cells", "share"],
+        rows,
+        "Flagged cells are counted and classified like all others; none is removed.",
+    )
+
+
+def distances(sample: Annotated) -> Table | None:
+    """How far the sample is from training, marker by marker."""
+    found = sample.run.get("distance")
+    if found is None:
+        return None
+    table = pd.DataFrame({k: np.asarray(v) for k, v in dict(found).items()})
+    table = table[table["sample"].astype(str) == sample.name]
+    if table.empty:
+        return None
+    table = table.sort_values("distance", ascending=False)
+    rows = [
+        [str(r["marker"]), f"{r['distance']:.2f} SD", "far" if r["far"] else "as in training"]
+        for r in table.to_dict("records")
+    ]
+    n_far = int(table["far"].sum())
+    note = (
+        f"{n_far} of {len(table)} markers are farther from the training samples than these are "
+        "from each other. Predictions may be wrong: look at the pictures below."
+        if n_far
+        else "No marker is farther from the training samples than these are from each other. "
+        "That is no proof that the predictions are right."
+    )
+    return Table(
+        "distance",
+        "Distance from the training samples",
+        ["marker", "mean distance of the quantiles", "judged"],
+        rows,
+        note,
+        is_warning=n_far > 0,
+    )
+
+
+def agreement(sample: Annotated) -> Table | None:
+    """Predicted gates against the expert's, where both are in the file."""
+    truth, predicted = sample.expert_membership, sample.predicted_membership
+    if predicted is None:
+        return None
+    if truth is None or not set(truth) & set(predicted):
+        rows = [[str(g), f"{predicted[g].sum():,}"] for g in predicted]
+        return Table("gates", "Cells inside the predicted gates", ["gate", "cells"], rows)
+    table = gate_agreement(truth, predicted)
+    rows = [
+        [
+            str(r["gate"]),
+            f"{int(r['n_true']):,}",
+            f"{int(r['n_predicted']):,}",
+            *("" if np.isnan(r[c]) else f"{r[c]:.4f}" for c in ("precision", "recall", "f1")),
+        ]
+        for r in table.to_dict("records")
+    ]
+    return Table(
+        "gates",
+        "Predicted gates against the expert's",
+        ["gate", "expert's cells", "predicted cells", "precision", "recall", "F1"],
+        rows,
+    )
+
+
+def gradients(sample: Annotated) -> pd.DataFrame | None:
+    """Mean signed gradients per class and marker, as ``GradientExplainer.summary``."""
+    from explainers._summary import summarise
+
+    key = sample.keys.gradient
+    if key not in sample.adata.layers or key not in sample.adata.uns:
+        return None
+    markers = [m for m in sample.markers if m in sample.adata.var_names]
+    values = np.asarray(sample.adata[:, markers].layers[key], dtype=np.float64)
+    if sample.has_classes:
+        labels = sample.predicted.astype(object).to_numpy()
+    else:
+        labels = np.full(sample.adata.n_obs, "all cells", dtype=object)
+    if np.isnan(values).any(1).all():
+        return None
+    return summarise(
+        values,
+        markers,
+        labels,
+        np.zeros(sample.adata.n_obs),
+        confidence=0.95,
+        n_bootstrap=200,
+        seed=0,
+    )
+
+
+def attention(sample: Annotated) -> pd.DataFrame | None:
+    """Received attention per class and head, mean over cells; 1 is uniform."""
+    found = received_attention(sample)
+    if found is None:
+        return None
+    labels = sample.predicted if sample.has_classes else np.full(sample.adata.n_obs, "all cells")
+    table = found.groupby(np.asarray(labels).astype(str)).mean()
+    return table.dropna(how="all")
+
+
+def gradient_table(summary: pd.DataFrame, unit: str) -> Table:
+    """Gradients in words."""
+    rows = [
+        [
+            str(r["population"]),
+            str(r["marker"]),
+            f"{r['mean']:.3g}",
+            f"{r['ci_low']:.3g} to {r['ci_high']:.3g}",
+            percent(r["share_strongest"]),
+            f"{r['n_cells']:,}",
+        ]
+        for r in summary.to_dict("records")
+    ]
+    columns = ["class", "marker", f"mean gradient {unit}", "95 % interval", "strongest in", "cells"]
+    return Table(
+        "gradients",
+        "Gradients as a table",
+        columns,
+        rows,
+        "The intervals resample the cells of this one sample; they know nothing of other patients.",
+    )
+
+
+def attention_table(received: pd.DataFrame) -> Table:
+    """Received attention in words."""
+    rows = [[str(i), *(f"{v:.3g}" for v in row)] for i, row in received.iterrows()]
+    return Table(
+        "attention",
+        "Received attention as a table",
+        ["class", *(str(c) for c in received)],
+        rows,
+        "Mean over the cells of a class; 1 is what every cell would get if a head looked at all "
+        "cells alike.",
+    )
+
+
+def received_attention(sample: Annotated) -> pd.DataFrame | None:
+    """Received attention of the explained layer."""
+    key = sample.keys.attention
+    layer = dict(sample.adata.uns.get(key, {})).get("layer")
+    table = sample.adata.obsm.get(f"{key}_layer{layer}")
+    return None if table is None else pd.DataFrame(table)
+
+
+def model_cards(sample: Annotated) -> dict[str, dict[str, dict[str, str]]]:
+    """Cards of every model that annotated the sample."""
+    found: dict[str, Any] = {}
+    for key in (sample.keys.classes, sample.keys.gates):
+        text = dict(sample.adata.uns.get(key, {})).get("cards")
+        if text is not None:
+            for name, sections in json.loads(str(text)).items():
+                found[f"{name}, {key}"] = sections
+    return found

@@ -1,0 +1,260 @@
+"""A report of one annotated sample as a single HTML page that needs no network.
+
+:func:`write_report` writes it; on the command line ``fcm report sample.h5ad -o report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+
+from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._files import write_whole
+from fcm_estimators._report import _cells, _figures, _tables
+from fcm_estimators._report._sample import Annotated, Keys, one_sample
+from fcm_estimators._version import __version__
+
+__all__ = ["write_report"]
+
+_WITHHELD = "withheld (ask for identifiers to see it)"
+# Cells of a UMAP that is made for the report.
+_EMBEDDED = 10_000
+
+
+def write_report(
+    adata: AnnData,
+    path: str | os.PathLike,
+    *,
+    sample: str | None = None,
+    key: str = "reluformer",
+    gates_key: str = "predicted_gates",
+    expert_gates_key: str = "gates",
+    gradient_key: str = "gradient",
+    attention_key: str = "attention",
+    denominator: str | None = None,
+    limit_of_blank: float | None = None,
+    umap: bool = False,
+    max_cells: int = 100_000,
+    identifiers: bool = False,
+) -> None:
+    """Write what was found in a sample, and why, as one HTML page.
+
+    The page holds everything it needs: residual disease with its denominator and interval, cells
+    by class, quality control, the distance from the training samples, a picture of the cells whose
+    axes and colours can be chosen, predicted gates beside the expert's, what the model looked at,
+    and the model card. It loads nothing, and no browser will make it: its own policy forbids
+    connections.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Annotated by a classifier, a gating model, or both; explanations are shown where they are.
+        Not changed.
+    path : path
+        The page to write; replaced if it exists.
+    sample : str, optional
+        Which sample, where there are several.
+    key, gates_key, expert_gates_key, gradient_key, attention_key : str
+        What was given as ``key_added`` to the classifier, the gating model and the explainers,
+        and the ``label_key`` of gates.
+    denominator : str, optional
+        Gate, expert's or predicted, that the fraction of positive cells refers to. Default: all
+        cells that the model analysed.
+    limit_of_blank : float, optional
+        Fraction found in samples without disease (:func:`fcm_estimators.metrics.limit_of_blank`).
+    umap : bool, default False
+        Make a UMAP of the model's markers, of at most 10,000 cells, where the data have none.
+    max_cells : int, default 100,000
+        Cells in the picture. Of larger samples a random part is drawn, with every positive cell
+        (up to half); so is of samples with so many columns that the page would outgrow 15 MB.
+        All tables count all cells.
+    identifiers : bool, default False
+        Whether the page names the sample. The name of a file often is that of a patient.
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        No AnnData; nothing annotated; several samples and none chosen; no such sample or gate.
+
+    Examples
+    --------
+    >>> from fcm_estimators import ReluFormerClassifier
+    >>> from fcm_estimators.datasets import simulate_cohort
+    >>> from fcm_estimators.report import write_report
+    >>> adata = simulate_cohort(n_samples=1, n_cells=300, random_state=0)
+    >>> clf = ReluFormerClassifier(label_key="cell_type", pos_label="blast", max_epochs=1)
+    >>> clf.fit(adata).annotate(adata)
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = pathlib.Path(folder, "report.html")
+    ...     write_report(adata, page)
+    ...     "Residual disease" in page.read_text(encoding="utf-8")
+    True
+    """
+    if max_cells < 1:
+        raise InvalidInputError(f"max_cells={max_cells} must be 1 or more.")
+    keys = Keys(key, gates_key, expert_gates_key, gradient_key, attention_key)
+    found = one_sample(adata, sample, keys)
+    if umap and "X_umap" not in found.adata.obsm:
+        _add_umap(found)
+    mrd = _tables.residual_disease(found, denominator, limit_of_blank)
+    planes = _figures.planes(found)
+    data, note = _picture(found, planes, max_cells)
+    data["gates"] = [_figures.gate_figure(found, plane) for plane in planes]
+    data["why"], why, why_tables = _why(found)
+    distance = _tables.distances(found)
+    tables = [_tables.class_counts(found), _tables.quality(found), distance]
+    shown = [table for table in tables if table is not None]
+    gate_table = _tables.agreement(found)
+    cards = _tables.model_cards(found)
+    warnings = [distance.note] if distance is not None and distance.is_warning else []
+    sections = [
+        *([("mrd", "Residual disease")] if mrd else []),
+        *((table.name, table.title) for table in shown),
+        ("cells", "Cells"),
+        *([("gates", "Gates")] if planes or gate_table else []),
+        *([("why", "What the model looked at")] if why else []),
+        *([("model", "Model and training data")] if cards else []),
+    ]
+    page = _template().render(
+        title="Report of a cytometry sample",
+        facts=_facts(found, identifiers),
+        warnings=warnings,
+        sections=sections,
+        mrd=mrd,
+        tables=shown,
+        cells_note=note,
+        gates=[plane["gate"] for plane in planes],
+        gate_table=gate_table,
+        why=why,
+        why_tables=why_tables,
+        cards=cards,
+        version=__version__,
+        css=_resource("page.css"),
+        script=_resource("page.js"),
+        plotly=_plotly(),
+        # No "<" in a script: names of markers or classes cannot end it.
+        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+    )
+    write_whole(Path(path), page.encode("utf-8"))
+
+
+def _facts(sample: Annotated, identifiers: bool) -> dict[str, str]:
+    run = sample.run
+    return {
+        "sample": sample.name if identifiers else _WITHHELD,
+        "events": f"{sample.adata.n_obs:,}",
+        "analysed": f"{int(sample.analysed.sum()):,}",
+        "markers read": ", ".join(sample.markers),
+        "annotated by": f"fcm-estimators {run.get('version', 'of unknown version')}",
+    }
+
+
+def _picture(
+    sample: Annotated, planes: list[dict[str, Any]], max_cells: int
+) -> tuple[dict[str, Any], str]:
+    """Columns and views of the picture of cells, and a note on what is drawn."""
+    found = list(_cells.columns(sample))
+    rows = _cells.chosen_cells(sample, found, max_cells)
+    columns = [_cells.packed(*column, rows) for column in found]
+    for column in columns:
+        if column["group"] == "Markers":
+            column |= _cells.axis_of(sample, column["name"], column["low"], column["high"])
+    place = {(c["group"], c["name"]): i for i, c in enumerate(columns)}
+    views: list[dict[str, Any]] = []
+    for group, name in place:
+        if group == "Embedding" and name.endswith(" 1"):
+            base = name.removesuffix(" 1")
+            views.append({"name": base, "x": place[group, name], "y": place[group, f"{base} 2"]})
+    for plane in planes:
+        lines = [
+            {
+                "name": name,
+                "x": [*outline[:, 0].tolist(), float(outline[0, 0])],
+                "y": [*outline[:, 1].tolist(), float(outline[0, 1])],
+                **_figures.line_of(name),
+            }
+            for name, outline in plane["outlines"].items()
+        ]
+        x, y = (place["Markers", plane[axis]] for axis in "xy")
+        views.append({"name": f"gate {plane['gate']}", "x": x, "y": y, "outlines": lines})
+    markers = [i for (group, _), i in place.items() if group == "Markers"]
+    colours = [i for (group, _), i in place.items() if group in ("Cells", "Gates")]
+    n_drawn, n_cells = len(rows), sample.adata.n_obs
+    note = f"All {n_cells:,} cells are drawn."
+    if n_drawn < n_cells:
+        n_kept = "every positive cell (up to half) and " if sample.positive_class else ""
+        note = (
+            f"{n_drawn:,} of {n_cells:,} cells are drawn: {n_kept}a random part of the others. "
+            "The tables count all cells."
+        )
+    data = {
+        "columns": columns,
+        "views": views,
+        "places": [markers[0], markers[min(1, len(markers) - 1)]],
+        "colour": colours[0] if colours else markers[0],
+        "point_size": float(np.clip(900 / np.sqrt(n_drawn + 1), 2, 6).round(1)),
+    }
+    if "event" in sample.adata.obs:
+        data["events"] = sample.adata.obs["event"].to_numpy()[rows].tolist()
+    return data, note
+
+
+def _why(sample: Annotated) -> tuple[list[dict[str, Any]], list[str], list[_tables.Table]]:
+    """Figures of explanations, what they show, and their tables."""
+    figures, names, tables = [], [], []
+    summary = _tables.gradients(sample)
+    if summary is not None:
+        run = dict(sample.adata.uns[sample.keys.gradient])
+        explained = str(run.get("explained", "the output"))
+        unit = "per SD" if run.get("units") == "sd" else "per unit"
+        figures.append(_figures.gradient_figure(summary, explained, unit))
+        names.append(f"Mean gradient of {explained} by class and marker")
+        tables.append(_tables.gradient_table(summary, unit))
+    received = _tables.attention(sample)
+    if received is not None:
+        figures.append(_figures.attention_figure(received))
+        names.append("Received attention by class and head")
+        tables.append(_tables.attention_table(received))
+    return figures, names, tables
+
+
+def _add_umap(sample: Annotated) -> None:
+    """UMAP of some cells on the model's markers, each scaled to its SD."""
+    import scanpy as sc
+
+    adata = sample.adata
+    rows = np.flatnonzero(sample.analysed)
+    rows = np.sort(np.random.default_rng(0).permutation(rows)[:_EMBEDDED])
+    if len(rows) < 3:
+        return
+    part = AnnData(np.array(adata[rows, sample.markers].X, dtype=np.float32))
+    sc.pp.scale(part)
+    sc.pp.neighbors(part, n_neighbors=15, use_rep="X", random_state=0)
+    sc.tl.umap(part, random_state=0)
+    places = np.full((adata.n_obs, 2), np.nan, dtype=np.float32)
+    places[rows] = part.obsm["X_umap"]
+    adata.obsm["X_umap"] = places
+
+
+def _resource(name: str) -> str:
+    return files("fcm_estimators._report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _template() -> Any:
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_resource("page.html.j2"))
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
