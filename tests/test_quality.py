@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.base import clone
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
@@ -271,11 +270,29 @@ def test_one_hard_sample_among_few_shows_nothing():
     assert best_temperature(logits, codes, sample) == 1
 
 
-def test_probabilities_are_fitted_to_distorted_copies_of_the_held_out_samples(fitted):
-    # On the toy cohort, held-out samples as they are show no need; other days do.
-    assert fitted.temperature_ > 1
-    plain = clone(fitted).set_params(augmentation=0.0).fit(toy_cohort(8))
-    assert plain.temperature_ == 1
+@pytest.mark.parametrize(("augmentation", "n_days"), [(1.0, 16), (0.0, 1)])
+def test_probabilities_are_fitted_to_held_out_cells_as_on_several_days(
+    monkeypatch, augmentation, n_days
+):
+    seen = {}
+
+    def spy(logits, codes, sample):
+        seen.update(logits=logits, codes=codes, sample=sample)
+        return 2.0
+
+    monkeypatch.setattr("fcm_estimators.classifier.best_temperature", spy)
+    data = toy_cohort(8)
+    clf = ReluFormerClassifier(
+        label_key="cell_type", sample_key="sample", augmentation=augmentation, **QUICK
+    ).fit(data)
+    held_out = data.obs["sample"].isin(clf.validation_samples_)
+    assert len(seen["codes"]) == n_days * held_out.sum() > 0
+    days = seen["logits"].reshape(n_days, -1, 2)
+    assert all(not np.allclose(days[0], day, rtol=1e-3) for day in days[1:])
+    # What the net says now is what it said then, divided.
+    if n_days == 1:
+        now = np.diff(np.log(clf.predict_proba(data)[held_out.to_numpy()]), axis=1)
+        np.testing.assert_allclose(2 * now, np.diff(days[0], axis=1), rtol=1e-3, atol=1e-4)
 
 
 def test_probabilities_are_calibrated_and_decisions_stay(fitted, tmp_path):
