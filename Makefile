@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: env demo test test-slow lint benchmark clean
+.PHONY: env browser demo test test-slow lint benchmark clean
 
 env: $(READY)
 
@@ -16,8 +16,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(PY) -m fcm_estimators.demo --output demo_output
 
+# The report is tested in a browser. As root on Debian it is installed; elsewhere those tests are
+# skipped where there is none, and say so.
+browser:
+	@command -v chromium chromium-browser >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  { apt-get install --yes --quiet --no-install-recommends chromium >/dev/null 2>&1 || \
+	    { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium; } >/dev/null 2>&1; } || \
+	  echo "no chromium: the tests of the report in a browser will be skipped"; }
+
 # One thread per worker: two busy multi-threaded processes wait for each other.
-test: $(READY)
+test: $(READY) browser
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)

@@ -5,6 +5,7 @@ from . import labels as labels
 from . import metrics as metrics
 from . import preprocessing as preprocessing
 from . import quality as quality
+from . import report as report
 from . import workflow as workflow
 from ._exceptions import FcmError as FcmError
 from .classifier import ReluFormerClassifier as ReluFormerClassifier
@@ -26,6 +27,7 @@ __all__ = [
     "preprocessing",
     "quality",
     "read_fcs",
+    "report",
     "workflow",
     "write_fcs",
 ]

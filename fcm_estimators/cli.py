@@ -348,6 +348,49 @@ def evaluate(
             _print_table(found.reliability.reset_index().round(3), "Reliability of probabilities")
 
 
+@app.command()
+def report(
+    files: Files,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="A page, report.html, or a directory for many.")
+    ] = Path("report.html"),
+    sample: Annotated[
+        str | None, typer.Option(help="Which sample, where a file has several.")
+    ] = None,
+    denominator: Annotated[
+        str | None, typer.Option(help="Gate to which the fraction of positive cells refers.")
+    ] = None,
+    limit_of_blank: Annotated[
+        float | None, typer.Option(help="Fraction found in samples without disease.")
+    ] = None,
+    umap: Annotated[
+        bool, typer.Option("--umap", help="Make a UMAP where the file has none.")
+    ] = False,
+    max_cells: Annotated[int, typer.Option(help="Cells in the picture.")] = 100_000,
+    identifiers: Annotated[
+        bool, typer.Option("--identifiers", help="Name the sample on the page.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write what was found in annotated samples, and why, as HTML pages that need no network."""
+    with _errors():
+        from fcm_estimators.report import report_files
+
+        with _progress("Reporting", files) as progress:
+            table = report_files(
+                files,
+                out,
+                sample=sample,
+                denominator=denominator,
+                limit_of_blank=limit_of_blank,
+                umap=umap,
+                max_cells=max_cells,
+                identifiers=identifiers,
+                progress=progress,
+            )
+        _print_files(table, as_json)
+
+
 # -- what the commands share --------------------------------------------------------------------
 
 
@@ -492,6 +535,8 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
         distance = table["distance"].map("{:.1f} SD".format, na_action="ignore")
         found["farthest"] = table["farthest_marker"] + " " + distance
     others = [c for c in ("strongest_marker", "gatingml") if c in table]
+    if set(table) <= {"file", "sample", "output", "status", "error", "warning"}:
+        others = ["output"]
     return found.join(table[others])
 
 

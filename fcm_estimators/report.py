@@ -1,26 +1,30 @@
 """A report of one annotated sample as a single HTML page that needs no network.
 
-:func:`write_report` writes it; on the command line ``fcm report sample.h5ad -o report.html``.
+:func:`write_report` writes it, :func:`report_files` those of many files; on the command line
+``fcm report sample.h5ad -o report.html``.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from importlib.resources import files
+from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._cohort_files import PathName, file_names, list_files, read_file
+from fcm_estimators._exceptions import FcmError, InvalidInputError
 from fcm_estimators._files import write_whole
 from fcm_estimators._report import _cells, _figures, _tables
-from fcm_estimators._report._sample import Annotated, Keys, one_sample
+from fcm_estimators._report._sample import Annotated, Keys, one_sample, samples_in
 from fcm_estimators._version import __version__
 
-__all__ = ["write_report"]
+__all__ = ["report_files", "write_report"]
 
 _WITHHELD = "withheld (ask for identifiers to see it)"
 # Cells of a UMAP that is made for the report.
@@ -145,6 +149,84 @@ def write_report(
     write_whole(Path(path), page.encode("utf-8"))
 
 
+def report_files(
+    files: PathName | Sequence[PathName],
+    out: PathName,
+    *,
+    sample: str | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Write the reports of annotated files.
+
+    Parameters
+    ----------
+    files : path or sequence of paths
+        h5ad or zarr, as :func:`~fcm_estimators.cohort.annotate_files` and the like write them; a
+        directory stands for its files.
+    out : path
+        A page, ``report.html``, for one sample of one file. Else a directory: of each file
+        ``{name}.html``, or ``{name}-1.html``, ``{name}-2.html`` and so on where it has several
+        samples. Their names are those of the files, whatever ``identifiers`` says.
+    sample : str, optional
+        Only this sample.
+    progress : callable, optional
+        Called with the row of each page.
+    **options
+        Of :func:`write_report`.
+
+    Returns
+    -------
+    DataFrame
+        A row per page: ``file``, ``sample``, ``output``, ``status`` ("done" or "failed"),
+        ``error``. In a directory a file that fails does not stop the others.
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        No files, several for one page, names that repeat; for one page what write_report raises.
+    """
+    paths, target = list_files(files), Path(out)
+    single = target.suffix.lower() in (".html", ".htm")
+    if single and len(paths) > 1:
+        raise InvalidInputError(
+            f"{len(paths)} files do not fit on one page, {target.name}. Give a directory as out."
+        )
+    names = file_names(paths, None)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for path, name in zip(paths, names, strict=True):
+        try:
+            adata = read_file(path)
+            keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
+            chosen = [sample] if single or sample is not None else samples_in(adata, **keys)
+            for i, one in enumerate(chosen):
+                page = target
+                if not single:
+                    target.mkdir(exist_ok=True)
+                    page = target / (f"{name}-{i + 1}.html" if len(chosen) > 1 else f"{name}.html")
+                write_report(adata, page, sample=one, **options)
+                rows.append(_row(path, str(one or ""), "done", output=str(page)))
+        except FcmError as error:
+            if single:
+                raise
+            rows.append(_row(path, "", "failed", error=" ".join(str(error).split())))
+        if progress is not None:
+            progress(rows[-1])
+    return pd.DataFrame(rows)
+
+
+def _row(path: Path, sample: str, status: str, output: str = "", error: str = "") -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "sample": sample,
+        "output": output,
+        "status": status,
+        "error": error,
+        "warning": "",
+    }
+
+
 def _facts(sample: Annotated, identifiers: bool) -> dict[str, str]:
     run = sample.run
     return {
@@ -244,7 +326,7 @@ def _add_umap(sample: Annotated) -> None:
 
 
 def _resource(name: str) -> str:
-    return files("fcm_estimators._report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("fcm_estimators._report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _template() -> Any:

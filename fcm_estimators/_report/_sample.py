@@ -62,7 +62,7 @@ class Annotated:
     @property
     def params(self) -> dict[str, Any]:
         """Parameters of the model."""
-        return json.loads(str(self.run.get("params", "{}")))
+        return json_table(self.run.get("params", "{}"), "params")
 
     @property
     def predicted(self) -> pd.Series:
@@ -129,6 +129,51 @@ class Annotated:
         return self.membership(self.keys.expert_gates)
 
 
+def json_table(text: Any, name: str) -> dict[str, Any]:
+    """What a run record holds as JSON; InvalidInputError for anything else."""
+    try:
+        found = json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"The run record's {name!r} is not valid JSON ({error}); the file was changed after "
+            "it was annotated. Annotate it again."
+        ) from error
+    if not isinstance(found, dict):
+        raise InvalidInputError(
+            f"The run record's {name!r} holds {type(found).__name__} and no table. Annotate again."
+        )
+    return found
+
+
+def samples_in(
+    adata: AnnData, key: str = "reluformer", gates_key: str = "predicted_gates"
+) -> list[str]:
+    """Names of the samples that a model annotated, by first appearance."""
+    return list(dict.fromkeys(_names(adata, key, gates_key)))
+
+
+def _names(adata: AnnData, key: str, gates_key: str) -> np.ndarray:
+    """Sample of each cell, as text.
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        Not an AnnData; nothing that a model wrote.
+    """
+    if not isinstance(adata, AnnData):
+        raise InvalidInputError(f"A report needs an AnnData, got {type(adata).__name__}.")
+    if key not in adata.obs and gates_key not in adata.uns:
+        raise MissingKeyError(
+            f"Neither obs[{key!r}] nor uns[{gates_key!r}] was found: there is nothing to report. "
+            "Annotate the sample first: model.annotate(adata), or fcm annotate."
+        )
+    run = adata.uns.get(key if key in adata.obs else gates_key, {})
+    column = str(run.get("sample_key", "sample")) if hasattr(run, "get") else "sample"
+    if column in adata.obs:
+        return adata.obs[column].astype(str).to_numpy()
+    return np.full(adata.n_obs, "all")
+
+
 def one_sample(adata: AnnData, sample: str | None, keys: Keys) -> Annotated:
     """Cells of one sample in memory; ``adata`` is left as it is.
 
@@ -139,20 +184,7 @@ def one_sample(adata: AnnData, sample: str | None, keys: Keys) -> Annotated:
     MissingKeyError
         No such sample, or nothing that a model wrote.
     """
-    if not isinstance(adata, AnnData):
-        raise InvalidInputError(f"A report needs an AnnData, got {type(adata).__name__}.")
-    if keys.classes not in adata.obs and keys.gates not in adata.uns:
-        raise MissingKeyError(
-            f"Neither obs[{keys.classes!r}] nor uns[{keys.gates!r}] was found: there is nothing "
-            "to report. Annotate the sample first: model.annotate(adata), or fcm annotate."
-        )
-    key = keys.classes if keys.classes in adata.obs else keys.gates
-    column = adata.uns.get(key, {}).get("sample_key", "sample")
-    names = (
-        adata.obs[column].astype(str).to_numpy()
-        if str(column) in adata.obs
-        else np.full(adata.n_obs, "all")
-    )
+    names = _names(adata, keys.classes, keys.gates)
     present = list(dict.fromkeys(names))
     if not present:
         raise InvalidInputError("There are no cells to report on.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from fcm_estimators import _keys
 from fcm_estimators._exceptions import FcmError, MissingKeyError
-from fcm_estimators._report._sample import Annotated
+from fcm_estimators._report._sample import Annotated, json_table
 from fcm_estimators._validation import listed
 from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
 from fcm_estimators.quality import flag_quality, quality_table
@@ -311,7 +310,9 @@ def model_cards(sample: Annotated) -> dict[str, dict[str, dict[str, str]]]:
     found: dict[str, Any] = {}
     for key in (sample.keys.classes, sample.keys.gates):
         text = dict(sample.adata.uns.get(key, {})).get("cards")
-        if text is not None:
-            for name, sections in json.loads(str(text)).items():
+        if text is None:
+            continue
+        for name, sections in json_table(text, "cards").items():
+            if all(isinstance(entries, dict) for entries in dict(sections).values()):
                 found[f"{name}, {key}"] = sections
     return found

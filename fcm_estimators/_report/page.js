@@ -123,8 +123,11 @@
     }
     const cells = points();
     cells.forEach((trace) => { trace.showlegend = false; });
-    const colour = column(byId("colour").value).name;
-    byId("seen").textContent = `${column(byId("x").value).name} against ${column(byId("y").value).name}, coloured by ${colour}.`;
+    const [across, up] = [column(byId("x").value), column(byId("y").value)];
+    const [x, y] = [numbers(across), numbers(up)];
+    const placed = x.reduce((n, value, i) => n + (Number.isNaN(value) || Number.isNaN(y[i]) ? 0 : 1), 0);
+    const missing = placed < x.length ? ` ${(x.length - placed).toLocaleString("en")} cells have no place here.` : "";
+    byId("seen").textContent = `${across.name} and ${up.name}, coloured by ${column(byId("colour").value).name}.${missing}`;
     return Plotly.react(plot, [...cells, ...outlines()], layout, config);
   };
   const raw = (entry, value) => {

@@ -1,0 +1,392 @@
+"""The report of a sample: what it says, what it withholds, and what it does in a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from explainers import AttentionExplainer, GradientExplainer
+from fcm_estimators import PolygonRegressor, ReluFormerClassifier
+from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._report import _cells
+from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.metrics import mrd_table
+from fcm_estimators.preprocessing import (
+    Compensation,
+    LinearTransform,
+    LogicleTransform,
+    parse_transform,
+)
+from fcm_estimators.quality import flag_quality
+from fcm_estimators.report import report_files, write_report
+
+NAME = "Quittenbaum, Hedwig 1961"
+NASTY = "</script><img src=x onerror=alert(1)>"
+TINY = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 3, "steps_per_epoch": 20, "random_state": 0}
+GATES = {"syto": ("", "Syto 41", "FSC-A"), "cd19": ("syto", "CD19", "SSC-A")}
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """One sample with class, gates, gradients, attention, flags and an embedding."""
+    raw = simulate_cohort(n_samples=1, n_cells=3000, blast_fraction=0.2, random_state=0)
+    flag_quality(raw)
+    adata = raw
+    for step in (Compensation(), LogicleTransform(), LinearTransform()):
+        adata = step.fit_transform(adata)
+    adata.obs["sample"] = pd.Categorical([NAME] * adata.n_obs)
+    adata.obs["patient"] = pd.Categorical(["Hedwig Quittenbaum"] * adata.n_obs)
+    labels = adata.obs["cell_type"].astype(str).replace("other", NASTY.replace("/", "|"))
+    adata.obs["cell_type"] = labels.astype("category")
+    keys = {"sample_key": "sample", "patient_key": "patient"}
+    clf = ReluFormerClassifier(label_key="cell_type", pos_label="blast", **keys, **TINY).fit(adata)
+    clf.annotate(adata)
+    PolygonRegressor(GATES, **keys, **TINY).fit(adata).annotate(adata)
+    GradientExplainer(clf, target="blast", units="sd").explain(adata)
+    AttentionExplainer(clf).explain(adata)
+    adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
+    return adata
+
+
+@pytest.fixture(scope="module")
+def page(sample, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(sample, path, denominator="cd19")
+    return path
+
+
+def embedded(path):
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found.group(1))
+
+
+def columns(path):
+    return {(c["group"], c["name"]): c for c in embedded(path)["columns"]}
+
+
+# -- what it says -------------------------------------------------------------------------------
+
+
+def test_residual_disease_is_that_of_the_table(sample, page):
+    # The expert's gate comes before the predicted one of the same name.
+    row = mrd_table(
+        sample.obs["reluformer"] == "blast",
+        denominator=sample.obsm["gates"]["cd19"],
+        denominator_name="cd19",
+    ).iloc[0]
+    text = page.read_text(encoding="utf-8")
+    assert f'<strong id="mrd-value">{100 * row["fraction"]:.3g} %</strong>' in text
+    assert f"{row['numerator']:,}</td>" in text
+    assert f"{row['denominator']:,} cd19</td>" in text
+    assert row["status"] in text
+
+
+def test_another_denominator_gives_another_number(sample, page, tmp_path):
+    write_report(sample, tmp_path / "all.html")
+    found = [
+        re.search(r'id="mrd-value">([^<]*)<', p.read_text(encoding="utf-8")).group(1)
+        for p in (page, tmp_path / "all.html")
+    ]
+    assert found[0] != found[1]
+
+
+def test_every_section_is_there_and_linked(page):
+    text = page.read_text(encoding="utf-8")
+    names = ("mrd", "classes", "quality", "distance", "cells", "gates", "why", "model")
+    for name in names:
+        assert f'<section id="{name}">' in text
+        assert f'href="#{name}"' in text
+
+
+def test_values_come_back_from_the_page_within_a_thousandth_of_their_range(sample, page):
+    column = columns(page)["Markers", "CD10"]
+    stored = np.frombuffer(base64.b64decode(column["data"]), "<u2").astype(float)
+    values = column["low"] + stored * (column["high"] - column["low"]) / 65_534
+    expected = np.asarray(sample[:, "CD10"].X).ravel()
+    np.testing.assert_allclose(values, expected, atol=1e-3 * np.ptp(expected))
+
+
+def test_missing_values_have_a_code_of_their_own():
+    values = np.array([1.0, np.nan, 3.0])
+    column = _cells.packed("Markers", "m", values, np.arange(3))
+    assert np.frombuffer(base64.b64decode(column["data"]), "<u2").tolist() == [0, 65_535, 65_534]
+    same = _cells.packed("Markers", "m", np.full(3, np.nan), np.arange(3))
+    assert same["low"] < same["high"]
+
+
+def test_ticks_are_raw_values_where_the_transform_puts_them(page):
+    column = columns(page)["Markers", "CD10"]
+    places, labels = column["ticks"]
+    assert "10<sup>4</sup>" in labels
+    at = places[labels.index("10<sup>4</sup>")]
+    scaled, raw = (np.array(v) for v in column["raw"])
+    assert np.interp(at, scaled, raw) == pytest.approx(1e4, rel=0.02)
+
+
+def test_a_large_sample_is_drawn_in_part_and_counted_whole(sample, tmp_path):
+    path = tmp_path / "part.html"
+    write_report(sample, path, max_cells=1500)
+    column = columns(path)["Cells", "class"]
+    drawn = np.bincount(np.frombuffer(base64.b64decode(column["data"]), np.uint8))
+    blast = column["categories"].index("blast")
+    n_blast = int((sample.obs["reluformer"] == "blast").sum())
+    assert drawn.sum() == 1500
+    assert drawn[blast] >= min(n_blast, 750)
+    assert sum(column["counts"]) == sample.n_obs
+    assert "1,500 of 3,000 cells are drawn" in path.read_text(encoding="utf-8")
+
+
+# Cells are repeated to make a large sample.
+@pytest.mark.filterwarnings("ignore:Observation names are not unique:UserWarning")
+def test_a_hundred_thousand_cells_stay_below_15_mb(sample, tmp_path):
+    rows = np.random.default_rng(0).integers(sample.n_obs, size=100_000)
+    large = sample[np.sort(rows)].copy()
+    path = tmp_path / "large.html"
+    write_report(large, path)
+    assert path.stat().st_size < 15_000_000
+    assert "All 100,000 cells are drawn" in path.read_text(encoding="utf-8")
+
+
+def test_explanations_of_the_page_are_those_of_the_explainer(sample, page):
+    figure = embedded(page)["why"][0]
+    markers = figure["data"][0]["x"]
+    assert len(markers) == len(sample.uns["reluformer"]["markers"])
+    inside = (sample.obs["reluformer"] == "blast").to_numpy()
+    position = figure["data"][0]["y"].index("blast")
+    text = figure["data"][0]["text"][position][markers.index("CD10")]
+    expected = sample[inside, "CD10"].layers["gradient"].mean()
+    assert float(text) == pytest.approx(expected, rel=0.06)
+
+
+# -- what it withholds --------------------------------------------------------------------------
+
+
+def test_nothing_identifies_a_patient_unless_asked_for(sample, page, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    assert "Quittenbaum" not in text
+    assert "Hedwig" not in text
+    write_report(sample, tmp_path / "named.html", identifiers=True)
+    assert NAME in (tmp_path / "named.html").read_text(encoding="utf-8")
+
+
+def test_names_cannot_become_markup(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<img src=x" not in text
+    assert "&lt;|script&gt;&lt;img src=x" in text
+
+
+def test_the_page_forbids_connections_and_names_no_other_file(page):
+    text = page.read_text(encoding="utf-8")
+    assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
+    own = text[: text.index('<script id="data"')]
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', own)
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+
+def test_the_data_stay_as_they_were(sample, tmp_path):
+    before = sample.copy()
+    write_report(sample, tmp_path / "r.html")
+    pd.testing.assert_frame_equal(sample.obs, before.obs)
+    assert list(sample.uns) == list(before.uns)
+    assert list(sample.obsm) == list(before.obsm)
+
+
+def test_data_without_annotation_are_refused(sample, tmp_path):
+    bare = sample.copy()
+    del bare.obs["reluformer"], bare.uns["predicted_gates"]
+    with pytest.raises(MissingKeyError, match=r"nothing to report.*annotate"):
+        write_report(bare, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_one_of_several_samples_has_to_be_chosen(sample, tmp_path):
+    two = sample.copy()
+    two.obs["sample"] = pd.Categorical(np.where(np.arange(two.n_obs) < 1000, "a", "b"))
+    with pytest.raises(InvalidInputError, match="one sample, and there are 2: 'a', 'b'"):
+        write_report(two, tmp_path / "r.html")
+    with pytest.raises(MissingKeyError, match="'c' was not found"):
+        write_report(two, tmp_path / "r.html", sample="c")
+    write_report(two, tmp_path / "r.html", sample="a")
+    assert "1,000" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_an_unknown_denominator_is_refused(sample, tmp_path):
+    with pytest.raises(MissingKeyError, match="denominator='cd3' is not among the gates"):
+        write_report(sample, tmp_path / "r.html", denominator="cd3")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 100_000])
+def test_a_damaged_record_is_an_error_in_words(sample, tmp_path, text):
+    damaged = sample.copy()
+    damaged.uns["reluformer"] = {**damaged.uns["reluformer"], "cards": text}
+    with pytest.raises(InvalidInputError, match="run record's 'cards'"):
+        write_report(damaged, tmp_path / "r.html")
+
+
+def test_a_gating_model_alone_is_reported(sample, tmp_path):
+    alone = sample.copy()
+    del alone.obs["reluformer"], alone.uns["reluformer"], alone.obsm["reluformer_proba"]
+    write_report(alone, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert '<section id="mrd">' not in text
+    assert len(embedded(tmp_path / "r.html")["gates"]) == 2
+
+
+def test_a_classifier_alone_is_reported(sample, tmp_path):
+    alone = sample.copy()
+    for table in (alone.obsm, alone.layers, alone.uns):
+        for key in list(table):
+            if key not in ("reluformer", "reluformer_proba"):
+                del table[key]
+    alone.obs = alone.obs[["sample", "reluformer"]]
+    alone.var = alone.var[[]]
+    write_report(alone, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert '<section id="mrd">' in text
+    assert '<section id="gates">' not in text
+    assert "Not judged" in text
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_pages_of_many_files_fail_one_by_one(sample, tmp_path):
+    two = sample.copy()
+    two.obs["sample"] = pd.Categorical(np.where(np.arange(two.n_obs) < 1000, "a/b", "../c"))
+    folder = tmp_path / "files"
+    folder.mkdir()
+    sample.write_h5ad(folder / "one.h5ad")
+    two.write_zarr(folder / "two.zarr")
+    (folder / "broken.h5ad").write_bytes(b"nothing")
+    table = report_files(folder, tmp_path / "pages")
+    assert table["status"].tolist() == ["failed", "done", "done", "done"]
+    assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == [
+        "one.html",
+        "two-1.html",
+        "two-2.html",
+    ]
+    with pytest.raises(InvalidInputError, match="3 files do not fit on one page"):
+        report_files(folder, tmp_path / "page.html")
+
+
+# -- in a browser -------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium: as root on Debian, `make browser` installs it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    """The page, with what it requested and what its console said."""
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    tab.requested, tab.said = [], []
+    tab.on("request", lambda request: tab.requested.append(request.url))
+    tab.on("pageerror", lambda error: tab.said.append(str(error)))
+    tab.on("console", lambda m: tab.said.append(m.text) if m.type == "error" else None)
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-complete]", timeout=60_000, state="attached")
+    yield tab
+    tab.close()
+
+
+def drawn(tab):
+    """Traces of the picture of cells: name, number of points, one colour or many, kind."""
+    return tab.evaluate(
+        "document.getElementById('plot').data.map((t) => "
+        "[t.name, t.x.length, t.marker ? typeof t.marker.color : null, t.type])"
+    )
+
+
+def test_it_opens_without_errors_and_without_requests(opened, page, sample):
+    assert opened.said == []
+    assert opened.requested == [page.as_uri()]
+    assert sum(n for _, n, _, kind in drawn(opened) if kind == "scattergl") == sample.n_obs
+
+
+def test_the_number_on_the_screen_is_the_right_one(opened, sample):
+    inside = sample.obsm["gates"]["cd19"].to_numpy()
+    blasts = (sample.obs["reluformer"] == "blast").to_numpy()
+    fraction = (blasts & inside).sum() / inside.sum()
+    assert opened.inner_text("#mrd-value") == f"{100 * fraction:.3g} %"
+
+
+def test_colours_switch(opened, sample):
+    assert {name for name, *_ in drawn(opened)} >= {"blast"}
+    opened.select_option("#colour", label="length of the gradient")
+    [(name, n, colour, _)] = drawn(opened)
+    assert (name, n) == ("length of the gradient", sample.n_obs)
+    assert colour == "object"  # a number for each cell
+    opened.select_option("#colour", label="head that looks most")
+    heads = {name for name, *_ in drawn(opened)}
+    assert heads == set(sample.obs["attention_head"].cat.remove_unused_categories().cat.categories)
+    assert opened.said == []
+
+
+def test_a_class_can_be_hidden_from_the_keyboard(opened, sample):
+    opened.get_by_label(re.compile("^blast")).focus()
+    opened.keyboard.press("Space")
+    counts = sample.obs["reluformer"].value_counts()
+    assert "blast" not in {name for name, *_ in drawn(opened)}
+    assert sum(n for _, n, *_ in drawn(opened)) == sample.n_obs - counts["blast"]
+
+
+def test_views_show_gates_on_their_planes(opened):
+    opened.select_option("#view", label="gate cd19")
+    names = {name for name, _, _, kind in drawn(opened) if kind == "scatter"}
+    assert "predicted" in names
+    assert len(names) == 2
+    assert opened.eval_on_selector("#x", "e => e.selectedOptions[0].text") == "CD19"
+    assert opened.evaluate("document.querySelectorAll('.figure .plot-container').length") == 4
+
+
+def test_markers_can_be_chosen_and_zoomed_from_the_keyboard(opened):
+    opened.focus("#x")
+    opened.keyboard.type("CD34")
+    assert opened.eval_on_selector("#x", "e => e.selectedOptions[0].text") == "CD34"
+    ranges = "(() => { const l = document.getElementById('plot').layout; return l.xaxis.range; })()"
+    before = opened.evaluate(ranges)
+    opened.focus("#closer")
+    opened.keyboard.press("Enter")
+    after = opened.evaluate(ranges)
+    assert after[1] - after[0] == pytest.approx(0.7 * (before[1] - before[0]))
+    assert "CD34" in opened.inner_text("#seen")
+
+
+def test_a_cell_tells_its_values_in_raw_units(opened, sample):
+    opened.select_option("#view", label="UMAP")
+    opened.evaluate(
+        "document.getElementById('plot').emit('plotly_hover', {points: [{fullData: {type: "
+        "'scattergl'}, customdata: 7}]})"
+    )
+    text = opened.inner_text("#cell")
+    assert str(sample.obs["event"].iloc[7]) in text
+    said = re.search(r"CD10\s+(\S+)", text).group(1)
+    scale = parse_transform(str(sample.var.loc["CD10", "transform"]))
+    raw = scale.inverse(np.asarray(sample[7, "CD10"].X, dtype=float).ravel())[0]
+    assert float(said) == pytest.approx(raw, rel=0.02, abs=5)
+
+
+def test_it_prints(opened):
+    pdf = opened.pdf(format="A4", print_background=True)
+    assert pdf.startswith(b"%PDF")
+    opened.emulate_media(media="print")
+    assert not opened.is_visible(".buttons")
+    assert opened.is_visible("#mrd-value")
