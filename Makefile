@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: env browser demo test test-slow lint benchmark clean
+.PHONY: env browser demo test test-slow lint docs benchmark clean
 
 env: $(READY)
 
@@ -37,8 +37,15 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The site, in docs/_build/html. Its tutorials are run, a quarter of an hour on one core; what ran before is
+# kept until its page changes. `make docs NOTEBOOKS=off` builds the pages alone.
+NOTEBOOKS ?= cache
+docs: $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -W --keep-going -q -b html -D nb_execution_mode=$(NOTEBOOKS) docs docs/_build/html
+
 benchmark: $(READY)
 	$(PY) benchmarks/classification.py all
 
 clean:
-	rm -rf $(VENV) demo_output .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) demo_output docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

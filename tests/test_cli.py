@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -78,7 +79,7 @@ def test_trained_model_is_that_of_the_python_api(lab, model, raw):
     assert clf.patient_key == "patient"
     assert len(clf.history_) == len(pd.read_csv(model / "history.csv")) == 3
     assert sorted(p.name for p in model.iterdir()) == [
-        "history.csv", "model.json", "model.safetensors",
+        "DATA_CARD.md", "MODEL_CARD.md", "history.csv", "model.json", "model.safetensors",
     ]  # fmt: skip
     again = train_model(
         lab / "fcs",
@@ -185,6 +186,51 @@ def test_evaluate_compares_with_experts(lab, model):
     shown = call("evaluate", model, lab / "fcs", *labelled(lab), *ONE_PROCESS)
     assert "Reliability" in shown.stdout
     assert "patient1_d0" in shown.stdout
+
+
+def test_annotated_files_become_pages(lab, model, tmp_path):
+    two = sorted((lab / "fcs").iterdir())[:2]
+    done = call(
+        "explain", model, *two, "-o", tmp_path / "h5ad", "--gates", lab / "gates.xml", *ONE_PROCESS
+    )
+    assert done.exit_code == 0, done.output
+    options = ["--denominator", "intact"]
+    done = call("report", tmp_path / "h5ad", "-o", tmp_path / "pages", *options, "--json")
+    assert done.exit_code == 0, done.output
+    assert [row["status"] for row in json.loads(done.stdout)] == ["done", "done"]
+    names = [f"{path.stem}.html" for path in two]
+    assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == names
+    file = tmp_path / "h5ad" / f"{two[0].stem}.h5ad"
+    done = call("report", file, "-o", tmp_path / "one.html", *options)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "one.html").read_text() == (tmp_path / "pages" / names[0]).read_text()
+    done = call("report", two[0], "-o", tmp_path / "raw.html")
+    assert done.exit_code == 2
+    assert "Annotate the sample first" in done.stderr
+
+
+def test_h5ad_and_zarr_are_read_like_fcs(lab, model, raw, tmp_path):
+    sample = raw.obs["sample"].cat.categories[0]
+    one = raw[raw.obs["sample"] == sample].copy()
+    one.write_h5ad(tmp_path / f"{sample}.h5ad")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Writing zarr v2", UserWarning)
+        one.write_zarr(tmp_path / "stored.zarr")
+    found = []
+    for file in (
+        lab / "fcs" / f"{sample}.fcs",
+        tmp_path / f"{sample}.h5ad",
+        tmp_path / "stored.zarr",
+    ):
+        done = call(
+            "annotate", model, file, "-o", tmp_path / file.suffix[1:], "--json", *ONE_PROCESS
+        )
+        assert done.exit_code == 0, done.output
+        [row] = json.loads(done.stdout)
+        found.append((row["n_cells"], row["n_blast"], row["n_other"]))
+    assert found[1] == found[2]
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[0], found[1], atol=2)  # FCS holds float32
 
 
 def test_failed_files_are_told_on_stderr_and_by_the_exit_status(lab, model, tmp_path):

@@ -45,7 +45,7 @@ class HeadAblation:
     hidden : DataFrame
         A row per head: ``n_cells`` assigned to it, and the mean absolute ``change`` of the logits
         of all cells when the head no longer sees these cells.
-    random : ndarray of shape (heads, R)
+    random : ndarray of shape (H, R)
         The same change for as many cells drawn at random.
     """
 

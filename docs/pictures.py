@@ -1,0 +1,153 @@
+"""The pictures of the README and of the start page; run ``python docs/pictures.py``.
+
+Needs the public marrow, and chromium for the picture of a report. Those of the other pages come
+from ``benchmarks/explanations.py pictures`` and ``benchmarks/gating.py pictures``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from explainers import AttentionExplainer, GradientExplainer
+from explainers.plotting import GateDisplay, GradientFieldDisplay
+from fcm_estimators import PolygonRegressor, ReluFormerClassifier
+from fcm_estimators.datasets import fetch_all494
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
+from fcm_estimators.quality import flag_quality
+from fcm_estimators.report import write_report
+
+DOCS = Path(__file__).parent
+IMAGES = DOCS / "images"
+GATES = {
+    "syto": ("", "Syto 41", "FSC-A"),
+    "intact": ("syto", "FSC-A", "SSC-A"),
+    "cd19": ("intact", "CD19", "SSC-A"),
+}
+HUES = {"blast": "#D55E00", "other": "#BBBBBB"}
+
+
+def marrow():
+    """Half of the marrow, called and gated by models of the other half, with reasons."""
+    raw = fetch_all494()
+    flag_quality(raw)
+    adata = raw
+    for step in (Compensation(), LogicleTransform(), LinearTransform()):
+        adata = step.fit_transform(adata)
+    half = np.random.default_rng(0).random(adata.n_obs) < 0.5
+    train, test = adata[half].copy(), adata[~half].copy()
+    clf = ReluFormerClassifier(
+        sample_key="sample",
+        label_key="cell_type",
+        subset_key="intact",
+        pos_label="blast",
+        head_diversity=0.1,
+        random_state=0,
+    ).fit(train)
+    # Eight parts of the sample, so that gates have something to vary over.
+    train.obs["part"] = (np.arange(train.n_obs) % 8).astype(str)
+    test.obs["part"] = "unseen"
+    reg = PolygonRegressor(GATES, sample_key="part", random_state=0).fit(train)
+    clf.annotate(test)
+    reg.annotate(test)
+    GradientExplainer(clf, target="blast", units="sd").explain(test)
+    AttentionExplainer(clf, layer=0).explain(test)
+    return clf, reg, test
+
+
+def embed(clf, test, n_cells=6000):
+    """UMAP of some intact cells, on the model's markers."""
+    import scanpy as sc
+
+    intact = np.flatnonzero(test.obsm["gates"]["intact"].to_numpy())
+    rows = np.sort(np.random.default_rng(0).permutation(intact)[:n_cells])
+    shown = test[rows].copy()
+    part = sc.pp.scale(shown[:, clf.markers_].copy(), copy=True)
+    sc.pp.neighbors(part, use_rep="X", random_state=0)
+    sc.tl.umap(part, random_state=0)
+    shown.obsm["X_umap"] = part.obsm["X_umap"]
+    return shown
+
+
+def overview(reg, test, shown):
+    """From a sample to classes, gates and reasons, in four panels."""
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4.3), layout="constrained")
+    x, y = shown.obsm["X_umap"].T
+    order = np.random.default_rng(0).permutation(len(x))
+    style = {"s": 4, "lw": 0, "rasterized": True}
+    called = shown.obs["reluformer"].map(HUES).to_numpy()
+    axes[0].scatter(x[order], y[order], c=called[order], **style)
+    axes[0].set_title("which cells are blasts\n(UMAP of one marrow, unseen cells)")
+    for name, hue in HUES.items():
+        axes[0].scatter([], [], c=hue, s=30, label=name)
+    heads = shown.obs["attention_head"].astype(str)
+    names = sorted(set(heads))
+    palette = dict(
+        zip(names, ["#0072B2", "#009E73", "#CC79A7", "#E69F00", "#BBBBBB"], strict=False)
+    )
+    axes[1].scatter(x[order], y[order], c=heads.map(palette).to_numpy()[order], **style)
+    axes[1].set_title("what the model looked at\n(head that looks most at a cell)")
+    for name, hue in palette.items():
+        axes[1].scatter([], [], c=hue, s=30, label=name)
+    for ax in axes[:2]:
+        ax.set_axis_off()
+        ax.legend(frameon=False, loc="lower left", fontsize="small", markerscale=1)
+    GradientFieldDisplay.from_adata(test, "CD45", "CD10").plot(axes[2])
+    axes[2].set_title("why: where the model\nwould be surer of a blast")
+    tree = reg.predict_gates(test)["unseen"]
+    expert = GatingTree.from_labels(test, test.obsm["gates"], GATES)
+    GateDisplay.from_tree(test, tree, "cd19", expert=expert).plot(axes[3])
+    axes[3].set_title("gates for this very sample\n(predicted, and the expert's cells)")
+    figure.savefig(IMAGES / "overview.png", dpi=90)
+
+
+def start_page():
+    """The picture of the start page, by its own code."""
+    page = (DOCS / "start.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names = {}
+    for block in blocks[:-1]:
+        exec(block, names)
+    names["figure"].savefig(IMAGES / "start.png", dpi=70, bbox_inches="tight")
+    Path("umap.png").unlink()
+
+
+def report(shown):
+    """A report as a browser shows it."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = Path(folder) / "report.html"
+        write_report(shown, page, denominator="intact")
+        program = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1250, "height": 820})
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("html[data-complete]", state="attached")
+        tab.select_option("#colour", label="head that looks most")
+        tab.evaluate("document.getElementById('cells').scrollIntoView()")
+        tab.wait_for_timeout(1000)
+        tab.screenshot(path=IMAGES / "report.png")
+        browser.close()
+
+
+def main():
+    clf, reg, test = marrow()
+    shown = embed(clf, test)
+    overview(reg, test, shown)
+    report(shown)
+    start_page()
+
+
+if __name__ == "__main__":
+    main()

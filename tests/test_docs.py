@@ -1,0 +1,106 @@
+"""The documentation says what is there, and its first page works as it stands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import warnings
+from pathlib import Path
+
+import anndata
+import pytest
+
+from fcm_estimators import _exceptions
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [p for p in DOCS.rglob("*.md") if "_build" not in p.parts]
+MODULES = [
+    "explainers",
+    "explainers.faithfulness",
+    "explainers.plotting",
+    "fcm_estimators",
+    "fcm_estimators.cohort",
+    "fcm_estimators.datasets",
+    "fcm_estimators.gating",
+    "fcm_estimators.io",
+    "fcm_estimators.labels",
+    "fcm_estimators.metrics",
+    "fcm_estimators.nn",
+    "fcm_estimators.preprocessing",
+    "fcm_estimators.quality",
+    "fcm_estimators.report",
+    "fcm_estimators.workflow",
+]
+
+
+def listed_objects():
+    """Names in the API reference, by module."""
+    found: dict[str, set[str]] = {}
+    module = ""
+    for line in (DOCS / "api.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith(".. currentmodule::"):
+            module = line.split()[-1]
+        elif name := re.fullmatch(r"   (\w+)", line):
+            found.setdefault(module, set()).add(name.group(1))
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_reference_lists_every_public_object(name):
+    everywhere = set().union(*listed_objects().values())
+    public = {n for n in importlib.import_module(name).__all__ if not n.startswith("__")}
+    modules = {m.rsplit(".", 1)[-1] for m in MODULES}
+    assert public - modules <= everywhere
+
+
+def test_the_reference_lists_nothing_else():
+    for module, names in listed_objects().items():
+        assert all(hasattr(importlib.import_module(module), name) for name in names)
+    errors = {
+        n for n, e in vars(_exceptions).items() if n.endswith("Error") and not n.startswith("_")
+    }
+    assert errors <= listed_objects()["fcm_estimators._exceptions"] | {"FcmError"}
+
+
+def test_every_page_is_reachable():
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^([\w/-]+)$", index, flags=re.MULTILINE)
+    assert {p.relative_to(DOCS).with_suffix("").as_posix() for p in PAGES} == {*entries, "index"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_and_pictures_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_python_on_the_pages_is_python():
+    for page in PAGES:
+        if page.parent.name == "tutorials":
+            continue  # run when the site is built
+        for block in re.findall(
+            r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        ):
+            compile(block, page.name, "exec")
+
+
+@pytest.mark.real_data
+def test_start_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "start.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what UMAP and scanpy warn of is theirs
+        for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+            exec(compile(block, "start.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert float(re.search(r"^f1\s+(\S+)", printed, re.MULTILINE).group(1)) > 0.99
+    assert "quantifiable" in printed
+    assert (tmp_path / "umap.png").stat().st_size > 50_000
+    assert "Residual disease" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    back = anndata.read_h5ad(tmp_path / "sample.h5ad")
+    assert {"reluformer", "attention_head", "gradient_norm"} <= set(back.obs)
+    assert "Model card" in json.loads(back.uns["reluformer"]["cards"])
