@@ -293,7 +293,7 @@ def _why(sample: Annotated) -> tuple[list[dict[str, Any]], list[str], list[_tabl
     figures, names, tables = [], [], []
     summary = _tables.gradients(sample)
     if summary is not None:
-        run = dict(sample.adata.uns[sample.keys.gradient])
+        run = sample.record(sample.keys.gradient)
         explained = str(run.get("explained", "the output"))
         unit = "per SD" if run.get("units") == "sd" else "per unit"
         figures.append(_figures.gradient_figure(summary, explained, unit))
@@ -314,7 +314,7 @@ def _add_umap(sample: Annotated) -> None:
     adata = sample.adata
     rows = np.flatnonzero(sample.analysed)
     rows = np.sort(np.random.default_rng(0).permutation(rows)[:_EMBEDDED])
-    if len(rows) < 3:
+    if len(rows) < 3 or not sample.markers:
         return
     part = AnnData(np.array(adata[rows, sample.markers].X, dtype=np.float32))
     sc.pp.scale(part)

@@ -232,6 +232,16 @@ def test_a_damaged_record_is_an_error_in_words(sample, tmp_path, text):
         write_report(damaged, tmp_path / "r.html")
 
 
+@pytest.mark.parametrize(
+    "record", ["text", {"distance": {"sample": [1]}}, {"distance": "far"}, {"params": "no"}]
+)
+def test_a_record_of_another_kind_is_an_error_in_words(sample, tmp_path, record):
+    damaged = sample.copy()
+    damaged.uns["reluformer"] = record
+    with pytest.raises(InvalidInputError, match=r"Annotate (it|the file) again"):
+        write_report(damaged, tmp_path / "r.html")
+
+
 def test_a_gating_model_alone_is_reported(sample, tmp_path):
     alone = sample.copy()
     del alone.obs["reluformer"], alone.uns["reluformer"], alone.obsm["reluformer_proba"]
@@ -239,6 +249,18 @@ def test_a_gating_model_alone_is_reported(sample, tmp_path):
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert '<section id="mrd">' not in text
     assert len(embedded(tmp_path / "r.html")["gates"]) == 2
+
+
+def test_models_without_a_sample_key_are_reported(sample, tmp_path):
+    adata = sample.copy()
+    ReluFormerClassifier(label_key="cell_type", pos_label="blast", **TINY).fit(adata).annotate(
+        adata
+    )
+    PolygonRegressor(GATES, **TINY).fit(adata).annotate(adata)
+    adata.obs = adata.obs.drop(columns="sample")
+    write_report(adata, tmp_path / "r.html")
+    assert len(embedded(tmp_path / "r.html")["gates"]) == 2
+    assert '<section id="distance">' in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_a_classifier_alone_is_reported(sample, tmp_path):

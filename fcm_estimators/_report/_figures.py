@@ -62,7 +62,11 @@ def _tree(sample: Annotated, key: str) -> GatingTree | None:
     if key not in sample.adata.uns:
         return None
     try:
-        return GatingTree.from_adata(sample.adata, key=key, sample=sample.name)
+        entry = sample.adata.uns[key]
+        # A model without sample_key has a name of its own for its one sample.
+        named = {str(name) for name in entry.get("gates", entry)["sample"]}
+        name = sample.name if len(named) > 1 else named.pop()
+        return GatingTree.from_adata(sample.adata, key=key, sample=name)
     except (FcmError, KeyError, TypeError, IndexError, AttributeError):
         return None  # something else of that name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +54,20 @@ class Annotated:
         """Whether a gating model annotated it."""
         return self.keys.gates in self.adata.uns
 
+    def record(self, key: str) -> dict[str, Any]:
+        """Run record, empty where there is none."""
+        found = self.adata.uns.get(key, {})
+        if not isinstance(found, Mapping):
+            raise InvalidInputError(
+                f"uns[{key!r}] holds {type(found).__name__} and no run record; the file was "
+                "changed after it was annotated. Annotate it again."
+            )
+        return dict(found)
+
     @property
     def run(self) -> dict[str, Any]:
         """Run record of the classifier, else of the gating model."""
-        key = self.keys.classes if self.has_classes else self.keys.gates
-        return dict(self.adata.uns.get(key, {}))
+        return self.record(self.keys.classes if self.has_classes else self.keys.gates)
 
     @property
     def params(self) -> dict[str, Any]:

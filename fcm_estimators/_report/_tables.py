@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators import _keys
-from fcm_estimators._exceptions import FcmError, MissingKeyError
+from fcm_estimators._exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators._report._sample import Annotated, json_table
 from fcm_estimators._validation import listed
 from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
@@ -172,8 +172,15 @@ def distances(sample: Annotated) -> Table | None:
     found = sample.run.get("distance")
     if found is None:
         return None
-    table = pd.DataFrame({k: np.asarray(v) for k, v in dict(found).items()})
-    table = table[table["sample"].astype(str) == sample.name]
+    try:
+        columns = {k: np.asarray(found[k]) for k in ("sample", "marker", "distance", "far")}
+        table = pd.DataFrame(columns).astype({"distance": float, "far": bool})
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InvalidInputError(
+            f"The run record's 'distance' is damaged ({error}). Annotate the file again."
+        ) from error
+    if table["sample"].nunique() > 1:
+        table = table[table["sample"].astype(str) == sample.name]
     if table.empty:
         return None
     table = table.sort_values("distance", ascending=False)
@@ -238,7 +245,7 @@ def gradients(sample: Annotated) -> pd.DataFrame | None:
         labels = sample.predicted.astype(object).to_numpy()
     else:
         labels = np.full(sample.adata.n_obs, "all cells", dtype=object)
-    if np.isnan(values).any(1).all():
+    if not markers or np.isnan(values).any(1).all():
         return None
     return summarise(
         values,
@@ -300,7 +307,7 @@ def attention_table(received: pd.DataFrame) -> Table:
 def received_attention(sample: Annotated) -> pd.DataFrame | None:
     """Received attention of the explained layer."""
     key = sample.keys.attention
-    layer = dict(sample.adata.uns.get(key, {})).get("layer")
+    layer = sample.record(key).get("layer")
     table = sample.adata.obsm.get(f"{key}_layer{layer}")
     return None if table is None else pd.DataFrame(table)
 
@@ -309,10 +316,10 @@ def model_cards(sample: Annotated) -> dict[str, dict[str, dict[str, str]]]:
     """Cards of every model that annotated the sample."""
     found: dict[str, Any] = {}
     for key in (sample.keys.classes, sample.keys.gates):
-        text = dict(sample.adata.uns.get(key, {})).get("cards")
+        text = sample.record(key).get("cards")
         if text is None:
             continue
         for name, sections in json_table(text, "cards").items():
-            if all(isinstance(entries, dict) for entries in dict(sections).values()):
+            if isinstance(sections, dict) and all(isinstance(e, dict) for e in sections.values()):
                 found[f"{name}, {key}"] = sections
     return found
