@@ -14,7 +14,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", "**/_build", "jupyter_execute"]
 templates_path = ["_templates"]
 
 html_theme = "sphinx_book_theme"

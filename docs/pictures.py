@@ -101,7 +101,7 @@ def overview(reg, test, shown):
         axes[1].scatter([], [], c=hue, s=30, label=name)
     for ax in axes[:2]:
         ax.set_axis_off()
-        ax.legend(frameon=False, loc="lower left", fontsize="small", markerscale=1)
+        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.03), ncols=5)
     GradientFieldDisplay.from_adata(test, "CD45", "CD10").plot(axes[2])
     axes[2].set_title("why: where the model\nwould be surer of a blast")
     tree = reg.predict_gates(test)["unseen"]

@@ -350,7 +350,10 @@ def evaluate(
 
 @app.command()
 def report(
-    files: Files,
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Annotated h5ad or zarr, or directories of them.", show_default=False),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="A page, report.html, or a directory for many.")
     ] = Path("report.html"),

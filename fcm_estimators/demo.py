@@ -32,7 +32,7 @@ def run_demo(output: str | Path = "demo_output", *, stream: TextIO | None = None
     Parameters
     ----------
     output : path, default "demo_output"
-        Directory for ``*.h5ad``, ``*.csv``, ``*.png`` and the saved models.
+        Directory for ``*.h5ad``, ``*.csv``, ``*.png``, a report and the saved models.
     stream : text stream, optional
         Where to report. Default: standard output.
     """
@@ -79,6 +79,7 @@ def leukaemia_demo(folder: Path, out: TextIO) -> None:
     intact = test.obsm["gates"]["intact"].to_numpy()
     _report(test, intact, "intact", out)
     _save(clf, test, folder, "all494")
+    _write_report(test, folder / "all494_report.html")
     shown = test[intact].copy()
     _draw_umap(shown, clf, folder / "all494_umap.png")
 
@@ -134,6 +135,8 @@ def simulated_demo(folder: Path, out: TextIO) -> None:
     clf.annotate(test)
     _report(test, test.obsm["gates"]["intact"].to_numpy(), "intact", out)
     _save(clf, test, folder, "simulated")
+    first = test.obs["sample"].iloc[0]
+    _write_report(test, folder / "simulated_report.html", sample=str(first))
     _draw_umap(test, clf, folder / "simulated_umap.png")
 
 
@@ -171,6 +174,12 @@ def _save(clf: ReluFormerClassifier, adata: AnnData, folder: Path, name: str) ->
     clf.save(folder / f"{name}_model")
     clf.history_.to_csv(folder / f"{name}_history.csv", index=False)
     adata.write_h5ad(folder / f"{name}.h5ad", compression="lzf")
+
+
+def _write_report(adata: AnnData, path: Path, sample: str | None = None) -> None:
+    from fcm_estimators.report import write_report
+
+    write_report(adata, path, sample=sample, denominator="intact", identifiers=True)
 
 
 def _draw_umap(adata: AnnData, clf: ReluFormerClassifier, path: Path) -> None:

@@ -242,9 +242,9 @@ def _picture(
     sample: Annotated, planes: list[dict[str, Any]], max_cells: int
 ) -> tuple[dict[str, Any], str]:
     """Columns and views of the picture of cells, and a note on what is drawn."""
-    found = list(_cells.columns(sample))
-    rows = _cells.chosen_cells(sample, found, max_cells)
-    columns = [_cells.packed(*column, rows) for column in found]
+    everything = list(_cells.columns(sample))
+    rows = _cells.chosen_cells(sample, everything, max_cells)
+    columns = [_cells.packed(*column, rows) for column in everything]
     for column in columns:
         if column["group"] == "Markers":
             column |= _cells.axis_of(sample, column["name"], column["low"], column["high"])
@@ -266,7 +266,7 @@ def _picture(
         ]
         x, y = (place["Markers", plane[axis]] for axis in "xy")
         views.append({"name": f"gate {plane['gate']}", "x": x, "y": y, "outlines": lines})
-    markers = [i for (group, _), i in place.items() if group == "Markers"]
+    markers = [place["Markers", name] for name in _cells.telling_markers(sample)]
     colours = [i for (group, _), i in place.items() if group in ("Cells", "Gates")]
     n_drawn, n_cells = len(rows), sample.adata.n_obs
     note = f"All {n_cells:,} cells are drawn."

@@ -303,3 +303,27 @@ def test_transformed_cytometry_can_be_written_for_flowjo(tmp_path):
         GatingTree([RectangleGate("b", ("A",), (0,), (1,), "", (str(FlowJoBiex()),))]).to_gatingml(
             tmp_path / "b.xml"
         )
+
+
+def test_gates_of_any_name_come_back_from_gatingml(tmp_path):
+    rng = np.random.default_rng(0)
+    adata = AnnData(rng.random((500, 2)), var=pd.DataFrame(index=["a", "b"]))
+    outline = np.array([[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]])
+    names = ["CD4 T", "CD4_T", "CD4_T_", "7-AAD−", "CD3+ | CD19−", "γδ T", "a <b> & 'c'", "x"]
+    gates = [
+        PolygonGate(name, "a", "b", outline + 0.02 * i, names[i - 1] if i % 3 else "")
+        for i, name in enumerate(names)
+    ]
+    both = BooleanGate("no CD4 T", "and", ("CD4 T", "γδ T"), complements=("CD4 T",))
+    tree = GatingTree([*gates, both])
+    path = tmp_path / "gates.xml"
+    tree.to_gatingml(path)
+    again = GatingTree.from_gatingml(path)
+    assert {g.name: g.parent for g in again} == {g.name: g.parent for g in tree}
+    found = again.apply(adata)
+    pd.testing.assert_frame_equal(found[list(tree.gates)], tree.apply(adata))
+    assert GatingTree.from_gatingml(path, gates=["CD4 T"]).gates.keys() == {"CD4 T"}
+    # Others see ids, which are valid XML ids and unlike each other.
+    ids = [name for name, _ in flowkit.parse_gating_xml(str(path)).get_gate_ids()]
+    assert len(set(ids)) == len(ids) == len(names) + 1
+    assert {"CD4_T", "CD4_T_", "x"} <= set(ids)

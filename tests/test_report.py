@@ -121,6 +121,19 @@ def test_missing_values_have_a_code_of_their_own():
     assert same["low"] < same["high"]
 
 
+def test_without_an_embedding_the_first_view_tells_the_classes_apart(sample, tmp_path):
+    bare = sample.copy()
+    del bare.obsm["X_umap"], bare.uns["predicted_gates"], bare.uns["gates"]
+    write_report(bare, tmp_path / "r.html")
+    data = embedded(tmp_path / "r.html")
+    assert data["views"] == []
+    shown = [data["columns"][i]["name"] for i in data["places"]]
+    values = bare[:, bare.uns["reluformer"]["markers"]].to_df()
+    blast = (bare.obs["reluformer"] == "blast").to_numpy()
+    apart = (values[blast].mean() - values[~blast].mean()).abs() / values.std()
+    assert apart[shown[0]] == apart.max()
+
+
 def test_ticks_are_raw_values_where_the_transform_puts_them(page):
     column = columns(page)["Markers", "CD10"]
     places, labels = column["ticks"]

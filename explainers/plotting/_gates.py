@@ -126,8 +126,7 @@ class GateDisplay:
             Factor on the arrows; at 1 the longest is an eighth of the picture's width.
         """
         ax = new_axes(ax)
-        places = np.concatenate([self.cells.to_numpy(), *self.outlines.values()])
-        low, high = places.min(0), places.max(0)
+        low, high = self._limits()
         ax.hexbin(
             self.cells["x"],
             self.cells["y"],
@@ -146,9 +145,8 @@ class GateDisplay:
             )
         if len(self.arrows):
             self._draw_arrows(ax, arrow_length * float(high[0] - low[0]) / 8)
-        margin = 0.03 * (high - low)
-        ax.set_xlim(low[0] - margin[0], high[0] + margin[0])
-        ax.set_ylim(low[1] - margin[1], high[1] + margin[1])
+        ax.set_xlim(low[0], high[0])
+        ax.set_ylim(low[1], high[1])
         ax.set_xlabel(self.x)
         ax.set_ylabel(self.y)
         title = f"gate {self.gate}"
@@ -160,6 +158,12 @@ class GateDisplay:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize="small")
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+    def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the axes; outlines that go far beyond the cells run out of the picture."""
+        corners = np.concatenate(list(self.outlines.values()))
+        cells = self.cells.to_numpy() if len(self.cells) else corners
+        return picture_limits(cells, corners)
 
     def _draw_arrows(self, ax: Axes, width: float) -> None:
         table = self.arrows
@@ -185,6 +189,19 @@ class GateDisplay:
             for name, outline in self.outlines.items()
         ]
         return pd.concat(parts, ignore_index=True)[["outline", "x", "y"]]
+
+
+def picture_limits(cells: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends of a picture of cells, (n, 2), with outlines around some of them.
+
+    Where there are no cells the data do not say where an outline should be, so that it may be
+    anywhere; it is followed for a sixth of the width of the cells.
+    """
+    low, high = cells.min(0), cells.max(0)
+    width = np.where(high > low, high - low, 1.0)
+    low = np.clip(corners.min(0), low - width / 6, low)
+    high = np.clip(corners.max(0), high, high + width / 6)
+    return low - 0.03 * width, high + 0.03 * width
 
 
 def _polygon(tree: GatingTree, gate: str) -> PolygonGate:

@@ -46,6 +46,23 @@ def chosen_cells(
     return np.flatnonzero(kept)
 
 
+def telling_markers(sample: Annotated) -> list[str]:
+    """Markers by how much of their variance lies between the classes, most first."""
+    names = sample.markers or [str(v) for v in sample.adata.var_names]
+    if not sample.has_classes:
+        return names
+    codes = sample.predicted.cat.codes.to_numpy()[sample.analysed]
+    values = sample.adata[sample.analysed, names].to_df().to_numpy(dtype=np.float64)
+    if len(values) == 0:
+        return names
+    counts = np.bincount(codes)
+    present = np.flatnonzero(counts)
+    means = np.stack([values[codes == c].mean(0) for c in present])
+    between = counts[present] @ np.square(means - values.mean(0))
+    share = between / np.maximum(np.square(values - values.mean(0)).sum(0), 1e-12)
+    return [names[i] for i in np.argsort(-share)]
+
+
 def columns(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
     """Group, name and values of everything that a cell can be placed or coloured by."""
     adata = sample.adata

@@ -101,6 +101,8 @@ def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
     """Density of the parent's cells, and the outlines, as a Plotly figure."""
     import plotly.graph_objects as go
 
+    from explainers.plotting._gates import picture_limits
+
     adata, inside = sample.adata, np.ones(sample.adata.n_obs, dtype=bool)
     parent = plane["parent"]
     for table in (sample.predicted_membership, sample.expert_membership):
@@ -111,7 +113,8 @@ def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
     outlines = plane["outlines"]
     corners = np.concatenate(list(outlines.values()))
     figure = go.Figure()
-    spans = [_span(values, corners[:, i]) for i, values in enumerate((x, y))]
+    cells = np.column_stack([x, y]) if len(x) else corners
+    spans = np.column_stack(picture_limits(cells, corners)).tolist()
     counts, *edges = np.histogram2d(x, y, bins=_BINS, range=spans)
     shown = np.where(counts > 0, np.log10(np.maximum(counts, 1)), np.nan).T.astype(np.float32)
     centres = [(e[:-1] + e[1:]) / 2 for e in edges]
@@ -175,14 +178,6 @@ def _values(adata: Any, marker: str, inside: np.ndarray) -> np.ndarray:
     values = adata.X[:, adata.var_names.get_loc(marker)]
     dense = values.toarray() if hasattr(values, "toarray") else values
     return np.asarray(dense, dtype=np.float64).ravel()[inside]
-
-
-def _span(values: np.ndarray, corners: np.ndarray) -> list[float]:
-    """What shows nearly all cells and the outlines."""
-    ends = np.quantile(values, [0.001, 0.999]) if len(values) else np.array([0.0, 1.0])
-    low, high = min(ends[0], corners.min()), max(ends[1], corners.max())
-    margin = 0.04 * (high - low) or 1.0
-    return [float(low - margin), float(high + margin)]
 
 
 def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> dict[str, Any]:

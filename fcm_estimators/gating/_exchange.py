@@ -1,7 +1,13 @@
-"""Gates in and out of Gating-ML 2.0 and FlowJo workspaces, through FlowKit."""
+"""Gates in and out of Gating-ML 2.0 and FlowJo workspaces, through FlowKit.
+
+An id in Gating-ML is an XML id, which holds no blanks. A gate of another name is written with an id
+like it, and its name in the element for custom information, from which it is read back.
+"""
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -12,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._files import write_whole
 from fcm_estimators._validation import listed
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
@@ -35,6 +42,9 @@ Names = dict[Key, str]
 
 # Dimensions that nobody compensates.
 _NEVER_COMPENSATED = ("fsc", "ssc", "time")
+_GATING = "http://www.isac-net.org/std/Gating-ML/v2.0/gating"
+_DATA_TYPE = "http://www.isac-net.org/std/Gating-ML/v2.0/datatypes"
+_NAME = "gate_name"
 
 
 class Imported(NamedTuple):
@@ -66,7 +76,8 @@ def read_gatingml(path: str | PathLike[str], wanted: Iterable[str] | None) -> Im
     """Gates of a Gating-ML file; arguments as :meth:`GatingTree.from_gatingml`."""
     _refuse_entities(Path(path))
     strategy = _parse(path, flowkit().parse_gating_xml)
-    return _import(strategy, dict(strategy.transformations), Path(path).name, wanted)
+    own_names = _parse(path, _names_by_id)
+    return _import(strategy, dict(strategy.transformations), Path(path).name, wanted, own_names)
 
 
 def read_flowjo(
@@ -123,11 +134,15 @@ def _refuse_entities(path: Path) -> None:
 
 
 def _import(
-    strategy: Any, transforms: Mapping[str, Any], file: str, wanted: Iterable[str] | None
+    strategy: Any,
+    transforms: Mapping[str, Any],
+    file: str,
+    wanted: Iterable[str] | None,
+    own_names: Mapping[str, str] | None = None,
 ) -> Imported:
     """Gates of FlowKit's strategy, all or those wanted with what they need."""
     tables = _Tables(strategy, transforms)
-    names = _unique_names(strategy)
+    names = _unique_names(strategy, own_names or {})
     chosen = set(names) if wanted is None else _needed(strategy, names, wanted)
     gates, problems = [], []
     for key in names:
@@ -159,16 +174,36 @@ def _owner(strategy: Any, key: Key) -> Any:
     return strategy.get_gate(name, gate_path=path)
 
 
-def _unique_names(strategy: Any) -> Names:
+def _unique_names(strategy: Any, own_names: Mapping[str, str]) -> Names:
     """Name of each gate: its own, with its ancestors before it where another has the same."""
     keys = strategy.get_gate_ids()
-    own = [_plain(name) for name, _ in keys]
+
+    def called(name: str) -> str:
+        return _plain(own_names.get(name, name))
+
+    own = [called(name) for name, _ in keys]
     names = {}
     for (name, path), plain in zip(keys, own, strict=True):
         if own.count(plain) > 1:
-            plain = " > ".join([*map(_plain, path[1:]), plain])
+            plain = " > ".join([*map(called, path[1:]), plain])
         names[name, path] = plain
     return names
+
+
+def _names_by_id(path: str) -> dict[str, str]:
+    """Names of gates whose id differs from them, as :func:`write_gatingml` writes them."""
+    found = {}
+    for gate in _xml(Path(path).read_bytes()).iter(f"{{{_GATING}}}*"):
+        name = gate.findtext(f"{{{_DATA_TYPE}}}custom_info/{_NAME}")
+        if name and (own := gate.get(f"{{{_GATING}}}id")):
+            found[own] = name
+    return found
+
+
+def _xml(content: bytes) -> Any:
+    from lxml import etree  # comes with FlowKit
+
+    return etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
 
 
 def _plain(name: str) -> str:
@@ -375,24 +410,57 @@ def write_gatingml(
     """Write gates, parents before their children; as :meth:`GatingTree.to_gatingml`."""
     fk = flowkit()
     strategy = fk.GatingStrategy()
+    gates = list(gates)
+    ids = _ids([gate.name for gate in gates])
     written: dict[str, tuple[str, ...]] = {}
     for gate in gates:
-        over = (*written[gate.parent], gate.parent) if gate.parent != ROOT else ("root",)
+        over = (*written[gate.parent], ids[gate.parent]) if gate.parent != ROOT else ("root",)
         written[gate.name] = over
         if isinstance(gate, BooleanGate):
             refs = [
-                {"ref": o, "path": written[o], "complement": o in gate.complements}
+                {"ref": ids[o], "path": written[o], "complement": o in gate.complements}
                 for o in gate.operands
             ]
-            strategy.add_gate(fk.gates.BooleanGate(gate.name, gate.operation, refs), over)
+            strategy.add_gate(fk.gates.BooleanGate(ids[gate.name], gate.operation, refs), over)
             continue
         axes = [
             _Axis(fk, strategy, gate, channels.get(marker, marker), text)
             for marker, text in zip(gate.markers, gate.transforms, strict=True)
         ]
-        strategy.add_gate(_outgoing(fk, gate, axes), over)
-    with Path(path).open("wb") as file:
-        fk.export_gatingml(strategy, file)
+        strategy.add_gate(_outgoing(fk, gate, ids[gate.name], axes), over)
+    exported = io.BytesIO()
+    fk.export_gatingml(strategy, exported)
+    names = {own: name for name, own in ids.items() if own != name}
+    content = _with_names(exported.getvalue(), names) if names else exported.getvalue()
+    write_whole(Path(path), content)
+
+
+def _ids(names: list[str]) -> dict[str, str]:
+    """An XML id like each name, and unlike the others: letters, digits, "_", "-" and "."."""
+    ids: dict[str, str] = {}
+    for name in names:
+        own = re.sub(r"[^\w.-]", "_", name)
+        own = own if re.match(r"[^\W\d]", own) else f"_{own}"
+        taken = {*ids.values(), *names} - {name}
+        while own in taken:
+            own += "_"
+        ids[name] = own
+    return ids
+
+
+def _with_names(content: bytes, names: Mapping[str, str]) -> bytes:
+    """Gating-ML with the names of gates whose ids differ from them."""
+    from lxml import etree
+
+    root = _xml(content)
+    for gate in root.iter(f"{{{_GATING}}}*"):
+        name = names.get(gate.get(f"{{{_GATING}}}id"))
+        if name is not None:
+            info = etree.Element(f"{{{_DATA_TYPE}}}custom_info")
+            etree.SubElement(info, _NAME).text = name
+            gate.insert(0, info)
+    etree.indent(root)
+    return etree.tostring(root, xml_declaration=True, encoding="UTF-8")
 
 
 class _Axis:
@@ -443,19 +511,19 @@ def _outgoing_scale(fk: Any, scale: Scale) -> tuple[Any, float]:
     )
 
 
-def _outgoing(fk: Any, gate: Any, axes: list[_Axis]) -> Any:
+def _outgoing(fk: Any, gate: Any, own_id: str, axes: list[_Axis]) -> Any:
     factors = np.array([axis.factor for axis in axes])
     if isinstance(gate, PolygonGate):
         vertices = (gate.vertices * factors).tolist()
-        return fk.gates.PolygonGate(gate.name, [axis.dimension() for axis in axes], vertices)
+        return fk.gates.PolygonGate(own_id, [axis.dimension() for axis in axes], vertices)
     if isinstance(gate, RectangleGate):
         dimensions = [
             axis.dimension(low, high)
             for axis, low, high in zip(axes, gate.low, gate.high, strict=True)
         ]
-        return fk.gates.RectangleGate(gate.name, dimensions)
+        return fk.gates.RectangleGate(own_id, dimensions)
     return fk.gates.EllipsoidGate(
-        gate.name,
+        own_id,
         [axis.dimension() for axis in axes],
         (gate.centre * factors).tolist(),
         (gate.covariance * np.outer(factors, factors)).tolist(),
