@@ -54,9 +54,10 @@ def test_wheel_installs_and_imports_both_packages(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    for needed in ("fcm_estimators/py.typed", "explainers/py.typed", "fcm_estimators/__init__.pyi"):
-        assert needed in names
-    assert not [n for n in names if n.startswith(("tests/", "benchmarks/"))]
+    page = [f"fcm_estimators/_report/page.{kind}" for kind in ("html.j2", "css", "js")]
+    typed = ["fcm_estimators/py.typed", "explainers/py.typed", "fcm_estimators/__init__.pyi"]
+    assert {*page, *typed} <= set(names)
+    assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "docs/"))]
     # The dependencies are those of this environment; the package itself comes from the wheel.
     venv.create(tmp_path / "env", with_pip=True, system_site_packages=False)
     python = tmp_path / "env" / "bin" / "python"
