@@ -134,7 +134,8 @@ def _data(training: Mapping[str, Any]) -> dict[str, str]:
         "cells": f"{training['n_cells']:,}; per sample {low:,} to {high:,}, median {middle:,}",
     }
     for name, count in training["cells"].items():
-        found[name] = f"{count:,} cells in {training['samples'][name]:,} samples"
+        n_samples = training["samples"][name]
+        found[name] = f"{count:,} cells in {n_samples:,} sample{'s' * (n_samples != 1)}"
     return found
 
 
