@@ -81,13 +81,14 @@ def embed(clf, test, n_cells=6000):
 
 def overview(reg, test, shown):
     """From a sample to classes, gates and reasons, in four panels."""
-    figure, axes = plt.subplots(1, 4, figsize=(17, 4.3), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
+    axes = grid.ravel()
     x, y = shown.obsm["X_umap"].T
     order = np.random.default_rng(0).permutation(len(x))
     style = {"s": 4, "lw": 0, "rasterized": True}
     called = shown.obs["reluformer"].map(HUES).to_numpy()
     axes[0].scatter(x[order], y[order], c=called[order], **style)
-    axes[0].set_title("which cells are blasts\n(UMAP of one marrow, unseen cells)")
+    axes[0].set_title("which cells are blasts\n(one marrow, unseen cells, UMAP)")
     for name, hue in HUES.items():
         axes[0].scatter([], [], c=hue, s=30, label=name)
     heads = shown.obs["attention_head"].astype(str)
@@ -101,14 +102,16 @@ def overview(reg, test, shown):
         axes[1].scatter([], [], c=hue, s=30, label=name)
     for ax in axes[:2]:
         ax.set_axis_off()
-        ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.03), ncols=5)
+        ax.legend(
+            frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.03), ncols=5, columnspacing=1
+        )
     GradientFieldDisplay.from_adata(test, "CD45", "CD10").plot(axes[2])
     axes[2].set_title("why: where the model\nwould be surer of a blast")
     tree = reg.predict_gates(test)["unseen"]
     expert = GatingTree.from_labels(test, test.obsm["gates"], GATES)
     GateDisplay.from_tree(test, tree, "cd19", expert=expert).plot(axes[3])
     axes[3].set_title("gates for this very sample\n(predicted, and the expert's cells)")
-    figure.savefig(IMAGES / "overview.png", dpi=90)
+    figure.savefig(IMAGES / "overview.png", dpi=80)
 
 
 def start_page():

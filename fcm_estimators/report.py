@@ -52,8 +52,7 @@ def write_report(
     The page holds everything it needs: residual disease with its denominator and interval, cells
     by class, quality control, the distance from the training samples, a picture of the cells whose
     axes and colours can be chosen, predicted gates beside the expert's, what the model looked at,
-    and the model card. It loads nothing, and no browser will make it: its own policy forbids
-    connections.
+    and the model card. It loads nothing from elsewhere, and its own policy forbids the browser to.
 
     Parameters
     ----------

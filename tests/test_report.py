@@ -422,6 +422,7 @@ def test_a_cell_tells_its_values_in_raw_units(opened, sample):
 def test_it_prints(opened):
     pdf = opened.pdf(format="A4", print_background=True)
     assert pdf.startswith(b"%PDF")
+    assert opened.evaluate("[...document.querySelectorAll('details')].every((d) => d.open)")
     opened.emulate_media(media="print")
     assert not opened.is_visible(".buttons")
     assert opened.is_visible("#mrd-value")

@@ -14,6 +14,7 @@ from anndata import AnnData
 from fcm_estimators import _keys
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators._validation import listed
+from fcm_estimators.quality import CHECKS
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Annotated:
     @property
     def quality(self) -> list[str]:
         """Columns of quality flags."""
-        return [c for c in self.adata.obs if str(c).startswith("qc_")]
+        return [c for c in (f"qc_{check}" for check in CHECKS) if c in self.adata.obs]
 
     def membership(self, key: str) -> pd.DataFrame | None:
         """Cells inside gates, missing counted as outside."""

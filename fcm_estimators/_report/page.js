@@ -179,6 +179,8 @@
   byId("closer").addEventListener("click", () => zoom(0.7));
   byId("farther").addEventListener("click", () => zoom(1 / 0.7));
   byId("whole").addEventListener("click", () => draw(true));
+  // Paper cannot be unfolded.
+  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((entry) => { entry.open = true; }));
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
 
   byId("colour").value = String(data.colour);
