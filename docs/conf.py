@@ -31,6 +31,7 @@ nb_execution_mode = "cache"
 nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say it in words
