@@ -276,6 +276,17 @@ def test_models_without_a_sample_key_are_reported(sample, tmp_path):
     assert '<section id="distance">' in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+def test_gates_drawn_in_another_state_give_way_to_hulls(sample, tmp_path):
+    adata = sample.copy()
+    del adata.uns["predicted_gates"]
+    adata.var["compensated"] = False
+    write_report(adata, tmp_path / "r.html")
+    names = [{t.get("name") for t in g["data"]} for g in embedded(tmp_path / "r.html")["gates"]]
+    # Scatter is never compensated, so gates on scatter alone stay as they were drawn.
+    assert any("hull of the expert's cells" in found for found in names)
+    assert all(len(found & {"expert", "hull of the expert's cells"}) <= 1 for found in names)
+
+
 def test_a_classifier_alone_is_reported(sample, tmp_path):
     alone = sample.copy()
     for table in (alone.obsm, alone.layers, alone.uns):

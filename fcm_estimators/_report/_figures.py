@@ -39,11 +39,11 @@ def planes(sample: Annotated) -> list[dict[str, Any]]:
     tree = predicted or drawn
     found = []
     for gate in [] if tree is None else tree:
-        if not isinstance(gate, PolygonGate):
+        if not isinstance(gate, PolygonGate) or not set(gate.markers) <= set(
+            sample.adata.var_names
+        ):
             continue
-        outlines = {}
-        if predicted is not None:
-            outlines["predicted"] = _outline(sample, gate)
+        outlines = {} if predicted is None else _outline(sample, gate, "predicted")
         outlines |= _expert_outline(sample, gate, drawn)
         if outlines:
             found.append(
@@ -71,10 +71,14 @@ def _tree(sample: Annotated, key: str) -> GatingTree | None:
         return None  # something else of that name
 
 
-def _outline(sample: Annotated, gate: Any) -> np.ndarray:
+def _outline(sample: Annotated, gate: Any, name: str) -> dict[str, np.ndarray]:
+    """Outline in the units of the data; nothing where these are in another state than the gate."""
     from explainers.plotting._gates import _in_data_units
 
-    return _in_data_units(sample.adata, gate)
+    try:
+        return {name: _in_data_units(sample.adata, gate)}
+    except FcmError:
+        return {}
 
 
 def _expert_outline(
@@ -84,7 +88,9 @@ def _expert_outline(
     if drawn is not None and gate.name in drawn.gates:
         theirs = drawn[gate.name]
         if isinstance(theirs, PolygonGate) and theirs.markers == gate.markers:
-            return {"expert": _outline(sample, theirs)}
+            found = _outline(sample, theirs, "expert")
+            if found:
+                return found
     member = sample.expert_membership
     if member is None or gate.name not in member:
         return {}
@@ -94,7 +100,7 @@ def _expert_outline(
         )[gate.name]
     except FcmError:
         return {}  # hardly any cells inside
-    return {"hull of the expert's cells": _outline(sample, hull)}
+    return _outline(sample, hull, "hull of the expert's cells")
 
 
 def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
