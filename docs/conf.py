@@ -32,6 +32,8 @@ nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
+# Which language the cells are in is known once they have run.
+suppress_warnings = ["myst-nb.lexer"]
 
 autosummary_generate = True
 autodoc_typehints = "none"  # the docstrings say it in words
