@@ -271,6 +271,7 @@ def pictures(seeds):
         cmap="viridis",
         rasterized=True,
     )
+    axes[2].set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
     axes[2].add_patch(
         mpl.patches.Polygon(plane.vertices, fill=False, edgecolor="#D55E00", linewidth=2)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,7 @@ def cards(model: SetEstimator) -> Cards:
     """Model card and data card of a fitted estimator."""
     last = model.history_.iloc[-1]
     training = model.training_[-1]
+    seed = model.random_state
     first = {
         "Model": {
             "class": type(model).__name__,
@@ -82,7 +84,8 @@ def cards(model: SetEstimator) -> Cards:
             **model._card_entries(),
         },
         "Training": {
-            "epochs": f"{len(model.history_)} of at most {model.max_epochs}",
+            "epochs": f"{len(model.history_)}"
+            + (f" in {len(model.training_)} trainings" if len(model.training_) > 1 else ""),
             **{
                 name.replace("_", " "): f"{last[name]:.4g}"
                 for name in ("train_loss", "valid_loss")
@@ -90,7 +93,7 @@ def cards(model: SetEstimator) -> Cards:
             },
             "validation": _validation(training),
             "augmentation": f"{model.augmentation:g} times the standard distortions",
-            "random state": str(model._json_params()["random_state"]),
+            "random state": str(seed) if isinstance(seed, Integral) else "no number given",
             "versions": ", ".join(f"{k} {v}" for k, v in training["versions"].items()),
         },
         "Intended use": dict(_INTENDED),

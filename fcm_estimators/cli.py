@@ -58,6 +58,12 @@ GatesOption = Annotated[
         "--denominator and for models that look inside a gate."
     ),
 ]
+Denominator = Annotated[
+    str | None, typer.Option(help="Gate to which the fraction of positive cells refers.")
+]
+LimitOfBlank = Annotated[
+    float | None, typer.Option(help="Fraction found in samples without disease.")
+]
 LabelGates = Annotated[
     Path | None,
     typer.Option(
@@ -207,12 +213,8 @@ def annotate(
     files: Files,
     out: Out,
     gates: GatesOption = None,
-    denominator: Annotated[
-        str | None, typer.Option(help="Gate to which the fraction of positive cells refers.")
-    ] = None,
-    limit_of_blank: Annotated[
-        float | None, typer.Option(help="Fraction found in samples without disease.")
-    ] = None,
+    denominator: Denominator = None,
+    limit_of_blank: LimitOfBlank = None,
     resume: Resume = True,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -360,12 +362,8 @@ def report(
     sample: Annotated[
         str | None, typer.Option(help="Which sample, where a file has several.")
     ] = None,
-    denominator: Annotated[
-        str | None, typer.Option(help="Gate to which the fraction of positive cells refers.")
-    ] = None,
-    limit_of_blank: Annotated[
-        float | None, typer.Option(help="Fraction found in samples without disease.")
-    ] = None,
+    denominator: Denominator = None,
+    limit_of_blank: LimitOfBlank = None,
     umap: Annotated[
         bool, typer.Option("--umap", help="Make a UMAP where the file has none.")
     ] = False,
@@ -538,8 +536,8 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
         distance = table["distance"].map("{:.1f} SD".format, na_action="ignore")
         found["farthest"] = table["farthest_marker"] + " " + distance
     others = [c for c in ("strongest_marker", "gatingml") if c in table]
-    if set(table) <= {"file", "sample", "output", "status", "error", "warning"}:
-        others = ["output"]
+    if "n_cells" not in table:
+        others.append("output")
     return found.join(table[others])
 
 

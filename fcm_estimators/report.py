@@ -18,6 +18,8 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._cohort_files import PathName, file_names, list_files, read_file
+from fcm_estimators._cohort_run import said
+from fcm_estimators._cohort_tasks import failed_row
 from fcm_estimators._exceptions import FcmError, InvalidInputError
 from fcm_estimators._files import write_whole
 from fcm_estimators._report import _cells, _figures, _tables
@@ -205,25 +207,15 @@ def report_files(
                     target.mkdir(exist_ok=True)
                     page = target / (f"{name}-{i + 1}.html" if len(chosen) > 1 else f"{name}.html")
                 write_report(adata, page, sample=one, **options)
-                rows.append(_row(path, str(one or ""), "done", output=str(page)))
+                done = {"output": str(page), "status": "done"}
+                rows.append({**failed_row(path, str(one or ""), ""), **done})
         except FcmError as error:
             if single:
                 raise
-            rows.append(_row(path, "", "failed", error=" ".join(str(error).split())))
+            rows.append(failed_row(path, name, said(error)))
         if progress is not None:
             progress(rows[-1])
     return pd.DataFrame(rows)
-
-
-def _row(path: Path, sample: str, status: str, output: str = "", error: str = "") -> dict[str, Any]:
-    return {
-        "file": str(path),
-        "sample": sample,
-        "output": output,
-        "status": status,
-        "error": error,
-        "warning": "",
-    }
 
 
 def _facts(sample: Annotated, identifiers: bool) -> dict[str, str]:

@@ -385,6 +385,31 @@ def test_warm_start_goes_on_from_a_saved_model(cohort, fitted, tmp_path):
         clf.fit(new_lab, unknown)
 
 
+def test_cards_say_what_was_trained_on_and_name_nobody(tmp_path):
+    data = toy_cohort(8, patients=[f"Quittenbaum {i}" for i in range(8)])
+    data.obs["sample"] = data.obs["sample"].cat.rename_categories(lambda name: f"tube {name} H.Q.")
+    keys = {"sample_key": "sample", "label_key": "cell_type", "patient_key": "patient"}
+    clf = ReluFormerClassifier(**keys, pos_label="blast", **QUICK).fit(data)
+    card = clf.cards()["Data card"]
+    blast = (data.obs["cell_type"] == "blast").sum()
+    assert card["Training data"]["samples"] == card["Training data"]["patients"] == "8"
+    assert card["Training data"]["class blast"] == f"{blast:,} cells in 8 samples"
+    assert list(card["Markers"]) == clf.markers_
+    assert "split by patients" in clf.cards()["Model card"]["Training"]["validation"]
+    clf.save(tmp_path)
+    text = (tmp_path / "MODEL_CARD.md").read_text() + (tmp_path / "DATA_CARD.md").read_text()
+    assert f"{blast:,} cells in 8 samples" in text
+    assert "not a medical device" in text
+    assert "Quittenbaum" not in text
+    assert "H.Q." not in text
+    loaded = ReluFormerClassifier.load(tmp_path)
+    assert loaded.cards() == clf.cards()
+    loaded.set_params(warm_start=True, max_epochs=1).fit(data[:600].copy())
+    assert loaded.cards()["Data card"]["Earlier training 1"]["samples"] == "8"
+    assert loaded.cards()["Data card"]["Training data"]["samples"] == "3"
+    assert "in 2 trainings" in loaded.cards()["Model card"]["Training"]["epochs"]
+
+
 def test_saved_model_predicts_the_same(cohort, fitted, tmp_path):
     fitted.save(tmp_path / "m")
     files = ["DATA_CARD.md", "MODEL_CARD.md", "model.json", "model.safetensors"]

@@ -92,7 +92,7 @@ class GateDisplay:
             inside = parents[polygon.parent].to_numpy()
         columns = [marker_column(adata, m) for m in polygon.markers]
         places = np.asarray(adata.X[:, columns], dtype=np.float64)
-        outlines = {"predicted": _in_data_units(adata, polygon)}
+        outlines = {"predicted": in_data_units(adata, polygon)}
         if expert is not None:
             drawn = _polygon(expert, gate)
             if drawn.markers != polygon.markers:
@@ -100,7 +100,7 @@ class GateDisplay:
                     f"The expert's gate {gate!r} lies in the plane {drawn.markers}, the tree's in "
                     f"{polygon.markers}."
                 )
-            outlines["expert"] = _in_data_units(adata, drawn)
+            outlines["expert"] = in_data_units(adata, drawn)
         arrows, explained = pd.DataFrame(columns=["x", "y", "dx", "dy"], dtype=float), ""
         if key is not None:
             require_key(key, adata.layers.keys(), "the layer")
@@ -212,7 +212,7 @@ def _polygon(tree: GatingTree, gate: str) -> PolygonGate:
     return found
 
 
-def _in_data_units(adata: AnnData, gate: PolygonGate) -> np.ndarray:
+def in_data_units(adata: AnnData, gate: PolygonGate) -> np.ndarray:
     return np.column_stack(
         [
             data_values(adata, gate, marker, transform, gate.vertices[:, i])

@@ -76,11 +76,11 @@ def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
     kept = decades(scale, low, high)
     if len(kept) >= 2:
         axis.set_major_locator(FixedLocator([place for place, _ in kept]))
-        names = {round(place, 9): _short(raw) for place, raw in kept}
+        names = {round(place, 9): short(raw) for place, raw in kept}
         axis.set_major_formatter(FuncFormatter(lambda y, _: names.get(round(y, 9), "")))
     else:
         axis.set_major_formatter(
-            FuncFormatter(lambda y, _: _short(float(scale.inverse(np.array([y]))[0])))
+            FuncFormatter(lambda y, _: short(float(scale.inverse(np.array([y]))[0])))
         )
     axis.set_view_interval(low, high, ignore=True)
 
@@ -111,11 +111,14 @@ def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[floa
     return sorted(kept)
 
 
-def _short(raw: float) -> str:
-    """Write a raw value as cytometry software does: 0, 10^k, or k for thousands."""
+def short(raw: float, power: str = "$10^{{{}}}$") -> str:
+    """Write a raw value as cytometry software does: 0, 10^k, or k for thousands.
+
+    ``power`` is how a power of ten is written, for an exponent.
+    """
     size = abs(raw)
     sign = "−" if raw < 0 else ""
     exponent = np.log10(size) if size > 0 else 0.0
     if size >= 100 and abs(exponent - round(exponent)) < 1e-6:
-        return rf"${'-' if raw < 0 else ''}10^{{{round(exponent)}}}$"
+        return sign + power.format(round(exponent))
     return f"{sign}{size / 1000:.3g}k" if size >= 1000 else f"{sign}{size:.3g}"

@@ -101,9 +101,7 @@ def columns(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
         yield "Quality", flag.removeprefix("qc_"), pd.Series(flagged).astype("category")
     first = sample.markers
     for marker in [*first, *(str(v) for v in adata.var_names if str(v) not in first)]:
-        values = adata.X[:, adata.var_names.get_loc(marker)]
-        dense = values.toarray() if hasattr(values, "toarray") else values
-        yield "Markers", marker, np.asarray(dense, dtype=np.float64).ravel()
+        yield "Markers", marker, sample.values(marker)
 
 
 def _explanations(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
@@ -184,7 +182,7 @@ def axis_of(sample: Annotated, marker: str, low: float, high: float) -> dict[str
     """
     from matplotlib.ticker import MaxNLocator
 
-    from explainers.plotting._style import decades, recorded_scale
+    from explainers.plotting._style import decades, recorded_scale, short
 
     if marker not in sample.adata.var_names:
         return {}
@@ -198,14 +196,9 @@ def axis_of(sample: Annotated, marker: str, low: float, high: float) -> dict[str
         wanted = np.asarray(MaxNLocator(5).tick_values(raw[0], raw[-1]))
         ticks = list(zip(scale.transform(wanted).tolist(), wanted.tolist(), strict=True))
     return {
-        "ticks": [[place for place, _ in ticks], [_label(value) for _, value in ticks]],
+        "ticks": [
+            [place for place, _ in ticks],
+            [short(value, "10<sup>{}</sup>") for _, value in ticks],
+        ],
         "raw": [places.round(6).tolist(), [float(f"{v:.5g}") for v in raw]],
     }
-
-
-def _label(raw: float) -> str:
-    size, sign = abs(raw), "−" if raw < 0 else ""
-    exponent = np.log10(size) if size > 0 else 0.0
-    if size >= 100 and abs(exponent - round(exponent)) < 1e-6:
-        return f"{sign}10<sup>{round(exponent)}</sup>"
-    return f"{sign}{size / 1000:.3g}k" if size >= 1000 else f"{sign}{size:.3g}"

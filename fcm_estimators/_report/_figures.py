@@ -73,10 +73,10 @@ def _tree(sample: Annotated, key: str) -> GatingTree | None:
 
 def _outline(sample: Annotated, gate: Any, name: str) -> dict[str, np.ndarray]:
     """Outline in the units of the data; nothing where these are in another state than the gate."""
-    from explainers.plotting._gates import _in_data_units
+    from explainers.plotting._gates import in_data_units
 
     try:
-        return {name: _in_data_units(sample.adata, gate)}
+        return {name: in_data_units(sample.adata, gate)}
     except FcmError:
         return {}
 
@@ -109,13 +109,13 @@ def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
 
     from explainers.plotting._gates import picture_limits
 
-    adata, inside = sample.adata, np.ones(sample.adata.n_obs, dtype=bool)
+    inside = np.ones(sample.adata.n_obs, dtype=bool)
     parent = plane["parent"]
     for table in (sample.predicted_membership, sample.expert_membership):
         if parent and table is not None and parent in table:
             inside = table[parent].to_numpy()
             break
-    x, y = (_values(adata, plane[axis], inside) for axis in "xy")
+    x, y = (sample.values(plane[axis])[inside] for axis in "xy")
     outlines = plane["outlines"]
     corners = np.concatenate(list(outlines.values()))
     figure = go.Figure()
@@ -178,12 +178,6 @@ def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
 def _title(plane: Mapping[str, Any], n_cells: int) -> str:
     where = _escaped(plane["parent"]) if plane["parent"] else "all"
     return f"{_escaped(plane['gate'])}<br><sup>{n_cells:,} cells, {where}</sup>"
-
-
-def _values(adata: Any, marker: str, inside: np.ndarray) -> np.ndarray:
-    values = adata.X[:, adata.var_names.get_loc(marker)]
-    dense = values.toarray() if hasattr(values, "toarray") else values
-    return np.asarray(dense, dtype=np.float64).ravel()[inside]
 
 
 def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> dict[str, Any]:

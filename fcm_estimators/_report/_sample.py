@@ -121,6 +121,12 @@ class Annotated:
         """Columns of quality flags."""
         return [c for c in (f"qc_{check}" for check in CHECKS) if c in self.adata.obs]
 
+    def values(self, marker: str) -> np.ndarray:
+        """Values of a marker, float64 of shape (n_cells,)."""
+        column = self.adata.X[:, self.adata.var_names.get_loc(marker)]
+        dense = column.toarray() if hasattr(column, "toarray") else column
+        return np.asarray(dense, dtype=np.float64).ravel()
+
     def membership(self, key: str) -> pd.DataFrame | None:
         """Cells inside gates, missing counted as outside."""
         table = self.adata.obsm.get(key)
@@ -172,7 +178,10 @@ def _names(adata: AnnData, key: str, gates_key: str) -> np.ndarray:
         Not an AnnData; nothing that a model wrote.
     """
     if not isinstance(adata, AnnData):
-        raise InvalidInputError(f"A report needs an AnnData, got {type(adata).__name__}.")
+        raise InvalidInputError(
+            f"A report needs an AnnData, got {type(adata).__name__}. Read the file first: "
+            "fcm_estimators.cohort.read_file(path)."
+        )
     if key not in adata.obs and gates_key not in adata.uns:
         raise MissingKeyError(
             f"Neither obs[{key!r}] nor uns[{gates_key!r}] was found: there is nothing to report. "
@@ -198,7 +207,7 @@ def one_sample(adata: AnnData, sample: str | None, keys: Keys) -> Annotated:
     names = _names(adata, keys.classes, keys.gates)
     present = list(dict.fromkeys(names))
     if not present:
-        raise InvalidInputError("There are no cells to report on.")
+        raise InvalidInputError("There are no cells to report on. Check the filter applied before.")
     if sample is None and len(present) > 1:
         raise InvalidInputError(
             f"A report is about one sample, and there are {len(present)}: {listed(present)}. "

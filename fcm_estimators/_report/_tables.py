@@ -65,7 +65,8 @@ def residual_disease(
         if not found:
             known = list(dict.fromkeys(str(c) for t in tables for c in t))
             raise MissingKeyError(
-                f"denominator={denominator!r} is not among the gates {listed(known)}."
+                f"denominator={denominator!r} is not among the gates {listed(known)}. Name one of "
+                "them, or none for all analysed cells."
             )
         inside, name = found[0].to_numpy(), denominator
     called = (sample.predicted == positive).to_numpy()
@@ -128,17 +129,10 @@ def class_counts(sample: Annotated) -> Table | None:
 
 
 def _scores(sample: Annotated, expert: pd.Series) -> dict[str, str]:
-    known = expert.where(sample.analysed, None)
-    classes = [c for c in sample.predicted.cat.categories if c != _keys.NOT_ANALYSED]
-    scores = {}
-    for name in classes:
-        truth = known.map(lambda v, name=name: None if v is None else str(str(v) == name))
-        called = (sample.predicted == name).astype(str).to_numpy()
-        if truth.isna().all() or "True" not in set(truth.dropna()):
-            continue
-        row = classification_table(truth, called, pos_label="True").iloc[0]
-        scores[name] = f"{row['f1']:.4f}"
-    return scores
+    """F1 of each class."""
+    truth = expert.where(sample.analysed, None).map(lambda v: None if v is None else str(v))
+    row = classification_table(truth, sample.predicted.astype(str)).iloc[0].filter(like="f1_")
+    return {str(k).removeprefix("f1_"): f"{v:.4f}" for k, v in row.dropna().items()}
 
 
 def quality(sample: Annotated) -> Table:

@@ -24,7 +24,6 @@
     return column.numbers;
   };
   const pick = (values, rows) => {
-    if (!rows) return values;
     const out = new Float32Array(rows.length);
     for (let i = 0; i < rows.length; i++) out[i] = values[rows[i]];
     return out;
