@@ -257,7 +257,7 @@ def test_gates_of_one_name_are_told_apart_by_their_path(tmp_path):
 
     strategy.add_gate(gate("CD4+/CD8-", 0.0), ("root",))
     strategy.add_gate(gate("live", 1.0), ("root",))
-    from fcm_estimators.gating._exchange import _import
+    from fcm_estimators.gating._import import _import
 
     strategy.add_gate(gate("CD4+/CD8-", 2.0), ("root", "live"))
     names = {g.name: g for g in _import(strategy, {}, "file", None).gates}

@@ -16,13 +16,9 @@ from scipy.spatial import ConvexHull, QhullError
 from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators._validation import listed, require_key
 from fcm_estimators.gating._coordinates import column_of, places_of, plane_of
-from fcm_estimators.gating._exchange import (
-    flowjo_samples,
-    read_flowjo,
-    read_gatingml,
-    write_gatingml,
-)
+from fcm_estimators.gating._export import write_gatingml
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
+from fcm_estimators.gating._import import flowjo_samples, read_flowjo, read_gatingml
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
 
 Gate = PolygonGate | RectangleGate | EllipsoidGate | BooleanGate

@@ -1,13 +1,7 @@
-"""Gates in and out of Gating-ML 2.0 and FlowJo workspaces, through FlowKit.
-
-An id in Gating-ML is an XML id, which holds no blanks. A gate of another name is written with an id
-like it, and its name in the element for custom information, from which it is read back.
-"""
+"""Gates out of Gating-ML 2.0 files and FlowJo workspaces, through FlowKit."""
 
 from __future__ import annotations
 
-import io
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -18,22 +12,19 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators._files import write_whole
 from fcm_estimators._validation import listed
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
+from fcm_estimators.gating._gatingml_names import flowkit, names_by_id
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
 from fcm_estimators.preprocessing import (
-    Arcsinh,
     FlowJoBiex,
     Hyperlog,
-    Identity,
     Linear,
     Logicle,
     ParametrizedArcsinh,
     ParametrizedLinear,
     ParametrizedLog,
     Scale,
-    parse_transform,
 )
 
 # FlowKit's name and path of a gate, and ours.
@@ -42,9 +33,6 @@ Names = dict[Key, str]
 
 # Dimensions that nobody compensates.
 _NEVER_COMPENSATED = ("fsc", "ssc", "time")
-_GATING = "http://www.isac-net.org/std/Gating-ML/v2.0/gating"
-_DATA_TYPE = "http://www.isac-net.org/std/Gating-ML/v2.0/datatypes"
-_NAME = "gate_name"
 
 
 class Imported(NamedTuple):
@@ -61,22 +49,11 @@ class Imported(NamedTuple):
     spillover: pd.DataFrame | None
 
 
-def flowkit() -> Any:
-    """FlowKit, or an InvalidInputError that says how to get it."""
-    try:
-        import flowkit
-    except ImportError as error:
-        raise InvalidInputError(
-            "Gating-ML and FlowJo files need FlowKit: pip install 'fcm-estimators[gating]'."
-        ) from error
-    return flowkit
-
-
 def read_gatingml(path: str | PathLike[str], wanted: Iterable[str] | None) -> Imported:
     """Gates of a Gating-ML file; arguments as :meth:`GatingTree.from_gatingml`."""
     _refuse_entities(Path(path))
     strategy = _parse(path, flowkit().parse_gating_xml)
-    own_names = _parse(path, _names_by_id)
+    own_names = _parse(path, names_by_id)
     return _import(strategy, dict(strategy.transformations), Path(path).name, wanted, own_names)
 
 
@@ -188,22 +165,6 @@ def _unique_names(strategy: Any, own_names: Mapping[str, str]) -> Names:
             plain = " > ".join([*map(called, path[1:]), plain])
         names[name, path] = plain
     return names
-
-
-def _names_by_id(path: str) -> dict[str, str]:
-    """Names of gates whose id differs from them, as :func:`write_gatingml` writes them."""
-    found = {}
-    for gate in _xml(Path(path).read_bytes()).iter(f"{{{_GATING}}}*"):
-        name = gate.findtext(f"{{{_DATA_TYPE}}}custom_info/{_NAME}")
-        if name and (own := gate.get(f"{{{_GATING}}}id")):
-            found[own] = name
-    return found
-
-
-def _xml(content: bytes) -> Any:
-    from lxml import etree  # comes with FlowKit
-
-    return etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
 
 
 def _plain(name: str) -> str:
@@ -402,130 +363,3 @@ def _quadrant(gate: Any, own: str, name: str, parent: str, tables: _Tables) -> R
 
 
 # -- out ------------------------------------------------------------------------------------------
-
-
-def write_gatingml(
-    gates: Iterable[Any], path: str | PathLike[str], channels: Mapping[str, str]
-) -> None:
-    """Write gates, parents before their children; as :meth:`GatingTree.to_gatingml`."""
-    fk = flowkit()
-    strategy = fk.GatingStrategy()
-    gates = list(gates)
-    ids = _ids([gate.name for gate in gates])
-    written: dict[str, tuple[str, ...]] = {}
-    for gate in gates:
-        over = (*written[gate.parent], ids[gate.parent]) if gate.parent != ROOT else ("root",)
-        written[gate.name] = over
-        if isinstance(gate, BooleanGate):
-            refs = [
-                {"ref": ids[o], "path": written[o], "complement": o in gate.complements}
-                for o in gate.operands
-            ]
-            strategy.add_gate(fk.gates.BooleanGate(ids[gate.name], gate.operation, refs), over)
-            continue
-        axes = [
-            _Axis(fk, strategy, gate, channels.get(marker, marker), text)
-            for marker, text in zip(gate.markers, gate.transforms, strict=True)
-        ]
-        strategy.add_gate(_outgoing(fk, gate, ids[gate.name], axes), over)
-    exported = io.BytesIO()
-    fk.export_gatingml(strategy, exported)
-    names = {own: name for name, own in ids.items() if own != name}
-    content = _with_names(exported.getvalue(), names) if names else exported.getvalue()
-    write_whole(Path(path), content)
-
-
-def _ids(names: list[str]) -> dict[str, str]:
-    """An XML id like each name, and unlike the others: letters, digits, "_", "-" and "."."""
-    ids: dict[str, str] = {}
-    for name in names:
-        own = re.sub(r"[^\w.-]", "_", name)
-        own = own if re.match(r"[^\W\d]", own) else f"_{own}"
-        taken = {*ids.values(), *names} - {name}
-        while own in taken:
-            own += "_"
-        ids[name] = own
-    return ids
-
-
-def _with_names(content: bytes, names: Mapping[str, str]) -> bytes:
-    """Gating-ML with the names of gates whose ids differ from them."""
-    from lxml import etree
-
-    root = _xml(content)
-    for gate in root.iter(f"{{{_GATING}}}*"):
-        name = names.get(gate.get(f"{{{_GATING}}}id"))
-        if name is not None:
-            info = etree.Element(f"{{{_DATA_TYPE}}}custom_info")
-            etree.SubElement(info, _NAME).text = name
-            gate.insert(0, info)
-    etree.indent(root)
-    return etree.tostring(root, xml_declaration=True, encoding="UTF-8")
-
-
-class _Axis:
-    """One axis in Gating-ML's terms: its transform, and the factor from our units to its."""
-
-    def __init__(self, fk: Any, strategy: Any, gate: Any, channel: str, text: str) -> None:
-        self.channel = channel
-        self.compensation = "uncompensated" if gate.compensation == "none" else "FCS"
-        transform, self.factor = _outgoing_scale(fk, parse_transform(text))
-        self.reference = None
-        if transform is not None:
-            # Ids must start with a letter and hold no brackets.
-            self.reference = "".join(c if c.isalnum() or c in "_.-" else "_" for c in text)
-            if self.reference not in strategy.transformations:
-                strategy.add_transform(self.reference, transform)
-        self.fk = fk
-
-    def dimension(self, low: float | None = None, high: float | None = None) -> Any:
-        limits = [None if v is None or np.isinf(v) else float(v) * self.factor for v in (low, high)]
-        return self.fk.Dimension(self.channel, self.compensation, self.reference, *limits)
-
-
-def _outgoing_scale(fk: Any, scale: Scale) -> tuple[Any, float]:
-    """Gating-ML's transform, and its value of what is 1 in our units."""
-    t = fk.transforms
-    if isinstance(scale, Identity):
-        return None, 1.0
-    if isinstance(scale, Linear):
-        return t.LinearTransform(scale.T, 0.0), 1.0
-    if isinstance(scale, ParametrizedLinear):
-        return t.LinearTransform(scale.T, scale.A), 1.0
-    if isinstance(scale, Logicle):
-        return t.LogicleTransform(scale.T, scale.W, scale.M, scale.A), 1.0
-    if isinstance(scale, Hyperlog):
-        return t.HyperlogTransform(scale.T, scale.W, scale.M, scale.A), 1.0
-    if isinstance(scale, ParametrizedArcsinh):
-        return t.AsinhTransform(scale.T, scale.M, scale.A), 1.0
-    if isinstance(scale, Arcsinh):
-        # Without negative decades, with M such that sinh(M ln 10) / T = 1 / cofactor.
-        top = max(262144.0, 10 * scale.cofactor)
-        decades = float(np.arcsinh(top / scale.cofactor) / np.log(10))
-        return t.AsinhTransform(top, decades, 0.0), 1.0 / (decades * float(np.log(10)))
-    if isinstance(scale, ParametrizedLog) and scale.floor <= 1e-100:
-        return t.LogTransform(scale.T, scale.M), 1.0
-    raise InvalidInputError(
-        f"Gating-ML has no scale like {scale}; apply the gates to data, and write these with "
-        "write_fcs instead."
-    )
-
-
-def _outgoing(fk: Any, gate: Any, own_id: str, axes: list[_Axis]) -> Any:
-    factors = np.array([axis.factor for axis in axes])
-    if isinstance(gate, PolygonGate):
-        vertices = (gate.vertices * factors).tolist()
-        return fk.gates.PolygonGate(own_id, [axis.dimension() for axis in axes], vertices)
-    if isinstance(gate, RectangleGate):
-        dimensions = [
-            axis.dimension(low, high)
-            for axis, low, high in zip(axes, gate.low, gate.high, strict=True)
-        ]
-        return fk.gates.RectangleGate(own_id, dimensions)
-    return fk.gates.EllipsoidGate(
-        own_id,
-        [axis.dimension() for axis in axes],
-        (gate.centre * factors).tolist(),
-        (gate.covariance * np.outer(factors, factors)).tolist(),
-        gate.distance_square,
-    )
