@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._checks import listed, require_key
 from fcm_estimators._gate_prediction import soft_members
-from fcm_estimators._validation import listed, require_key
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.nn import AttentionContext, PolygonFormer, SetModule, streamed
 from fcm_estimators.polygon_regressor import PolygonRegressor

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators._validation import listed
+from fcm_estimators._checks import listed
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 
 
 def target_cells(X: Any, cells: Any, n_rows: int) -> np.ndarray:

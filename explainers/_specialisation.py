@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from explainers._information import conditional_information, enrichment, permuted_information
 from explainers._populations import population_labels
 from explainers.attention import NO_HEAD, AttentionExplainer, assigned_heads
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 
 @dataclass(frozen=True)

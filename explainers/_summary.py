@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 
 def summarise(

@@ -20,13 +20,13 @@ from explainers._attention import (
 )
 from explainers._populations import population_labels, target_cells
 from fcm_estimators import _keys
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._checks import listed, require_key
 from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import spans
 from fcm_estimators._stores import by_block, open_store, write_rows
-from fcm_estimators._validation import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn.streaming import PackedCells, Stream
 from fcm_estimators.polygon_regressor import PolygonRegressor
 

@@ -7,8 +7,8 @@ from . import preprocessing as preprocessing
 from . import quality as quality
 from . import report as report
 from . import workflow as workflow
-from ._exceptions import FcmError as FcmError
 from .classifier import ReluFormerClassifier as ReluFormerClassifier
+from .exceptions import FcmError as FcmError
 from .io import read_fcs as read_fcs
 from .io import write_fcs as write_fcs
 from .models import load_model as load_model

@@ -16,9 +16,9 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 
 from fcm_estimators._draws import SampleDraws
-from fcm_estimators._exceptions import InvalidInputError, ModelFormatError
 from fcm_estimators._files import write_whole
 from fcm_estimators._version import __version__
+from fcm_estimators.exceptions import InvalidInputError, ModelFormatError
 
 _STATE = "training.json"
 _FORMAT = "fcm-estimators training"

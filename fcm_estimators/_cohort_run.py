@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fcm_estimators._exceptions import FcmError, InvalidInputError
+from fcm_estimators.exceptions import FcmError, InvalidInputError
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import FcsError
+from fcm_estimators.exceptions import FcsError
 
 logger = logging.getLogger(__name__)
 

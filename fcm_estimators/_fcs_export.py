@@ -9,11 +9,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
 from fcm_estimators._fcs_channels import ADDED_KEYWORD, COMPENSATED_PREFIX
 from fcm_estimators._fcs_file import Segment, decode, open_segment
 from fcm_estimators._fcs_record import UNS_KEY, get_keywords, get_spillover
 from fcm_estimators._fcs_writer import save_fcs
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
 
 DEFAULT_KEY = "reluformer"
 GATES_KEY = "predicted_gates"

@@ -16,7 +16,6 @@ import flowio
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import FcsError, InvalidInputError
 from fcm_estimators._fcs_channels import (
     ADDED_KEYWORD,
     channel_kinds,
@@ -31,6 +30,7 @@ from fcm_estimators._fcs_text import (
     supplemental_text,
     whole_number,
 )
+from fcm_estimators.exceptions import FcsError, InvalidInputError
 
 # As many as float32 holds.
 _MOST_DECADES = 38

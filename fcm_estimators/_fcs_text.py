@@ -12,7 +12,7 @@ import flowio
 import numpy as np
 from flowio.exceptions import FlowIOException
 
-from fcm_estimators._exceptions import FcsError
+from fcm_estimators.exceptions import FcsError
 
 HEADER_SIZE = 58
 _VERSIONS = ("2.0", "3.0", "3.1", "3.2")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from flowio.fcs_keywords import FCS_STANDARD_KEYWORDS
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 # Written for the new file itself, whatever the original file said.
 _STRUCTURE = re.compile(

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators._checks import listed
 from fcm_estimators._gate_training import OUTSIDE_PARENT, Probes
-from fcm_estimators._validation import listed
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.gating._coordinates import data_values
 from fcm_estimators.gating._gates import ROOT

@@ -18,9 +18,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from fcm_estimators._exceptions import ModelFormatError
 from fcm_estimators._files import write_whole
 from fcm_estimators._version import __version__
+from fcm_estimators.exceptions import ModelFormatError
 
 FORMAT = "fcm-estimators model"
 FORMAT_VERSION = 1

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from sklearn.utils import column_or_1d
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators._validation import listed, marker_positions, require_finite, require_key
+from fcm_estimators._checks import listed, marker_positions, require_finite, require_key
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 
 # Kinds of channel that a model reads unless told otherwise.
 _DEFAULT_KINDS = ("scatter", "fluorescence", "mass")

@@ -27,13 +27,8 @@ from torch import nn
 from fcm_estimators import _keys
 from fcm_estimators._augmentation import Augmentation
 from fcm_estimators._checkpoint import Checkpoint, training_identity
+from fcm_estimators._checks import marker_positions
 from fcm_estimators._draws import DrawPlan, SampleDraws
-from fcm_estimators._exceptions import (
-    InvalidInputError,
-    ModelFormatError,
-    NotFittedError,
-    ProcessingStateError,
-)
 from fcm_estimators._model_card import Cards, as_markdown, cards, training_record
 from fcm_estimators._persistence import from_json, read_model, to_json, write_model
 from fcm_estimators._reference import Reference, glances
@@ -45,8 +40,13 @@ from fcm_estimators._stores import (
     sample_rows,
 )
 from fcm_estimators._training import PackedNet, history_frame, make_net, stopped_early
-from fcm_estimators._validation import marker_positions
 from fcm_estimators._version import __version__
+from fcm_estimators.exceptions import (
+    InvalidInputError,
+    ModelFormatError,
+    NotFittedError,
+    ProcessingStateError,
+)
 from fcm_estimators.nn import SetModule, streamed
 from fcm_estimators.nn.streaming import Stream
 from fcm_estimators.preprocessing._recorded import (

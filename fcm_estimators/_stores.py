@@ -23,9 +23,9 @@ import torch
 import zarr
 from torch import Tensor
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._checks import listed, marker_positions, require_finite, require_key
 from fcm_estimators._reference import evenly
-from fcm_estimators._validation import listed, marker_positions, require_finite, require_key
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn.streaming import Piece
 
 # Rows that are read from a store at once.

@@ -11,9 +11,9 @@ import pandas as pd
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators._checks import listed
 from fcm_estimators._samples import Samples
-from fcm_estimators._validation import listed
+from fcm_estimators.exceptions import InvalidInputError
 
 
 def encode_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

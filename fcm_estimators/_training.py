@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from fcm_estimators._draws import SampleDraws
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import LayerTrace, ReluFormerLayer, SetModule, streamed
 from fcm_estimators.nn.relu_attention import (
     head_overlap,

@@ -19,7 +19,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from fcm_estimators import _keys
 from fcm_estimators._draws import SampleDraws
-from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._reference import glances
 from fcm_estimators._samples import Samples, read_labels
 from fcm_estimators._set_estimator import SetEstimator, spans
@@ -40,6 +39,7 @@ from fcm_estimators._threshold import (
     false_positive_threshold,
 )
 from fcm_estimators._training import CellLoss
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import ReluFormer, SetModule
 
 # Every held-out sample is drawn this often, each time distorted otherwise.

@@ -398,7 +398,7 @@ def report(
 @contextmanager
 def _errors() -> Iterator[None]:
     """Errors of input as one line and exit status 2; an interrupt as 130."""
-    from fcm_estimators._exceptions import FcmError
+    from fcm_estimators.exceptions import FcmError
 
     try:
         yield
@@ -440,7 +440,7 @@ def _client(scheduler: str | None) -> Iterator[Any]:
     if scheduler is None:
         yield None
         return
-    from fcm_estimators._exceptions import InvalidInputError
+    from fcm_estimators.exceptions import InvalidInputError
 
     try:
         from distributed import Client
@@ -463,7 +463,7 @@ def _labels(
     within: str | None,
     event_column: str | None,
 ) -> Any:
-    from fcm_estimators._exceptions import InvalidInputError
+    from fcm_estimators.exceptions import InvalidInputError
     from fcm_estimators.workflow import LabelSource
 
     pairs = {}
@@ -484,7 +484,7 @@ def _labels(
 def _patients(path: Path | None) -> dict[str, str] | None:
     import pandas as pd
 
-    from fcm_estimators._exceptions import InvalidInputError
+    from fcm_estimators.exceptions import InvalidInputError
 
     if path is None:
         return None

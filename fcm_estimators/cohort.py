@@ -29,9 +29,9 @@ from fcm_estimators._cohort_files import (
 )
 from fcm_estimators._cohort_run import Call, executor
 from fcm_estimators._cohort_tasks import Job, annotate_one, cached_model, failed_row
-from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._files import appearing, checksum
 from fcm_estimators._keys import require_key_name
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 
 if TYPE_CHECKING:

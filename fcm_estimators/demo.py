@@ -36,7 +36,7 @@ def run_demo(output: str | Path = "demo_output", *, stream: TextIO | None = None
     stream : text stream, optional
         Where to report. Default: standard output.
     """
-    from fcm_estimators._exceptions import DataUnavailableError
+    from fcm_estimators.exceptions import DataUnavailableError
 
     out = stream or sys.stdout
     folder = Path(output)

@@ -15,16 +15,16 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import (
+from fcm_estimators._fcs_channels import COMPENSATED_PREFIX, marker_names
+from fcm_estimators._fcs_export import write_fcs
+from fcm_estimators._fcs_file import Segment, decode, open_segment
+from fcm_estimators._fcs_record import get_spillover, pack_fcs_record
+from fcm_estimators.exceptions import (
     FcsError,
     InvalidInputError,
     MissingKeyError,
     PanelMismatchError,
 )
-from fcm_estimators._fcs_channels import COMPENSATED_PREFIX, marker_names
-from fcm_estimators._fcs_export import write_fcs
-from fcm_estimators._fcs_file import Segment, decode, open_segment
-from fcm_estimators._fcs_record import get_spillover, pack_fcs_record
 
 __all__ = ["get_spillover", "pack_fcs_record", "read_fcs", "write_fcs"]
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fcm_estimators._exceptions import ModelFormatError
+from fcm_estimators.exceptions import ModelFormatError
 
 if TYPE_CHECKING:
     from fcm_estimators.classifier import ReluFormerClassifier

@@ -18,10 +18,7 @@ from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
 from fcm_estimators import _keys
-from fcm_estimators._exceptions import (
-    InvalidInputError,
-    MarkerMismatchError,
-)
+from fcm_estimators._checks import listed
 from fcm_estimators._gate_prediction import soft_members
 from fcm_estimators._gate_targets import (
     as_template,
@@ -48,7 +45,10 @@ from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import SetEstimator, spans
 from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._targets import class_presence
-from fcm_estimators._validation import listed
+from fcm_estimators.exceptions import (
+    InvalidInputError,
+    MarkerMismatchError,
+)
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.metrics import gate_agreement
 from fcm_estimators.nn import PolygonFormer, SetModule, streamed_contexts

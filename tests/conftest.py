@@ -28,8 +28,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @functools.cache
 def _why_unavailable() -> str:
-    from fcm_estimators._exceptions import DataUnavailableError
     from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
+    from fcm_estimators.exceptions import DataUnavailableError
 
     try:
         fetch_all494()

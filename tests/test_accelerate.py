@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 from tests.helpers import toy_cohort
 
 QUICK = {

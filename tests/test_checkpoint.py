@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, ModelFormatError
+from fcm_estimators.exceptions import InvalidInputError, ModelFormatError
 from tests.helpers import toy_cohort
 
 QUICK = {

@@ -26,7 +26,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from explainers import AttentionExplainer
 from fcm_estimators import FcmError, ReluFormerClassifier
-from fcm_estimators._exceptions import (
+from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
     MissingKeyError,

@@ -16,9 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fcm_estimators import read_fcs, write_fcs
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.cli import app
 from fcm_estimators.datasets import fetch_all494, simulate_cohort
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.models import load_model
 from fcm_estimators.preprocessing import Compensation

@@ -13,14 +13,14 @@ import pytest
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier, read_fcs, write_fcs
-from fcm_estimators._exceptions import (
+from fcm_estimators.cohort import annotate_files, read_file, read_files
+from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.exceptions import (
     InvalidInputError,
     ModelFormatError,
     NotFittedError,
     PanelMismatchError,
 )
-from fcm_estimators.cohort import annotate_files, read_file, read_files
-from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.labels import labels_from_gates
 from fcm_estimators.models import load_model
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform

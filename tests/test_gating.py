@@ -10,13 +10,13 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcm_estimators._exceptions import (
+from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
     MissingKeyError,
     ProcessingStateError,
 )
-from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,

@@ -13,8 +13,8 @@ from anndata import AnnData
 from lxml import etree
 
 from fcm_estimators import FcmError, read_fcs
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import (
     BooleanGate,
     EllipsoidGate,

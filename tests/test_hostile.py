@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import explainers
 import fcm_estimators
 from fcm_estimators import FcmError, ReluFormerClassifier, read_fcs
-from fcm_estimators._exceptions import FcsError, ModelFormatError
+from fcm_estimators.exceptions import FcsError, ModelFormatError
 from fcm_estimators.models import load_model
 from tests.helpers import toy_cohort
 

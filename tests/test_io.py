@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fcm_estimators._exceptions import (
+from fcm_estimators.exceptions import (
     FcmError,
     FcsError,
     InvalidInputError,

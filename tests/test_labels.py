@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcm_estimators._exceptions import (
+from fcm_estimators._fcs_record import pack_fcs_record
+from fcm_estimators.exceptions import (
     FcmError,
     FcsError,
     InvalidInputError,
     MissingKeyError,
     ProcessingStateError,
 )
-from fcm_estimators._fcs_record import pack_fcs_record
 from fcm_estimators.io import read_fcs, write_fcs
 from fcm_estimators.labels import (
     gates_from_csv,

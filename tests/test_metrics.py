@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from fcm_estimators._exceptions import FcmError, InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import (
     classification_table,
     clopper_pearson,

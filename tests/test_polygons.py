@@ -19,15 +19,15 @@ from sklearn.model_selection import GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import FcmError, PolygonRegressor
-from fcm_estimators._exceptions import (
+from fcm_estimators._gate_training import GateLoss, fit_shapes, settled_change
+from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
     MissingKeyError,
     NotFittedError,
     ProcessingStateError,
 )
-from fcm_estimators._gate_training import GateLoss, fit_shapes, settled_change
-from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree, RectangleGate
 from fcm_estimators.metrics import gate_agreement, summarize
 from fcm_estimators.nn import PolygonFormer

@@ -7,8 +7,8 @@ import pytest
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import MarkerMismatchError, NotFittedError, ProcessingStateError
 from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.exceptions import MarkerMismatchError, NotFittedError, ProcessingStateError
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,
     Compensation,

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators._threshold import best_temperature
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import classification_table, mrd_table, reliability_table, summarize
 from fcm_estimators.preprocessing import ArcsinhTransform
 from fcm_estimators.quality import flag_quality, quality_table

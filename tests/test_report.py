@@ -13,9 +13,9 @@ import pytest
 
 from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators._report import _cells
 from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import mrd_table
 from fcm_estimators.preprocessing import (
     Compensation,

@@ -12,9 +12,9 @@ import torch
 
 from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier, _stores
-from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators._stores import FileRows
 from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.preprocessing import LogicleTransform
 

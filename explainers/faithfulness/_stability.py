@@ -23,7 +23,7 @@ from explainers.faithfulness._common import (
     require_explainer,
 )
 from explainers.gradient import GradientExplainer
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 _LARGEST_CHANGE = 0.5
 

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from explainers.plotting._style import categories, colours, marker_column, new_axes, raw_ticks
-from fcm_estimators._exceptions import InvalidInputError
-from fcm_estimators._validation import require_key
+from fcm_estimators._checks import require_key
+from fcm_estimators.exceptions import InvalidInputError
 
 # Points of one picture; a random choice of more cells looks the same.
 _SHOWN = 100_000

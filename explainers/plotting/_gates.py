@@ -14,8 +14,8 @@ from matplotlib.patches import Polygon
 
 from explainers.plotting._field import plane_units
 from explainers.plotting._style import HUES, marker_column, new_axes, raw_ticks
-from fcm_estimators._exceptions import InvalidInputError
-from fcm_estimators._validation import require_key
+from fcm_estimators._checks import require_key
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.gating._coordinates import data_values
 from fcm_estimators.gating._gates import ROOT

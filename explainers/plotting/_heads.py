@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from explainers.plotting._style import categories, colours
-from fcm_estimators._validation import require_key
+from fcm_estimators._checks import require_key
 
 _SHOWN = 100_000
 # Received attention beyond this many times uniform is drawn in one colour.

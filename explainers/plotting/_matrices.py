@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from explainers.plotting._style import new_axes
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 if TYPE_CHECKING:
     from explainers._specialisation import Specialisation

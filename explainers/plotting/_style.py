@@ -11,7 +11,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.preprocessing import Linear, Scale, parse_transform
 
 # Okabe and Ito: told apart by the colour-blind too.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import FcmError
 from fcm_estimators._report._cells import axis_of
 from fcm_estimators._report._sample import Annotated
+from fcm_estimators.exceptions import FcmError
 from fcm_estimators.gating import GatingTree, PolygonGate
 
 _BINS = 150

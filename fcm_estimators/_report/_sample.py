@@ -12,8 +12,8 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators import _keys
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators._validation import listed
+from fcm_estimators._checks import listed
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.quality import CHECKS
 
 

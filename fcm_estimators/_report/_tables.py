@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators import _keys
-from fcm_estimators._exceptions import FcmError, InvalidInputError, MissingKeyError
+from fcm_estimators._checks import listed
 from fcm_estimators._report._sample import Annotated, json_table
-from fcm_estimators._validation import listed
+from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
 from fcm_estimators.quality import flag_quality, quality_table
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators.datasets._instrument import Shift
 from fcm_estimators.datasets._marrow import Phenotype, draw_blast_phenotype
+from fcm_estimators.exceptions import InvalidInputError
 
 DAYS = (0, 15, 33, 78)
 _DAYS_BETWEEN = 28

@@ -11,8 +11,8 @@ import pandas as pd
 import pooch
 from anndata import AnnData
 
-from fcm_estimators._exceptions import DataUnavailableError, InvalidInputError
 from fcm_estimators.datasets._checksums import ALL494, MULTICENTER_CYTOF
+from fcm_estimators.exceptions import DataUnavailableError, InvalidInputError
 
 _ALL494_ORIGIN = (
     "https://raw.githubusercontent.com/CaRniFeXeR/python4FCM_Examples/"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fcm_estimators._exceptions import InvalidInputError
 from fcm_estimators._files import write_whole
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
 from fcm_estimators.gating._gatingml_names import flowkit, ids_for, with_names
 from fcm_estimators.gating._shapes import RectangleGate

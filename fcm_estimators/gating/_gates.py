@@ -10,7 +10,7 @@ import shapely
 from flowutils.gating import points_in_polygon
 from numpy.typing import ArrayLike
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.preprocessing import parse_transform
 
 ROOT = ""

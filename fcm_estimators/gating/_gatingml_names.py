@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 _GATING = "http://www.isac-net.org/std/Gating-ML/v2.0/gating"
 _DATA_TYPE = "http://www.isac-net.org/std/Gating-ML/v2.0/datatypes"

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators._validation import listed
+from fcm_estimators._checks import listed
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
 from fcm_estimators.gating._gatingml_names import flowkit, names_by_id
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate

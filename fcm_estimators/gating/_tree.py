@@ -13,8 +13,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy.spatial import ConvexHull, QhullError
 
-from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
-from fcm_estimators._validation import listed, require_key
+from fcm_estimators._checks import listed, require_key
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators.gating._coordinates import column_of, places_of, plane_of
 from fcm_estimators.gating._export import write_gatingml
 from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate

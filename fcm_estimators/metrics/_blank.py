@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics._inputs import (
     boolean_per_cell,
     fraction_number,

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics._inputs import flag_counts, per_cell, samples_of
 
 _RATIOS: list[Any] = ["precision", "recall", "f1"]

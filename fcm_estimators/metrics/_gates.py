@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators._validation import listed
+from fcm_estimators._checks import listed
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics._inputs import samples_of
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 
 def per_cell(values: ArrayLike | pd.Series, name: str, n_cells: int | None = None) -> np.ndarray:

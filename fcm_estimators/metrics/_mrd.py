@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import beta
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.metrics._inputs import (
     boolean_per_cell,
     flag_counts,

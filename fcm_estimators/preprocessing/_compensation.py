@@ -10,14 +10,14 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from fcm_estimators._exceptions import (
+from fcm_estimators._fcs_record import get_spillover
+from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
     MissingKeyError,
     NotFittedError,
     ProcessingStateError,
 )
-from fcm_estimators._fcs_record import get_spillover
 from fcm_estimators.preprocessing import _state
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from flowutils import transforms as _flow
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.preprocessing._scales import Scale, register, require
 
 _LN10 = float(np.log(10.0))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from fcm_estimators._exceptions import ProcessingStateError
-from fcm_estimators._validation import listed
+from fcm_estimators._checks import listed
+from fcm_estimators.exceptions import ProcessingStateError
 from fcm_estimators.preprocessing import _state
 from fcm_estimators.preprocessing._compensation import Compensation
 from fcm_estimators.preprocessing._scales import parse_transform

@@ -15,7 +15,7 @@ import numpy as np
 from flowutils import transforms as _flow
 from numpy.typing import ArrayLike
 
-from fcm_estimators._exceptions import InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 
 
 @dataclass(frozen=True)

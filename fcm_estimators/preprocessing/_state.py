@@ -10,9 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import issparse
 
-from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError
+from fcm_estimators._checks import require_finite
 from fcm_estimators._fcs_channels import COMPENSATED_PREFIX
-from fcm_estimators._validation import require_finite
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 
 RAW_LAYER = "raw"
 UNTRANSFORMED = "none"

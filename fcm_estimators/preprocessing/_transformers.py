@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from fcm_estimators._exceptions import (
+from fcm_estimators.exceptions import (
     InvalidInputError,
     MissingKeyError,
     NotFittedError,

@@ -11,7 +11,7 @@ import torch
 from explainers import AttentionExplainer
 from explainers.attention import assigned_heads
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError, NotFittedError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, NotFittedError
 from fcm_estimators.nn.relu_attention import dense_attention
 from tests.helpers import toy_cohort
 

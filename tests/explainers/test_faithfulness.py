@@ -9,7 +9,7 @@ import torch
 from explainers import AttentionExplainer, GradientExplainer, faithfulness
 from explainers.attention import Received
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.nn import AttentionContext
 from tests.helpers import toy_cohort
 

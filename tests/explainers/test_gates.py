@@ -18,7 +18,7 @@ from explainers.faithfulness import (
 )
 from explainers.plotting import GateDisplay
 from fcm_estimators import PolygonRegressor
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import BooleanGate, GatingTree
 from fcm_estimators.nn.relu_attention import dense_attention
 from tests.test_polygons import FAST, GATES, gated_cohort

@@ -10,7 +10,7 @@ import torch
 
 from explainers import GradientExplainer
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError, NotFittedError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, NotFittedError
 from tests.helpers import MARKERS, toy_cohort
 
 QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "random_state": 0}

@@ -18,7 +18,7 @@ from explainers.plotting import (
 )
 from explainers.plotting._style import HUES, colours
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.preprocessing import ArcsinhTransform
 from tests.helpers import toy_cohort
 

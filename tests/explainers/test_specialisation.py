@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from explainers import AttentionExplainer, specialisation
 from explainers._information import conditional_information, enrichment, permuted_information
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from tests.helpers import toy_cohort
 
 seeds = st.integers(0, 2**31 - 1)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fcm_estimators._exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 
 
 def listed(names: Iterable[object], limit: int = 20) -> str:
