@@ -27,7 +27,7 @@ from _peers import InducedSetTransformer, PublishedReluFormer, SoftmaxTransforme
 
 from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._stores import FileRows
+from fcm_estimators._cells.store import FileRows
 from fcm_estimators.nn import ReluFormer, streamed
 from fcm_estimators.nn.streaming import PackedCells, Stored, Stream
 

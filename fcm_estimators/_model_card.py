@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fcm_estimators._samples import Samples
+from fcm_estimators._cells.samples import Samples
 from fcm_estimators._version import __version__
 
 if TYPE_CHECKING:

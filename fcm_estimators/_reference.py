@@ -10,8 +10,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._cells.samples import Samples
 from fcm_estimators._checks import listed
-from fcm_estimators._samples import Samples
 
 # Cells of a sample that are compared, evenly spaced; quantiles at which they are.
 GLANCE = 50_000

@@ -11,8 +11,8 @@ import pandas as pd
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 
+from fcm_estimators._cells.samples import Samples
 from fcm_estimators._checks import listed
-from fcm_estimators._samples import Samples
 from fcm_estimators.exceptions import InvalidInputError
 
 

@@ -17,12 +17,12 @@ from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from fcm_estimators import _keys
+from fcm_estimators._cells import keys as _keys
+from fcm_estimators._cells.samples import Samples, read_labels
+from fcm_estimators._cells.store import by_block, open_store, write_rows
 from fcm_estimators._draws import SampleDraws
 from fcm_estimators._reference import glances
-from fcm_estimators._samples import Samples, read_labels
 from fcm_estimators._set_estimator import SetEstimator, spans
-from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._targets import (
     class_presence,
     class_weights,

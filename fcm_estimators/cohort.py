@@ -18,6 +18,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._cells.keys import require_key_name
 from fcm_estimators._cohort_files import (
     PathName,
     Reading,
@@ -30,7 +31,6 @@ from fcm_estimators._cohort_files import (
 from fcm_estimators._cohort_run import Call, executor
 from fcm_estimators._cohort_tasks import Job, annotate_one, cached_model, failed_row
 from fcm_estimators._files import appearing, checksum
-from fcm_estimators._keys import require_key_name
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 

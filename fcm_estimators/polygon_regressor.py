@@ -17,7 +17,9 @@ from anndata import AnnData
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
-from fcm_estimators import _keys
+from fcm_estimators._cells import keys as _keys
+from fcm_estimators._cells.samples import Samples
+from fcm_estimators._cells.store import by_block, open_store, write_rows
 from fcm_estimators._checks import listed
 from fcm_estimators._gate_prediction import soft_members
 from fcm_estimators._gate_targets import (
@@ -41,9 +43,7 @@ from fcm_estimators._gate_training import (
     settled_change,
 )
 from fcm_estimators._reference import glances
-from fcm_estimators._samples import Samples
 from fcm_estimators._set_estimator import SetEstimator, spans
-from fcm_estimators._stores import by_block, open_store, write_rows
 from fcm_estimators._targets import class_presence
 from fcm_estimators.exceptions import (
     InvalidInputError,

@@ -11,8 +11,9 @@ import scipy.sparse as sp
 import torch
 
 from explainers import AttentionExplainer, GradientExplainer
-from fcm_estimators import PolygonRegressor, ReluFormerClassifier, _stores
-from fcm_estimators._stores import FileRows
+from fcm_estimators import PolygonRegressor, ReluFormerClassifier
+from fcm_estimators._cells import store as _stores
+from fcm_estimators._cells.store import FileRows
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators.gating import GatingTree

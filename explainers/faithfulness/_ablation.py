@@ -25,7 +25,7 @@ from explainers.faithfulness._common import (
     require_classifier,
     require_explainer,
 )
-from fcm_estimators._samples import Samples
+from fcm_estimators._cells.samples import Samples
 from fcm_estimators._set_estimator import spans
 from fcm_estimators.nn import AttentionContext, ReluFormerLayer
 from fcm_estimators.nn.relu_attention import attention_context

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from explainers.attention import AttentionExplainer
 from explainers.gradient import GradientExplainer
-from fcm_estimators._samples import Samples
+from fcm_estimators._cells.samples import Samples
 from fcm_estimators._set_estimator import SetEstimator
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError

@@ -27,7 +27,7 @@ from explainers.faithfulness._common import (
     with_estimator,
 )
 from explainers.gradient import GradientExplainer
-from fcm_estimators._samples import Samples, read_labels
+from fcm_estimators._cells.samples import Samples, read_labels
 
 # An explanation of the same model has to be the same, but for rounding.
 _REPEATS = 0.99

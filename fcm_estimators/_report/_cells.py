@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._keys import NOT_ANALYSED
+from fcm_estimators._cells.keys import NOT_ANALYSED
 from fcm_estimators._report._sample import Annotated
 from fcm_estimators._report._tables import received_attention
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators import _keys
+from fcm_estimators._cells import keys as _keys
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.quality import CHECKS

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcm_estimators import _keys
+from fcm_estimators._cells import keys as _keys
 from fcm_estimators._checks import listed
 from fcm_estimators._report._sample import Annotated, json_table
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError

@@ -1,0 +1,1 @@
+"""Cells in, results out: in memory and on disk."""
