@@ -27,7 +27,7 @@ from explainers import (
     specialisation,
 )
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._augmentation import Augmentation
+from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,

@@ -20,10 +20,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples, read_labels
 from fcm_estimators._cells.store import by_block, open_store, write_rows
-from fcm_estimators._draws import SampleDraws
-from fcm_estimators._reference import glances
-from fcm_estimators._set_estimator import SetEstimator, spans
-from fcm_estimators._targets import (
+from fcm_estimators._fitting.calibration import (
+    best_f1_threshold,
+    best_temperature,
+    false_positive_threshold,
+)
+from fcm_estimators._fitting.class_targets import (
     class_presence,
     class_weights,
     codes_of,
@@ -33,12 +35,10 @@ from fcm_estimators._targets import (
     require_learnable,
     require_two_classes,
 )
-from fcm_estimators._threshold import (
-    best_f1_threshold,
-    best_temperature,
-    false_positive_threshold,
-)
-from fcm_estimators._training import CellLoss
+from fcm_estimators._fitting.draws import SampleDraws
+from fcm_estimators._fitting.net import CellLoss
+from fcm_estimators._fitting.reference import glances
+from fcm_estimators._set_estimator import SetEstimator, spans
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import ReluFormer, SetModule
 

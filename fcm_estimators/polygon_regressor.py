@@ -21,8 +21,15 @@ from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import by_block, open_store, write_rows
 from fcm_estimators._checks import listed
-from fcm_estimators._gate_prediction import soft_members
-from fcm_estimators._gate_targets import (
+from fcm_estimators._fitting.class_targets import class_presence
+from fcm_estimators._fitting.gate_loss import (
+    GateDraws,
+    GateLoss,
+    Probes,
+    place_gates,
+    settled_change,
+)
+from fcm_estimators._fitting.gate_targets import (
     as_template,
     derive_booleans,
     expert_trees,
@@ -35,16 +42,9 @@ from fcm_estimators._gate_targets import (
     strata,
     within_parents,
 )
-from fcm_estimators._gate_training import (
-    GateDraws,
-    GateLoss,
-    Probes,
-    place_gates,
-    settled_change,
-)
-from fcm_estimators._reference import glances
+from fcm_estimators._fitting.reference import glances
+from fcm_estimators._gate_prediction import soft_members
 from fcm_estimators._set_estimator import SetEstimator, spans
-from fcm_estimators._targets import class_presence
 from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,

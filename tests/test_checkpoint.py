@@ -99,7 +99,7 @@ def test_killed_training_ends_with_the_same_weights(kind, tmp_path):
 
 @pytest.mark.parametrize("early_stopping", [True, False])
 def test_training_goes_on_at_every_epoch(tmp_path, early_stopping, monkeypatch):
-    from fcm_estimators._checkpoint import Checkpoint
+    from fcm_estimators._fitting.checkpoint import Checkpoint
 
     options = {"early_stopping": early_stopping, "n_iter_no_change": 2, "learning_rate": 0.03}
     whole = make("classifier", **options).fit(cohort())
@@ -123,7 +123,7 @@ def test_training_goes_on_at_every_epoch(tmp_path, early_stopping, monkeypatch):
 
 
 def test_an_interrupt_is_no_trained_model(monkeypatch):
-    from fcm_estimators._training import LearningRate
+    from fcm_estimators._fitting.net import LearningRate
 
     def interrupt(self, net, **kwargs):
         raise KeyboardInterrupt

@@ -318,7 +318,7 @@ def test_best_epoch_is_kept_and_training_stops_early(cohort):
 
 def fixed_validation_loss(clf, cohort):
     """Loss of the final weights on the validation draws, recomputed."""
-    from fcm_estimators._targets import encode_labels
+    from fcm_estimators._fitting.class_targets import encode_labels
 
     samples = clf._read_to_predict(cohort, None)
     _, codes = encode_labels(cohort.obs["cell_type"].astype(object).to_numpy())

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcm_estimators._augmentation import Augmentation
-from fcm_estimators._draws import DrawPlan, SampleDraws
-from fcm_estimators._threshold import best_f1_threshold, false_positive_threshold
+from fcm_estimators._fitting.augmentation import Augmentation
+from fcm_estimators._fitting.calibration import best_f1_threshold, false_positive_threshold
+from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
 
 seeds = st.integers(0, 2**31 - 1)
 NONE = Augmentation(1, 0, 0, 0, 0, 0, 0, 0)

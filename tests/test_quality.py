@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._threshold import best_temperature
+from fcm_estimators._fitting.calibration import best_temperature
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import classification_table, mrd_table, reliability_table, summarize

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcm_estimators import ReluFormerClassifier, _training
+from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._cells.store import FileRows
+from fcm_estimators._fitting import net as _training
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.nn import PolygonFormer, ReluFormer, streamed, streamed_contexts
 from fcm_estimators.nn.streaming import PackedCells, Stored, Stream

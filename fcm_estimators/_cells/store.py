@@ -24,7 +24,7 @@ import zarr
 from torch import Tensor
 
 from fcm_estimators._checks import listed, marker_positions, require_finite, require_key
-from fcm_estimators._reference import evenly
+from fcm_estimators._fitting.reference import evenly
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn.streaming import Piece
 

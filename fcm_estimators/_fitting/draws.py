@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fcm_estimators._augmentation import Augmentation
+from fcm_estimators._fitting.augmentation import Augmentation
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from fcm_estimators._draws import SampleDraws
+from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import LayerTrace, ReluFormerLayer, SetModule, streamed
 from fcm_estimators.nn.relu_attention import (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcm_estimators._draws import SampleDraws
+from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
 
 # Membership of a cell that is known to be outside of the gate's parent; -1 is not known.

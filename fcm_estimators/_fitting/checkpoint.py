@@ -15,8 +15,8 @@ from safetensors.torch import save as save_tensors
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 
-from fcm_estimators._draws import SampleDraws
 from fcm_estimators._files import write_whole
+from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import InvalidInputError, ModelFormatError
 
