@@ -19,11 +19,11 @@ from explainers._attention import (
     rollout,
 )
 from explainers._populations import population_labels, target_cells
+from fcm_estimators._base.estimator import spans
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import by_block, open_store, write_rows
 from fcm_estimators._checks import listed, require_key
-from fcm_estimators._set_estimator import spans
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError

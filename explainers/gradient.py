@@ -24,11 +24,11 @@ from explainers._outputs import ClassOutput, Output, class_output, gate_output
 from explainers._populations import population_labels, target_cells
 from explainers._projection import project_arrows
 from explainers._summary import summarise
+from fcm_estimators._base.estimator import spans
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import FileRows, by_block, open_store, write_rows
 from fcm_estimators._checks import listed, require_key
-from fcm_estimators._set_estimator import spans
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError

@@ -17,6 +17,7 @@ from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from fcm_estimators._base.estimator import SetEstimator, spans
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples, read_labels
 from fcm_estimators._cells.store import by_block, open_store, write_rows
@@ -38,7 +39,6 @@ from fcm_estimators._fitting.class_targets import (
 from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._fitting.net import CellLoss
 from fcm_estimators._fitting.reference import glances
-from fcm_estimators._set_estimator import SetEstimator, spans
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import ReluFormer, SetModule
 

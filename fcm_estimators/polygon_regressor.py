@@ -17,6 +17,7 @@ from anndata import AnnData
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 
+from fcm_estimators._base.estimator import SetEstimator, spans
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import by_block, open_store, write_rows
@@ -44,7 +45,6 @@ from fcm_estimators._fitting.gate_targets import (
 )
 from fcm_estimators._fitting.reference import glances
 from fcm_estimators._gate_prediction import soft_members
-from fcm_estimators._set_estimator import SetEstimator, spans
 from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,

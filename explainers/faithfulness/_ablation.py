@@ -25,8 +25,8 @@ from explainers.faithfulness._common import (
     require_classifier,
     require_explainer,
 )
+from fcm_estimators._base.estimator import spans
 from fcm_estimators._cells.samples import Samples
-from fcm_estimators._set_estimator import spans
 from fcm_estimators.nn import AttentionContext, ReluFormerLayer
 from fcm_estimators.nn.relu_attention import attention_context
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from explainers.attention import AttentionExplainer
 from explainers.gradient import GradientExplainer
+from fcm_estimators._base.estimator import SetEstimator
 from fcm_estimators._cells.samples import Samples
-from fcm_estimators._set_estimator import SetEstimator
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import SetModule

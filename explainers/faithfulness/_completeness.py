@@ -22,7 +22,7 @@ from explainers.faithfulness._common import (
     require_explainer,
 )
 from explainers.gradient import GradientExplainer
-from fcm_estimators._set_estimator import spans
+from fcm_estimators._base.estimator import spans
 from fcm_estimators.exceptions import InvalidInputError
 
 _LARGEST_GAP = 0.05

@@ -28,8 +28,8 @@ from explainers.faithfulness._common import (
     require_explainer,
 )
 from explainers.gradient import GradientExplainer
+from fcm_estimators._base.estimator import spans
 from fcm_estimators._cells.samples import Samples
-from fcm_estimators._set_estimator import spans
 
 Effect = Callable[[np.ndarray], float]
 

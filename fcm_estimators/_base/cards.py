@@ -17,7 +17,7 @@ from fcm_estimators._cells.samples import Samples
 from fcm_estimators._version import __version__
 
 if TYPE_CHECKING:
-    from fcm_estimators._set_estimator import SetEstimator
+    from fcm_estimators._base.estimator import SetEstimator
 
 # Card, section, entry, text.
 Cards = dict[str, dict[str, dict[str, str]]]

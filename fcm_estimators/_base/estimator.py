@@ -24,6 +24,8 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import validate_data
 from torch import nn
 
+from fcm_estimators._base.cards import Cards, as_markdown, cards, training_record
+from fcm_estimators._base.files import from_json, read_model, to_json, write_model
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples, Source, read_samples
 from fcm_estimators._cells.store import (
@@ -38,8 +40,6 @@ from fcm_estimators._fitting.checkpoint import Checkpoint, training_identity
 from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
 from fcm_estimators._fitting.net import PackedNet, history_frame, make_net, stopped_early
 from fcm_estimators._fitting.reference import Reference, glances
-from fcm_estimators._model_card import Cards, as_markdown, cards, training_record
-from fcm_estimators._persistence import from_json, read_model, to_json, write_model
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import (
     InvalidInputError,
