@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._checks import listed
-from fcm_estimators._fcs_record import UNS_KEY, get_keywords, get_spillover, pack_fcs_record
 from fcm_estimators.exceptions import (
     InvalidInputError,
     PanelMismatchError,
@@ -22,6 +21,7 @@ from fcm_estimators.exceptions import (
 )
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.io import read_fcs
+from fcm_estimators.io._record import UNS_KEY, get_keywords, get_spillover, pack_fcs_record
 from fcm_estimators.preprocessing import Compensation
 
 PathName = str | os.PathLike[str]

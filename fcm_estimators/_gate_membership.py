@@ -11,10 +11,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._fcs_export import shared_channels
-from fcm_estimators._fcs_file import decode, open_segment
-from fcm_estimators._fcs_record import UNS_KEY, sample_row
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.io._record import UNS_KEY, sample_row
+from fcm_estimators.io._segment import decode, open_segment
+from fcm_estimators.io._write import shared_channels
 
 PathName = str | PathLike[str]
 # A table of one or two rows can hold a gate that looks like a row counter; there the name decides.

@@ -18,11 +18,11 @@ from anndata import AnnData
 
 from fcm_estimators._checks import listed
 from fcm_estimators._cohort_files import PathName, list_files, membership_in
-from fcm_estimators._fcs_record import UNS_KEY, get_spillover
 from fcm_estimators._files import appearing
 from fcm_estimators.cohort import annotate_files, read_file, read_files
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.io._record import UNS_KEY, get_spillover
 from fcm_estimators.labels import gates_from_csv, labels_from_gates
 from fcm_estimators.metrics import classification_table, reliability_table, summarize
 

@@ -20,7 +20,8 @@ from fcm_estimators.exceptions import (
     PanelMismatchError,
     ProcessingStateError,
 )
-from fcm_estimators.io import get_spillover, pack_fcs_record, read_fcs, write_fcs
+from fcm_estimators.io import get_spillover, read_fcs, write_fcs
+from fcm_estimators.io._record import pack_fcs_record
 from tests.helpers import data_home
 
 SPILL = "2,FL1-A,FL2-A,1,0.25,0.125,1"

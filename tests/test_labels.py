@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcm_estimators._fcs_record import pack_fcs_record
 from fcm_estimators.exceptions import (
     FcmError,
     FcsError,
@@ -18,6 +17,7 @@ from fcm_estimators.exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators.io import read_fcs, write_fcs
+from fcm_estimators.io._record import pack_fcs_record
 from fcm_estimators.labels import (
     gates_from_csv,
     gates_from_exports,

@@ -23,7 +23,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
 
-from fcm_estimators._fcs_record import pack_fcs_record
 from fcm_estimators.exceptions import (
     FcmError,
     InvalidInputError,
@@ -33,6 +32,7 @@ from fcm_estimators.exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators.io import read_fcs
+from fcm_estimators.io._record import pack_fcs_record
 from fcm_estimators.preprocessing import (
     Arcsinh,
     ArcsinhTransform,

@@ -12,10 +12,10 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike
 
-from fcm_estimators._fcs_record import pack_fcs_record
 from fcm_estimators.datasets import _expert_gates, _instrument, _marrow
 from fcm_estimators.datasets._cohort_plan import DAYS, SamplePlan, count, plan_cohort
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.io._record import pack_fcs_record
 
 # Shares of the events that are no blasts, on average.
 _SHARES = {

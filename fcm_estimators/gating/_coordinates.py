@@ -8,10 +8,10 @@ import numpy as np
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators._fcs_record import UNS_KEY, get_spillover
 from fcm_estimators.exceptions import MarkerMismatchError, ProcessingStateError
 from fcm_estimators.gating._gates import PolygonGate
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
+from fcm_estimators.io._record import UNS_KEY, get_spillover
 from fcm_estimators.preprocessing import Scale, parse_transform
 
 DrawnGate = PolygonGate | RectangleGate | EllipsoidGate

@@ -10,7 +10,6 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from fcm_estimators._fcs_record import get_spillover
 from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
@@ -18,6 +17,7 @@ from fcm_estimators.exceptions import (
     NotFittedError,
     ProcessingStateError,
 )
+from fcm_estimators.io._record import get_spillover
 from fcm_estimators.preprocessing import _state
 
 

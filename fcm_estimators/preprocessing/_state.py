@@ -11,8 +11,8 @@ from anndata import AnnData
 from scipy.sparse import issparse
 
 from fcm_estimators._checks import require_finite
-from fcm_estimators._fcs_channels import COMPENSATED_PREFIX
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
+from fcm_estimators.io._channels import COMPENSATED_PREFIX
 
 RAW_LAYER = "raw"
 UNTRANSFORMED = "none"

@@ -52,7 +52,7 @@ def channel_kinds(channels: Sequence[str], added: frozenset[int] = frozenset()) 
 
     Examples
     --------
-    >>> from fcm_estimators._fcs_channels import channel_kinds
+    >>> from fcm_estimators.io._channels import channel_kinds
     >>> channel_kinds(["Time", "FSC-A", "PE-Cy7-A", "Width"])
     ['time', 'scatter', 'fluorescence', 'other']
     >>> channel_kinds(["Time", "Event_length", "(Nd142)Dd", "Center2"])
@@ -78,7 +78,7 @@ def unique_channels(names: Sequence[str]) -> list[str]:
 
     Examples
     --------
-    >>> from fcm_estimators._fcs_channels import unique_channels
+    >>> from fcm_estimators.io._channels import unique_channels
     >>> unique_channels(["FSC-A", "", "FL1", "FL1"])
     ['FSC-A', 'P2', 'FL1', 'FL1 [P4]']
     """
@@ -110,7 +110,7 @@ def marker_names(channels: Sequence[str], markers: Sequence[str]) -> list[str]:
 
     Examples
     --------
-    >>> from fcm_estimators._fcs_channels import marker_names
+    >>> from fcm_estimators.io._channels import marker_names
     >>> marker_names(["FSC-A", "FL1-A", "FL1-H", "FL2-A"], ["", "CD3", "CD3", "CD19"])
     ['FSC-A', 'CD3 (FL1-A)', 'CD3 (FL1-H)', 'CD19']
     """
@@ -160,7 +160,7 @@ def parse_spillover(
     Examples
     --------
     >>> from pathlib import Path
-    >>> from fcm_estimators._fcs_channels import parse_spillover
+    >>> from fcm_estimators.io._channels import parse_spillover
     >>> spill = parse_spillover({"SPILL": "2,B,C,1,0.1,0,1"}, ["A", "B", "C"], Path("x.fcs"))
     >>> float(spill.loc["B", "C"])
     0.1

@@ -16,13 +16,14 @@ import flowio
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._fcs_channels import (
+from fcm_estimators.exceptions import FcsError, InvalidInputError
+from fcm_estimators.io._channels import (
     ADDED_KEYWORD,
     channel_kinds,
     parse_spillover,
     unique_channels,
 )
-from fcm_estimators._fcs_text import (
+from fcm_estimators.io._text import (
     HEADER_SIZE,
     file_size,
     number,
@@ -30,7 +31,6 @@ from fcm_estimators._fcs_text import (
     supplemental_text,
     whole_number,
 )
-from fcm_estimators.exceptions import FcsError, InvalidInputError
 
 # As many as float32 holds.
 _MOST_DECADES = 38

@@ -1,8 +1,4 @@
-"""FCS files in and out.
-
-:func:`read_fcs` assembles one AnnData from one or many files, :func:`write_fcs` puts the events of
-one sample back into an FCS file, with the classes and probabilities of a classifier as parameters.
-"""
+"""FCS files in: one AnnData from one file or many."""
 
 from __future__ import annotations
 
@@ -15,18 +11,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._fcs_channels import COMPENSATED_PREFIX, marker_names
-from fcm_estimators._fcs_export import write_fcs
-from fcm_estimators._fcs_file import Segment, decode, open_segment
-from fcm_estimators._fcs_record import get_spillover, pack_fcs_record
 from fcm_estimators.exceptions import (
     FcsError,
     InvalidInputError,
     MissingKeyError,
     PanelMismatchError,
 )
-
-__all__ = ["get_spillover", "pack_fcs_record", "read_fcs", "write_fcs"]
+from fcm_estimators.io._channels import COMPENSATED_PREFIX, marker_names
+from fcm_estimators.io._record import pack_fcs_record
+from fcm_estimators.io._segment import Segment, decode, open_segment
 
 # Keywords that describe the measurement and cannot name a person, a place or a day.
 TECHNICAL_KEYWORDS = (

@@ -9,11 +9,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._fcs_channels import ADDED_KEYWORD, COMPENSATED_PREFIX
-from fcm_estimators._fcs_file import Segment, decode, open_segment
-from fcm_estimators._fcs_record import UNS_KEY, get_keywords, get_spillover
-from fcm_estimators._fcs_writer import save_fcs
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
+from fcm_estimators.io._channels import ADDED_KEYWORD, COMPENSATED_PREFIX
+from fcm_estimators.io._encode import save_fcs
+from fcm_estimators.io._record import UNS_KEY, get_keywords, get_spillover
+from fcm_estimators.io._segment import Segment, decode, open_segment
 
 DEFAULT_KEY = "reluformer"
 GATES_KEY = "predicted_gates"
@@ -165,7 +165,7 @@ def raw_values(adata: ad.AnnData) -> np.ndarray:
     Examples
     --------
     >>> import anndata as ad, numpy as np
-    >>> from fcm_estimators._fcs_export import raw_values
+    >>> from fcm_estimators.io._write import raw_values
     >>> adata = ad.AnnData(np.ones((2, 1), dtype="float32"))
     >>> adata.var["channel"], adata.var["transform"], adata.var["compensated"] = "A", "none", False
     >>> raw_values(adata).shape

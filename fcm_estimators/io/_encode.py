@@ -60,7 +60,7 @@ def save_fcs(
     >>> import tempfile
     >>> from pathlib import Path
     >>> import numpy as np
-    >>> from fcm_estimators._fcs_writer import save_fcs
+    >>> from fcm_estimators.io._encode import save_fcs
     >>> path = Path(tempfile.mkdtemp()) / "tiny.fcs"
     >>> save_fcs(path, np.ones((3, 1)), [{"N": "FSC-A", "R": "1024"}], {"CYT": "simulated"})
     >>> path.read_bytes()[:6]

@@ -54,7 +54,7 @@ def pack_fcs_record(
     Examples
     --------
     >>> import pandas as pd
-    >>> from fcm_estimators._fcs_record import pack_fcs_record
+    >>> from fcm_estimators.io._record import pack_fcs_record
     >>> spill = pd.DataFrame([[1.0, 0.1], [0.0, 1.0]], ["FL1-A", "FL2-A"], ["FL1-A", "FL2-A"])
     >>> record = pack_fcs_record(["a", "b"], [{"CYT": "X"}, {}], [10, 20], [spill, None])
     >>> record["spillover_size"].tolist(), record["keywords"]["CYT"].tolist()
@@ -109,7 +109,7 @@ def get_spillover(adata: ad.AnnData, sample: str) -> pd.DataFrame | None:
     Examples
     --------
     >>> import anndata as ad, numpy as np
-    >>> from fcm_estimators._fcs_record import get_spillover, pack_fcs_record
+    >>> from fcm_estimators.io._record import get_spillover, pack_fcs_record
     >>> adata = ad.AnnData(np.zeros((1, 1), dtype="float32"))
     >>> adata.uns["fcs"] = pack_fcs_record(["a"], [{}], [1], [None])
     >>> get_spillover(adata, "a") is None
@@ -152,7 +152,7 @@ def get_keywords(adata: ad.AnnData, sample: str) -> dict[str, str]:
     Examples
     --------
     >>> import anndata as ad, numpy as np
-    >>> from fcm_estimators._fcs_record import get_keywords, pack_fcs_record
+    >>> from fcm_estimators.io._record import get_keywords, pack_fcs_record
     >>> adata = ad.AnnData(np.zeros((1, 1), dtype="float32"))
     >>> adata.uns["fcs"] = pack_fcs_record(["a", "b"], [{"CYT": "X"}, {}], [1, 1], [None, None])
     >>> get_keywords(adata, "a"), get_keywords(adata, "b")
