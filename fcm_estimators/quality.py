@@ -15,9 +15,9 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from fcm_estimators._cells.keys import require_key_name
-from fcm_estimators._gate_membership import require_own_data
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.io._write import raw_values, require_columns
+from fcm_estimators.labels._membership import require_own_data
 
 __all__ = ["flag_quality", "quality_table"]
 

@@ -13,7 +13,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._gate_membership import (
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.io._record import UNS_KEY
+from fcm_estimators.io._write import raw_values, require_columns
+from fcm_estimators.labels._membership import (
     PathName,
     as_membership,
     match_export,
@@ -25,11 +28,6 @@ from fcm_estimators._gate_membership import (
     rows_of,
     store_gates,
 )
-from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.io._record import UNS_KEY
-from fcm_estimators.io._write import raw_values, require_columns
-
-__all__ = ["gates_from_csv", "gates_from_exports", "labels_from_channel", "labels_from_gates"]
 
 
 def gates_from_csv(
