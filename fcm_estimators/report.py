@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._cohort_files import PathName, file_names, list_files, read_file
-from fcm_estimators._cohort_run import said
-from fcm_estimators._cohort_tasks import failed_row
 from fcm_estimators._files import write_whole
 from fcm_estimators._report import _cells, _figures, _tables
 from fcm_estimators._report._sample import Annotated, Keys, one_sample, samples_in
 from fcm_estimators._version import __version__
+from fcm_estimators.cohort._executor import said
+from fcm_estimators.cohort._files import PathName, file_names, list_files, read_file
+from fcm_estimators.cohort._tasks import failed_row
 from fcm_estimators.exceptions import FcmError, InvalidInputError
 
 __all__ = ["report_files", "write_report"]

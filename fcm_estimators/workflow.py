@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,14 +17,13 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators._cohort_files import PathName, list_files, membership_in
 from fcm_estimators._files import appearing
-from fcm_estimators.cohort import annotate_files, read_file, read_files
+from fcm_estimators.cohort import annotate_files, list_files, read_file, read_files
+from fcm_estimators.cohort._files import PathName
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.gating import GatingTree
-from fcm_estimators.io._record import UNS_KEY, get_spillover
-from fcm_estimators.labels import gates_from_csv, labels_from_gates
+from fcm_estimators.labels import LabelSource
 from fcm_estimators.metrics import classification_table, reliability_table, summarize
+from fcm_estimators.preprocessing import standard_steps
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -43,145 +42,6 @@ __all__ = [
 ]
 
 _TRAINING = "training"
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """Where the expert's labels of a file come from.
-
-    Parameters
-    ----------
-    key : str, default "cell_type"
-        Column of ``obs`` for the labels; without ``classes`` it has to be there.
-    gates : path, optional
-        A table (.csv) of one file or a directory with a table ``{sample}.csv`` per file
-        (:func:`~fcm_estimators.labels.gates_from_csv`), a Gating-ML file (.xml) or a FlowJo
-        workspace (.wsp) that lists the files. Default: gates are in ``obsm["gates"]``.
-    classes : mapping of gate to label, optional
-        How gates become labels (:func:`~fcm_estimators.labels.labels_from_gates`).
-    within : str, optional
-        Gate outside of which cells stay unlabelled.
-    default : str or None, default "other"
-        Label of cells in none of the gates.
-    event_column : str, optional
-        Of the tables.
-    """
-
-    key: str = "cell_type"
-    gates: str | None = None
-    classes: Mapping[str, str] = field(default_factory=dict)
-    within: str | None = None
-    default: str | None = "other"
-    event_column: str | None = None
-
-    def __call__(self, adata: AnnData) -> None:
-        """Label the cells of one file in place."""
-        if self.gates is not None:
-            self._add_gates(adata, Path(self.gates))
-        if self.classes:
-            labels_from_gates(
-                adata,
-                self.classes,
-                default=self.default,
-                within=self.within,
-                key_added=self.key,
-            )
-
-    def _add_gates(self, adata: AnnData, path: Path) -> None:
-        samples = [str(s) for s in adata.obs["sample"].unique()]
-        if path.suffix.lower() == ".csv":
-            gates_from_csv(adata, path, event_column=self.event_column)
-            return
-        if path.is_dir():
-            tables = {s: path / f"{s}.csv" for s in samples}
-            if missing := [t.name for t in tables.values() if not t.exists()]:
-                raise MissingKeyError(
-                    f"{path} has no {listed(missing)}; it has "
-                    f"{listed(sorted(p.name for p in path.iterdir()))}. A table is named like the "
-                    "sample."
-                )
-            gates_from_csv(adata, tables, event_column=self.event_column)
-            return
-        parts = []
-        for sample in samples:
-            inside = (adata.obs["sample"].astype(str) == sample).to_numpy()
-            parts.append(membership_in(self.tree(sample), adata[inside].copy()))
-        adata.obsm["gates"] = pd.concat(parts).loc[adata.obs_names]
-
-    def tree(self, sample: str) -> GatingTree:
-        """Gates of one sample, from a Gating-ML file or a FlowJo workspace."""
-        path = Path(str(self.gates))
-        if path.suffix.lower() != ".wsp":
-            return GatingTree.from_gatingml(path)
-        names = GatingTree.flowjo_samples(path)
-        for name in (sample, f"{sample}.fcs"):
-            if name in names:
-                return GatingTree.from_flowjo(path, sample=name)
-        raise MissingKeyError(f"{path.name} has no sample {sample!r}; it has {listed(names)}.")
-
-
-def standard_steps(
-    adata: AnnData,
-    *,
-    transform: Literal["auto", "logicle", "arcsinh", "none"] = "auto",
-    cofactor: float | None = None,
-    compensate: bool | None = None,
-) -> list[Any]:
-    """Preprocessing that raw data of a kind usually get.
-
-    Parameters
-    ----------
-    adata : AnnData
-        As read. Data that are transformed already get no steps.
-    transform : {"auto", "logicle", "arcsinh", "none"}, default "auto"
-        Logicle for fluorescence, arcsinh for mass cytometry; scatter becomes linear from 0 to 1.
-    cofactor : float, optional
-        Of arcsinh. Default: 5 for mass cytometry, 150 for fluorescence.
-    compensate : bool, optional
-        Default: where files have a spillover matrix and the channels are not compensated.
-
-    Returns
-    -------
-    list of transformers
-        Not fitted.
-    """
-    from fcm_estimators.preprocessing import (
-        ArcsinhTransform,
-        Compensation,
-        LinearTransform,
-        LogicleTransform,
-    )
-
-    if transform not in ("auto", "logicle", "arcsinh", "none"):
-        raise InvalidInputError(
-            f'transform must be "auto", "logicle", "arcsinh" or "none", got {transform!r}.'
-        )
-    if "transform" not in adata.var or "kind" not in adata.var:
-        return []
-    if (adata.var["transform"].astype(str) != "none").any():
-        return []
-    kinds = set(adata.var["kind"].astype(str))
-    steps: list[Any] = []
-    if compensate is None:
-        compensate = "fluorescence" in kinds and _has_spillover(adata)
-    if compensate:
-        steps.append(Compensation())
-    if transform == "none":
-        return steps
-    mass = "mass" in kinds and "fluorescence" not in kinds
-    if transform == "arcsinh" or (transform == "auto" and mass):
-        steps.append(ArcsinhTransform(cofactor=cofactor or (5.0 if mass else 150.0)))
-    elif "fluorescence" in kinds:
-        steps.append(LogicleTransform())
-    if "scatter" in kinds:
-        steps.append(LinearTransform())
-    return steps
-
-
-def _has_spillover(adata: AnnData) -> bool:
-    if UNS_KEY not in adata.uns or adata.var["compensated"].astype(bool).any():
-        return False
-    return all(get_spillover(adata, str(s)) is not None for s in adata.obs["sample"].unique())
 
 
 def train_model(

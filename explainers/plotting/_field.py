@@ -12,9 +12,10 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from explainers.plotting._style import categories, colours, marker_column, new_axes, raw_ticks
+from explainers.plotting._style import categories, colours, new_axes, raw_ticks
 from fcm_estimators._checks import require_key
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.preprocessing.ticks import marker_column
 
 # Points of one picture; a random choice of more cells looks the same.
 _SHOWN = 100_000

@@ -13,12 +13,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Polygon
 
 from explainers.plotting._field import plane_units
-from explainers.plotting._style import HUES, marker_column, new_axes, raw_ticks
+from explainers.plotting._style import HUES, new_axes, raw_ticks
 from fcm_estimators._checks import require_key
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree, PolygonGate
-from fcm_estimators.gating._coordinates import data_values
 from fcm_estimators.gating._gates import ROOT
+from fcm_estimators.gating.pictures import outline_in_data, picture_limits
+from fcm_estimators.preprocessing.ticks import marker_column
 
 
 @dataclass
@@ -92,7 +93,7 @@ class GateDisplay:
             inside = parents[polygon.parent].to_numpy()
         columns = [marker_column(adata, m) for m in polygon.markers]
         places = np.asarray(adata.X[:, columns], dtype=np.float64)
-        outlines = {"predicted": in_data_units(adata, polygon)}
+        outlines = {"predicted": outline_in_data(adata, polygon)}
         if expert is not None:
             drawn = _polygon(expert, gate)
             if drawn.markers != polygon.markers:
@@ -100,7 +101,7 @@ class GateDisplay:
                     f"The expert's gate {gate!r} lies in the plane {drawn.markers}, the tree's in "
                     f"{polygon.markers}."
                 )
-            outlines["expert"] = in_data_units(adata, drawn)
+            outlines["expert"] = outline_in_data(adata, drawn)
         arrows, explained = pd.DataFrame(columns=["x", "y", "dx", "dy"], dtype=float), ""
         if key is not None:
             require_key(key, adata.layers.keys(), "the layer")
@@ -191,31 +192,9 @@ class GateDisplay:
         return pd.concat(parts, ignore_index=True)[["outline", "x", "y"]]
 
 
-def picture_limits(cells: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends of a picture of cells, (n, 2), with outlines around some of them.
-
-    Where there are no cells the data do not say where an outline should be, so that it may be
-    anywhere; it is followed for a sixth of the width of the cells.
-    """
-    low, high = cells.min(0), cells.max(0)
-    width = np.where(high > low, high - low, 1.0)
-    low = np.clip(corners.min(0), low - width / 6, low)
-    high = np.clip(corners.max(0), high, high + width / 6)
-    return low - 0.03 * width, high + 0.03 * width
-
-
 def _polygon(tree: GatingTree, gate: str) -> PolygonGate:
     found = tree[gate]
     if not isinstance(found, PolygonGate):
         known = ", ".join(g.name for g in tree if isinstance(g, PolygonGate))
         raise InvalidInputError(f"Gate {gate!r} has no polygon; those that have one are {known}.")
     return found
-
-
-def in_data_units(adata: AnnData, gate: PolygonGate) -> np.ndarray:
-    return np.column_stack(
-        [
-            data_values(adata, gate, marker, transform, gate.vertices[:, i])
-            for i, (marker, transform) in enumerate(zip(gate.markers, gate.transforms, strict=True))
-        ]
-    )

@@ -11,15 +11,13 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.preprocessing import Linear, Scale, parse_transform
+from fcm_estimators.preprocessing.ticks import decades, recorded_scale, short
 
 # Okabe and Ito: told apart by the colour-blind too.
 HUES = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 GREY = "#BBBBBB"
 # Names of what is no population of its own.
 _BACKGROUND = ("other", "none", "not analysed", "rest")
-_DECADES = np.array([0.0, *(sign * 10.0**k for k in range(2, 7) for sign in (-1, 1))])
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.2)) -> Axes:
@@ -58,15 +56,6 @@ def categories(values: pd.Series) -> list[Any]:
     return sorted(values.dropna().unique())
 
 
-def marker_column(adata: AnnData, marker: str) -> int:
-    """Position of a marker; InvalidInputError with those present."""
-    if marker not in adata.var_names:
-        raise InvalidInputError(
-            f"marker {marker!r} was not found; there is {', '.join(map(str, adata.var_names))}."
-        )
-    return int(adata.var_names.get_loc(marker))
-
-
 def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
     """Label an axis of transformed values with the raw values they stand for."""
     scale = recorded_scale(adata, marker)
@@ -83,42 +72,3 @@ def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
             FuncFormatter(lambda y, _: short(float(scale.inverse(np.array([y]))[0])))
         )
     axis.set_view_interval(low, high, ignore=True)
-
-
-def recorded_scale(adata: AnnData, marker: str) -> Scale | None:
-    """Scale that a marker's values are on; None where they are raw or nothing is recorded."""
-    if "transform" not in adata.var:
-        return None
-    text = str(adata.var["transform"].iloc[marker_column(adata, marker)])
-    return None if text.startswith("none") else parse_transform(text)
-
-
-def decades(scale: Scale, low: float, high: float) -> list[tuple[float, float]]:
-    """Places and raw values of ticks at powers of ten; none on a linear scale."""
-    if isinstance(scale, Linear):
-        return []
-    places = scale.transform(_DECADES)
-    inside = (places >= low) & (places <= high)
-    return _apart(places[inside], _DECADES[inside], 0.05 * (high - low))
-
-
-def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[float, float]]:
-    """Ticks at least this far apart; zero first, then the largest values."""
-    kept: list[tuple[float, float]] = []
-    for i in np.lexsort([raw < 0, -np.abs(raw), raw != 0]):
-        if all(abs(places[i] - place) >= least for place, _ in kept):
-            kept.append((float(places[i]), float(raw[i])))
-    return sorted(kept)
-
-
-def short(raw: float, power: str = "$10^{{{}}}$") -> str:
-    """Write a raw value as cytometry software does: 0, 10^k, or k for thousands.
-
-    ``power`` is how a power of ten is written, for an exponent.
-    """
-    size = abs(raw)
-    sign = "−" if raw < 0 else ""
-    exponent = np.log10(size) if size > 0 else 0.0
-    if size >= 100 and abs(exponent - round(exponent)) < 1e-6:
-        return sign + power.format(round(exponent))
-    return f"{sign}{size / 1000:.3g}k" if size >= 1000 else f"{sign}{size:.3g}"

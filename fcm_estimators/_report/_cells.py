@@ -182,7 +182,7 @@ def axis_of(sample: Annotated, marker: str, low: float, high: float) -> dict[str
     """
     from matplotlib.ticker import MaxNLocator
 
-    from explainers.plotting._style import decades, recorded_scale, short
+    from fcm_estimators.preprocessing.ticks import decades, recorded_scale, short
 
     if marker not in sample.adata.var_names:
         return {}

@@ -73,10 +73,10 @@ def _tree(sample: Annotated, key: str) -> GatingTree | None:
 
 def _outline(sample: Annotated, gate: Any, name: str) -> dict[str, np.ndarray]:
     """Outline in the units of the data; nothing where these are in another state than the gate."""
-    from explainers.plotting._gates import in_data_units
+    from fcm_estimators.gating.pictures import outline_in_data
 
     try:
-        return {name: in_data_units(sample.adata, gate)}
+        return {name: outline_in_data(sample.adata, gate)}
     except FcmError:
         return {}
 
@@ -107,7 +107,7 @@ def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
     """Density of the parent's cells, and the outlines, as a Plotly figure."""
     import plotly.graph_objects as go
 
-    from explainers.plotting._gates import picture_limits
+    from fcm_estimators.gating.pictures import picture_limits
 
     inside = np.ones(sample.adata.n_obs, dtype=bool)
     parent = plane["parent"]

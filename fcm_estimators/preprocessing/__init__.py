@@ -18,6 +18,7 @@ from fcm_estimators.preprocessing._scales import (
     Scale,
     parse_transform,
 )
+from fcm_estimators.preprocessing._standard import standard_steps
 from fcm_estimators.preprocessing._transformers import (
     ArcsinhTransform,
     LinearTransform,
@@ -40,4 +41,5 @@ __all__ = [
     "ParametrizedLog",
     "Scale",
     "parse_transform",
+    "standard_steps",
 ]

@@ -1,8 +1,4 @@
-"""Many files at once, on the cores of one machine or on a cluster, through Dask.
-
-:func:`read_files` assembles training data, :func:`annotate_files` applies a model. Both need the
-extra ``cohort``: ``pip install "fcm-estimators[cohort]"``.
-"""
+"""One model applied to many files."""
 
 from __future__ import annotations
 
@@ -15,141 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 
 from fcm_estimators._cells.keys import require_key_name
-from fcm_estimators._cohort_files import (
-    PathName,
-    Reading,
-    file_names,
-    joined,
-    list_files,
-    read_file,
-    read_part,
-)
-from fcm_estimators._cohort_run import Call, executor
-from fcm_estimators._cohort_tasks import Job, annotate_one, cached_model, failed_row
 from fcm_estimators._files import appearing, checksum
+from fcm_estimators.cohort._executor import Call, executor
+from fcm_estimators.cohort._files import PathName, file_names, list_files
+from fcm_estimators.cohort._tasks import Job, annotate_one, cached_model, failed_row
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 
 if TYPE_CHECKING:
     from distributed import Client
-
-__all__ = ["annotate_files", "read_file", "read_files"]
-
-
-def read_files(
-    files: PathName | Sequence[PathName],
-    *,
-    steps: Any = (),
-    label: Callable[[ad.AnnData], None] | None = None,
-    max_cells: int | None = None,
-    keep_raw: bool = False,
-    names: Sequence[str] | None = None,
-    random_state: int = 0,
-    client: Client | None = None,
-    n_workers: int | None = None,
-    on_error: str = "raise",
-    progress: Callable[[dict[str, Any]], None] | None = None,
-) -> ad.AnnData:
-    """Assemble many files into one AnnData, ready for ``fit``.
-
-    Each file is read, labelled, preprocessed and thinned by itself, several at a time; only what
-    is left of it is kept, so the whole never lies in memory in raw form.
-
-    Parameters
-    ----------
-    files : path or sequence of paths
-        FCS, h5ad, zarr; mixed if the markers are the same. A directory stands for its files.
-    steps : fitted model or sequence of transformers, default ()
-        How to preprocess: a model's ``prepare``, or transformers such as
-        ``[Compensation(), LogicleTransform()]``, fitted on the first file and applied to all, so
-        that the scale is the same.
-    label : callable, optional
-        Called with the raw AnnData of each file, which it labels in place; for worker processes
-        a function of a module.
-    max_cells : int, optional
-        Keep a random subset of so many cells of each sample. Labels are not looked at, so the
-        subset is a smaller sample of the same kind; rare cells get rarer in number.
-    keep_raw : bool, default False
-        Keep ``layers["raw"]``, which doubles the memory.
-    names : sequence of str, optional
-        Sample names, one per FCS file. Default: file names without ending.
-    random_state : int, default 0
-        Of the subsets; a sample's depends on its name only.
-    client : dask.distributed.Client, optional
-        Cluster to use, which must see the files. Default: processes on this machine.
-    n_workers : int, optional
-        Processes where no client is given; 0 reads in this one. Default: one per core.
-    on_error : {"raise", "skip"}, default "raise"
-        What to do if files cannot be read: raise one error that names all of them, or leave them
-        out and list them in ``uns["cohort"]``.
-    progress : callable, optional
-        Called with a dict (``file``, ``error``) after each file.
-
-    Returns
-    -------
-    AnnData
-        Samples in the order of the files. ``obs`` and ``obsm`` columns that some files lack are
-        missing there; ``uns["fcs"]`` is the record of all samples, ``uns["cohort"]`` lists the
-        files with ``file``, ``n_cells`` and ``error``.
-
-    Raises
-    ------
-    InvalidInputError
-        No files, names that repeat, no file that can be read, or ``on_error="raise"`` and one
-        that cannot.
-    PanelMismatchError
-        Files with different markers or in a different state of preprocessing.
-    """
-    if on_error not in ("raise", "skip"):
-        raise InvalidInputError(f'on_error must be "raise" or "skip", got {on_error!r}.')
-    if max_cells is not None and max_cells < 1:
-        raise InvalidInputError(f"max_cells is {max_cells}; expected at least 1.")
-    paths = list_files(files)
-    named = file_names(paths, names)
-    reading = Reading(_fitted(steps, paths[0]), label, max_cells, keep_raw, random_state)
-    parts: list[ad.AnnData | None] = [None] * len(paths)
-    errors = [""] * len(paths)
-    jobs: list[Call] = [
-        (functools.partial(read_part, reading), (path, name))
-        for path, name in zip(paths, named, strict=True)
-    ]
-    with executor(client, n_workers, len(jobs)) as run:
-        for position, part, error in run(jobs):
-            parts[position], errors[position] = part, error
-            if progress is not None:
-                progress({"file": str(paths[position]), "error": error})
-    failed = [f"{p.name}: {e}" for p, e in zip(paths, errors, strict=True) if e]
-    if failed and (on_error == "raise" or len(failed) == len(paths)):
-        raise InvalidInputError(
-            f"{len(failed)} of {len(paths)} files cannot be used. {' | '.join(failed[:10])}"
-            + (f" | and {len(failed) - 10} more" if len(failed) > 10 else "")
-        )
-    adata = joined([part for part in parts if part is not None])
-    adata.uns["cohort"] = {
-        "file": np.array([p.name for p in paths], dtype=object),
-        "n_cells": np.array([0 if part is None else part.n_obs for part in parts]),
-        "error": np.array(errors, dtype=object),
-    }
-    return adata
-
-
-def _fitted(steps: Any, first: Path) -> Any:
-    """Transformers fitted on the first file; a model stays as it is."""
-    if hasattr(steps, "prepare"):
-        return steps
-    chosen = list(steps)
-    if chosen:
-        adata = read_file(first)
-        fitted = []
-        for step in chosen:
-            fitted.append(step.fit(adata))
-            adata = step.transform(adata)
-        return fitted
-    return chosen
 
 
 def annotate_files(

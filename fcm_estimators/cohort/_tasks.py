@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._checks import listed
-from fcm_estimators._cohort_files import membership_in, read_file
-from fcm_estimators._cohort_run import said
 from fcm_estimators._files import appearing, checksum, sweep, write_whole
 from fcm_estimators._version import __version__
+from fcm_estimators.cohort._executor import said
+from fcm_estimators.cohort._files import read_file
 from fcm_estimators.exceptions import MissingKeyError, ProcessingStateError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.labels._source import membership_in
 from fcm_estimators.metrics import mrd_table
 from fcm_estimators.quality import CHECKS, flag_quality, quality_table
 

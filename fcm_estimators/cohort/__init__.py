@@ -1,0 +1,11 @@
+"""Many files at once, on the cores of one machine or on a cluster, through Dask.
+
+:func:`read_files` assembles training data, :func:`annotate_files` applies a model. Both need the
+extra ``cohort``: ``pip install "fcm-estimators[cohort]"``.
+"""
+
+from __future__ import annotations
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,226 @@
+"""Many files as one AnnData to train on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from fcm_estimators._checks import listed
+from fcm_estimators.cohort._executor import Call, executor
+from fcm_estimators.cohort._files import PathName, file_names, list_files, read_file
+from fcm_estimators.exceptions import InvalidInputError, PanelMismatchError
+from fcm_estimators.io._record import UNS_KEY, get_keywords, get_spillover, pack_fcs_record
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def read_files(
+    files: PathName | Sequence[PathName],
+    *,
+    steps: Any = (),
+    label: Callable[[ad.AnnData], None] | None = None,
+    max_cells: int | None = None,
+    keep_raw: bool = False,
+    names: Sequence[str] | None = None,
+    random_state: int = 0,
+    client: Client | None = None,
+    n_workers: int | None = None,
+    on_error: str = "raise",
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> ad.AnnData:
+    """Assemble many files into one AnnData, ready for ``fit``.
+
+    Each file is read, labelled, preprocessed and thinned by itself, several at a time; only what
+    is left of it is kept, so the whole never lies in memory in raw form.
+
+    Parameters
+    ----------
+    files : path or sequence of paths
+        FCS, h5ad, zarr; mixed if the markers are the same. A directory stands for its files.
+    steps : fitted model or sequence of transformers, default ()
+        How to preprocess: a model's ``prepare``, or transformers such as
+        ``[Compensation(), LogicleTransform()]``, fitted on the first file and applied to all, so
+        that the scale is the same.
+    label : callable, optional
+        Called with the raw AnnData of each file, which it labels in place; for worker processes
+        a function of a module.
+    max_cells : int, optional
+        Keep a random subset of so many cells of each sample. Labels are not looked at, so the
+        subset is a smaller sample of the same kind; rare cells get rarer in number.
+    keep_raw : bool, default False
+        Keep ``layers["raw"]``, which doubles the memory.
+    names : sequence of str, optional
+        Sample names, one per FCS file. Default: file names without ending.
+    random_state : int, default 0
+        Of the subsets; a sample's depends on its name only.
+    client : dask.distributed.Client, optional
+        Cluster to use, which must see the files. Default: processes on this machine.
+    n_workers : int, optional
+        Processes where no client is given; 0 reads in this one. Default: one per core.
+    on_error : {"raise", "skip"}, default "raise"
+        What to do if files cannot be read: raise one error that names all of them, or leave them
+        out and list them in ``uns["cohort"]``.
+    progress : callable, optional
+        Called with a dict (``file``, ``error``) after each file.
+
+    Returns
+    -------
+    AnnData
+        Samples in the order of the files. ``obs`` and ``obsm`` columns that some files lack are
+        missing there; ``uns["fcs"]`` is the record of all samples, ``uns["cohort"]`` lists the
+        files with ``file``, ``n_cells`` and ``error``.
+
+    Raises
+    ------
+    InvalidInputError
+        No files, names that repeat, no file that can be read, or ``on_error="raise"`` and one
+        that cannot.
+    PanelMismatchError
+        Files with different markers or in a different state of preprocessing.
+    """
+    if on_error not in ("raise", "skip"):
+        raise InvalidInputError(f'on_error must be "raise" or "skip", got {on_error!r}.')
+    if max_cells is not None and max_cells < 1:
+        raise InvalidInputError(f"max_cells is {max_cells}; expected at least 1.")
+    paths = list_files(files)
+    named = file_names(paths, names)
+    reading = Reading(_fitted(steps, paths[0]), label, max_cells, keep_raw, random_state)
+    parts: list[ad.AnnData | None] = [None] * len(paths)
+    errors = [""] * len(paths)
+    jobs: list[Call] = [
+        (functools.partial(read_part, reading), (path, name))
+        for path, name in zip(paths, named, strict=True)
+    ]
+    with executor(client, n_workers, len(jobs)) as run:
+        for position, part, error in run(jobs):
+            parts[position], errors[position] = part, error
+            if progress is not None:
+                progress({"file": str(paths[position]), "error": error})
+    failed = [f"{p.name}: {e}" for p, e in zip(paths, errors, strict=True) if e]
+    if failed and (on_error == "raise" or len(failed) == len(paths)):
+        raise InvalidInputError(
+            f"{len(failed)} of {len(paths)} files cannot be used. {' | '.join(failed[:10])}"
+            + (f" | and {len(failed) - 10} more" if len(failed) > 10 else "")
+        )
+    adata = joined([part for part in parts if part is not None])
+    adata.uns["cohort"] = {
+        "file": np.array([p.name for p in paths], dtype=object),
+        "n_cells": np.array([0 if part is None else part.n_obs for part in parts]),
+        "error": np.array(errors, dtype=object),
+    }
+    return adata
+
+
+def _fitted(steps: Any, first: Path) -> Any:
+    """Transformers fitted on the first file; a model stays as it is."""
+    if hasattr(steps, "prepare"):
+        return steps
+    chosen = list(steps)
+    if chosen:
+        adata = read_file(first)
+        fitted = []
+        for step in chosen:
+            fitted.append(step.fit(adata))
+            adata = step.transform(adata)
+        return fitted
+    return chosen
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is done to every file that becomes part of the training data."""
+
+    steps: Any
+    label: Callable[[ad.AnnData], None] | None
+    max_cells: int | None
+    keep_raw: bool
+    seed: int
+
+
+def read_part(reading: Reading, path: Path, name: str) -> ad.AnnData:
+    """One file as it becomes part of the training data; runs in a worker."""
+    adata = read_file(path, name=name)
+    if reading.label is not None:
+        reading.label(adata)
+    if reading.max_cells is not None:
+        adata = _thinned(adata, reading.max_cells, reading.seed)
+    if hasattr(reading.steps, "prepare"):
+        adata = reading.steps.prepare(adata)
+    else:
+        for step in reading.steps:
+            adata = step.transform(adata)
+    if not reading.keep_raw:
+        adata.layers.pop("raw", None)
+    return adata
+
+
+def _thinned(adata: ad.AnnData, max_cells: int, seed: int) -> ad.AnnData:
+    rows = []
+    for name, inside in adata.obs.groupby("sample", observed=True, sort=False).indices.items():
+        own = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
+        rng = np.random.default_rng(own)
+        some = inside if len(inside) <= max_cells else rng.choice(inside, max_cells, replace=False)
+        rows.append(np.sort(some))
+    kept = np.sort(np.concatenate(rows))
+    return adata if len(kept) == adata.n_obs else adata[kept].copy()
+
+
+def joined(parts: list[ad.AnnData]) -> ad.AnnData:
+    """One AnnData with the markers of the first, and the record of the FCS files."""
+    first = parts[0]
+    for part in parts[1:]:
+        if set(part.var_names) != set(first.var_names):
+            differing = sorted(set(part.var_names) ^ set(first.var_names))
+            raise PanelMismatchError(
+                f"Sample {part.obs['sample'].iloc[0]} has other markers than "
+                f"{first.obs['sample'].iloc[0]}: {listed(differing)} are in one of them only. "
+                "Rename or remove them before, or read with read_fcs(join=...)."
+            )
+        for column in ("transform", "compensated"):
+            if column in first.var and column in part.var:
+                mine, theirs = first.var[column], part.var[column].reindex(first.var_names)
+                differs = mine.astype(str).to_numpy() != theirs.astype(str).to_numpy()
+                if differs.any():
+                    raise PanelMismatchError(
+                        f"Sample {part.obs['sample'].iloc[0]}: {column} of "
+                        f"{listed(first.var_names[differs])} differs from that of "
+                        f"{first.obs['sample'].iloc[0]}. Preprocess all files alike."
+                    )
+    samples = [str(s) for part in parts for s in part.obs["sample"].unique()]
+    if repeated := sorted({s for s in samples if samples.count(s) > 1}):
+        raise InvalidInputError(
+            f"Samples occur in more than one file: {listed(repeated)}. Name them apart."
+        )
+    whole = ad.concat([part[:, first.var_names] for part in parts], join="outer", merge=None)
+    whole.var = first.var.copy()
+    whole.obs["sample"] = pd.Categorical(whole.obs["sample"].astype(str), categories=samples)
+    if not whole.obs_names.is_unique:
+        whole.obs_names = [
+            f"{s}:{i}" for s, n in whole.obs["sample"].value_counts(sort=False).items()
+            for i in range(n)
+        ]  # fmt: skip
+    if all(UNS_KEY in part.uns for part in parts):
+        owners = [(part, str(s)) for part in parts for s in part.obs["sample"].unique()]
+        record = pack_fcs_record(
+            samples,
+            [get_keywords(part, s) for part, s in owners],
+            [_n_events(part, s) for part, s in owners],
+            [get_spillover(part, s) for part, s in owners],
+        )
+        scaled = bool(first.uns[UNS_KEY].get("time_scaled", False))
+        whole.uns[UNS_KEY] = {**record, "time_scaled": scaled}
+    return whole
+
+
+def _n_events(adata: ad.AnnData, sample: str) -> int:
+    record = adata.uns[UNS_KEY]
+    return int(record["n_events"][[str(s) for s in record["sample"]].index(sample)])

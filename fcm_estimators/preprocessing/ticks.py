@@ -1,0 +1,59 @@
+"""Raw values on axes of transformed ones: what pictures and reports draw with."""
+
+from __future__ import annotations
+
+import numpy as np
+from anndata import AnnData
+
+from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.preprocessing._scales import Linear, Scale, parse_transform
+
+_DECADES = np.array([0.0, *(sign * 10.0**k for k in range(2, 7) for sign in (-1, 1))])
+
+
+def marker_column(adata: AnnData, marker: str) -> int:
+    """Position of a marker; InvalidInputError with those present."""
+    if marker not in adata.var_names:
+        raise InvalidInputError(
+            f"marker {marker!r} was not found; there is {', '.join(map(str, adata.var_names))}."
+        )
+    return int(adata.var_names.get_loc(marker))
+
+
+def recorded_scale(adata: AnnData, marker: str) -> Scale | None:
+    """Scale that a marker's values are on; None where they are raw or nothing is recorded."""
+    if "transform" not in adata.var:
+        return None
+    text = str(adata.var["transform"].iloc[marker_column(adata, marker)])
+    return None if text.startswith("none") else parse_transform(text)
+
+
+def decades(scale: Scale, low: float, high: float) -> list[tuple[float, float]]:
+    """Places and raw values of ticks at powers of ten; none on a linear scale."""
+    if isinstance(scale, Linear):
+        return []
+    places = scale.transform(_DECADES)
+    inside = (places >= low) & (places <= high)
+    return _apart(places[inside], _DECADES[inside], 0.05 * (high - low))
+
+
+def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[float, float]]:
+    """Ticks at least this far apart; zero first, then the largest values."""
+    kept: list[tuple[float, float]] = []
+    for i in np.lexsort([raw < 0, -np.abs(raw), raw != 0]):
+        if all(abs(places[i] - place) >= least for place, _ in kept):
+            kept.append((float(places[i]), float(raw[i])))
+    return sorted(kept)
+
+
+def short(raw: float, power: str = "$10^{{{}}}$") -> str:
+    """Write a raw value as cytometry software does: 0, 10^k, or k for thousands.
+
+    ``power`` is how a power of ten is written, for an exponent.
+    """
+    size = abs(raw)
+    sign = "−" if raw < 0 else ""
+    exponent = np.log10(size) if size > 0 else 0.0
+    if size >= 100 and abs(exponent - round(exponent)) < 1e-6:
+        return sign + power.format(round(exponent))
+    return f"{sign}{size / 1000:.3g}k" if size >= 1000 else f"{sign}{size:.3g}"
