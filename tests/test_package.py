@@ -54,7 +54,7 @@ def test_wheel_installs_and_imports_both_packages(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    page = [f"fcm_estimators/_report/page.{kind}" for kind in ("html.j2", "css", "js")]
+    page = [f"fcm_estimators/report/page.{kind}" for kind in ("html.j2", "css", "js")]
     typed = ["fcm_estimators/py.typed", "explainers/py.typed", "fcm_estimators/__init__.pyi"]
     assert {*page, *typed} <= set(names)
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "docs/"))]

@@ -13,7 +13,6 @@ import pytest
 
 from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
-from fcm_estimators._report import _cells
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import mrd_table
@@ -24,7 +23,7 @@ from fcm_estimators.preprocessing import (
     parse_transform,
 )
 from fcm_estimators.quality import flag_quality
-from fcm_estimators.report import report_files, write_report
+from fcm_estimators.report import _cells, report_files, write_report
 
 NAME = "Quittenbaum, Hedwig 1961"
 NASTY = "</script><img src=x onerror=alert(1)>"

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._cells.keys import NOT_ANALYSED
-from fcm_estimators._report._sample import Annotated
-from fcm_estimators._report._tables import received_attention
+from fcm_estimators.report._sample import Annotated
+from fcm_estimators.report._tables import received_attention
 
 # Base64 characters of all columns together; the rest of the page takes about 6 million.
 _BUDGET = 8_000_000

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._report._cells import axis_of
-from fcm_estimators._report._sample import Annotated
 from fcm_estimators.exceptions import FcmError
 from fcm_estimators.gating import GatingTree, PolygonGate
+from fcm_estimators.report._cells import axis_of
+from fcm_estimators.report._sample import Annotated
 
 _BINS = 150
 # Colour and dash of outlines.

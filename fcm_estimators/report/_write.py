@@ -1,8 +1,4 @@
-"""A report of one annotated sample as a single HTML page that needs no network.
-
-:func:`write_report` writes it, :func:`report_files` those of many files; on the command line
-``fcm report sample.h5ad -o report.html``.
-"""
+"""Write the page of one sample, or those of many files."""
 
 from __future__ import annotations
 
@@ -18,15 +14,13 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._files import write_whole
-from fcm_estimators._report import _cells, _figures, _tables
-from fcm_estimators._report._sample import Annotated, Keys, one_sample, samples_in
 from fcm_estimators._version import __version__
 from fcm_estimators.cohort._executor import said
 from fcm_estimators.cohort._files import PathName, file_names, list_files, read_file
 from fcm_estimators.cohort._tasks import failed_row
 from fcm_estimators.exceptions import FcmError, InvalidInputError
-
-__all__ = ["report_files", "write_report"]
+from fcm_estimators.report import _cells, _figures, _tables
+from fcm_estimators.report._sample import Annotated, Keys, one_sample, samples_in
 
 _WITHHELD = "withheld (ask for identifiers to see it)"
 # Cells of a UMAP that is made for the report.
@@ -317,7 +311,7 @@ def _add_umap(sample: Annotated) -> None:
 
 
 def _resource(name: str) -> str:
-    return resources.files("fcm_estimators._report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("fcm_estimators.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _template() -> Any:

@@ -10,10 +10,10 @@ import pandas as pd
 
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._checks import listed
-from fcm_estimators._report._sample import Annotated, json_table
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
 from fcm_estimators.quality import flag_quality, quality_table
+from fcm_estimators.report._sample import Annotated, json_table
 
 _CHECKS = {
     "time": "unsteady acquisition (gaps, drift, clock running back)",
