@@ -29,7 +29,8 @@ from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._cells.store import FileRows
 from fcm_estimators.nn import ReluFormer, streamed
-from fcm_estimators.nn.streaming import PackedCells, Stored, Stream
+from fcm_estimators.nn.sources import PackedCells, Stored
+from fcm_estimators.nn.streaming import Stream
 
 N_MARKERS, N_CLASSES = 11, 2
 # Softmax attention of more cells takes minutes.

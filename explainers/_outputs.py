@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fcm_estimators._checks import listed, require_key
-from fcm_estimators._gate_prediction import soft_members
+from fcm_estimators._fitting.gate_targets import soft_gates
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.gating import GatingTree, PolygonGate
+from fcm_estimators.gating import PolygonGate
 from fcm_estimators.nn import AttentionContext, PolygonFormer, SetModule, streamed
+from fcm_estimators.nn.soft_gates import SoftGate, soft_members
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
 OUTPUTS = ("log_odds", "probability")
@@ -100,21 +101,19 @@ class SizeOutput:
 
     Parameters
     ----------
-    tree : GatingTree
-    polygons : list of str
-        Gates with a polygon, in the order of the net.
-    gate : str
+    gates : list of SoftGate
+    gate : int
+        Position among them.
     name : str
     """
 
-    tree: GatingTree
-    polygons: list[str]
-    gate: str
+    gates: list[SoftGate]
+    gate: int
     name: str
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Soft membership per cell from what the net gives, (N, G) -> (N,)."""
-        return soft_members(self.tree, self.polygons, torch.sigmoid(logits))[self.gate]
+        return soft_members(self.gates, torch.sigmoid(logits))[:, self.gate]
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum of the soft membership of the targets, a scalar."""
@@ -152,7 +151,8 @@ def gate_output(
         )
     names = estimator.gates_
     if size:
-        return SizeOutput(estimator.tree_, names, gate, f"size of {gate}")
+        place = list(estimator.tree_.gates).index(gate)
+        return SizeOutput(soft_gates(estimator.tree_), place, f"size of {gate}")
     if gate not in names:
         raise InvalidInputError(
             f"Gate {gate!r} combines others and has no vertices; gates with a polygon are "

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.cluster import KMeans
 
-from explainers._information import conditional_information, enrichment, permuted_information
+from explainers._maths.information import conditional_information, enrichment, permuted_information
 from explainers._populations import population_labels
 from explainers.attention import NO_HEAD, AttentionExplainer, assigned_heads
 from fcm_estimators.exceptions import InvalidInputError

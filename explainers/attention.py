@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from explainers._attention import (
+from explainers._maths.attention import (
     gate_query,
     population_attention,
     query_sum,
@@ -27,7 +27,8 @@ from fcm_estimators._checks import listed, require_key
 from fcm_estimators._version import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.nn.streaming import PackedCells, Stream
+from fcm_estimators.nn.sources import PackedCells
+from fcm_estimators.nn.streaming import Stream
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
 NO_HEAD = "none"

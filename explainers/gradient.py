@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from explainers._gradients import (
+from explainers._maths.gradients import (
     integrated,
     own_gradient,
     set_gradient,
@@ -20,10 +20,10 @@ from explainers._gradients import (
     stream_gradient,
     stream_own_gradient,
 )
+from explainers._maths.projection import project_arrows
+from explainers._maths.summary import summarise
 from explainers._outputs import ClassOutput, Output, class_output, gate_output
 from explainers._populations import population_labels, target_cells
-from explainers._projection import project_arrows
-from explainers._summary import summarise
 from fcm_estimators._base.estimator import spans
 from fcm_estimators._cells import keys as _keys
 from fcm_estimators._cells.samples import Samples

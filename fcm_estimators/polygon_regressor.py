@@ -40,11 +40,11 @@ from fcm_estimators._fitting.gate_targets import (
     read_membership,
     require_taught,
     sample_probes,
+    soft_gates,
     strata,
     within_parents,
 )
 from fcm_estimators._fitting.reference import glances
-from fcm_estimators._gate_prediction import soft_members
 from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
@@ -52,6 +52,7 @@ from fcm_estimators.exceptions import (
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.metrics import gate_agreement
 from fcm_estimators.nn import PolygonFormer, SetModule, streamed_contexts
+from fcm_estimators.nn.soft_gates import soft_members
 
 _VALIDATION_DRAWS = 4
 # Samples to which a fit is suited in the end.
@@ -789,7 +790,8 @@ class PolygonRegressor(SetEstimator):
     def _soft_members(self, samples: Samples) -> dict[str, np.ndarray]:
         """Soft membership of each cell in each gate, within soft parents."""
         own = torch.sigmoid(torch.from_numpy(self._outputs(samples)))
-        return {k: v.numpy() for k, v in soft_members(self.tree_, self.gates_, own).items()}
+        found = soft_members(soft_gates(self.tree_), own).numpy().T
+        return dict(zip(self.tree_.gates, found, strict=True))
 
     def _table(self, samples: Samples, members: dict[str, np.ndarray], X: Any) -> pd.DataFrame:
         index = X.obs_names if isinstance(X, AnnData) else getattr(X, "index", None)

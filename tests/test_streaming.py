@@ -13,7 +13,8 @@ from fcm_estimators._cells.store import FileRows
 from fcm_estimators._fitting import net as _training
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.nn import PolygonFormer, ReluFormer, streamed, streamed_contexts
-from fcm_estimators.nn.streaming import PackedCells, Stored, Stream
+from fcm_estimators.nn.sources import PackedCells, Stored
+from fcm_estimators.nn.streaming import Stream
 
 N_MARKERS = 5
 

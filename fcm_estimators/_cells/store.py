@@ -26,7 +26,7 @@ from torch import Tensor
 from fcm_estimators._checks import listed, marker_positions, require_finite, require_key
 from fcm_estimators._fitting.reference import evenly
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.nn.streaming import Piece
+from fcm_estimators.nn.sources import Piece
 
 # Rows that are read from a store at once.
 _BLOCK = 65_536

@@ -16,6 +16,7 @@ from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.gating._coordinates import data_values
 from fcm_estimators.gating._gates import ROOT
+from fcm_estimators.nn.soft_gates import SoftGate
 
 # Points on the plane of each expert polygon, and how far around it they lie.
 _PROBES_PER_GATE = 400
@@ -199,6 +200,27 @@ def parent_positions(tree: GatingTree) -> list[int]:
     """Position of each polygon's parent among the polygons; -1 for none or a boolean gate."""
     names = [gate.name for gate in polygons_of(tree)]
     return [names.index(g.parent) if g.parent in names else -1 for g in polygons_of(tree)]
+
+
+def soft_gates(tree: GatingTree) -> list[SoftGate]:
+    """The gates of a tree as the nets read them; polygons in the order of :func:`polygons_of`."""
+    place = {name: i for i, name in enumerate(tree.gates)}
+    polygons = [gate.name for gate in polygons_of(tree)]
+    found = []
+    for gate in tree:
+        parent = place[gate.parent] if gate.parent != ROOT else -1
+        if isinstance(gate, BooleanGate):
+            found.append(
+                SoftGate(
+                    parent,
+                    operation=gate.operation,
+                    operands=tuple(place[o] for o in gate.operands),
+                    complements=tuple(o in gate.complements for o in gate.operands),
+                )
+            )
+        else:
+            found.append(SoftGate(parent, polygon=polygons.index(gate.name)))
+    return found
 
 
 def strata(member: np.ndarray) -> np.ndarray:

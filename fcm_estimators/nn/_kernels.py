@@ -11,14 +11,7 @@ from torch.nn.functional import layer_norm
 
 from fcm_estimators.nn.relu_attention import PARTIAL_ROWS, AttentionContext
 from fcm_estimators.nn.reluformer import ReluFormerLayer
-
-
-class Piece(NamedTuple):
-    """Cells of one sample within a chunk: rows ``start:stop`` of the chunk."""
-
-    sample: int
-    start: int
-    stop: int
+from fcm_estimators.nn.sources import Piece
 
 
 class Kernels:

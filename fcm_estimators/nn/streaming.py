@@ -18,111 +18,25 @@ Chen et al., *Training deep nets with sublinear memory cost*, arXiv 1604.06174 (
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fcm_estimators.nn._kernels import Kernels, Piece
+from fcm_estimators.nn._backward import BackwardSweeps
+from fcm_estimators.nn._contexts import divided, of_samples, packed
+from fcm_estimators.nn._kernels import Kernels
 from fcm_estimators.nn.relu_attention import AttentionContext, context_sums
 from fcm_estimators.nn.reluformer import ReluFormerLayer, SetModule
+from fcm_estimators.nn.sources import CellSource, PackedCells, Piece, Rows, Stored
 
 # Rows that a GPU works on at once: enough to fill it.
 _GPU_ROWS = 1 << 18
 # Bytes of a chunk's buffers, in rows of the width. Between 4 and 16 MB the time per cell differs
 # by less than a tenth; more does not fit into the caches, less is spent on calls.
 _CHUNK_BYTES, _ROW_BUFFERS, _FEWEST_ROWS = 8 << 20, 8, 256
-
-
-class CellSource(Protocol):
-    """Cells that can be read chunk by chunk, the same every time.
-
-    Attributes
-    ----------
-    n_cells, n_samples : int
-    """
-
-    n_cells: int
-    n_samples: int
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Cells ``start:stop`` in the caller's units, shape (stop - start, M)."""
-
-    def pieces(self, start: int, stop: int) -> Sequence[Piece]:
-        """Which rows of this chunk belong to which sample.
-
-        Every row is in one piece, in ascending order, and every sample in one piece at most.
-        """
-
-
-class PackedCells:
-    """Cells in memory, samples packed.
-
-    Parameters
-    ----------
-    x : Tensor of shape (N, M)
-    offsets : sequence of S + 1 int, optional
-        Row limits of the samples. Default: all rows are one sample.
-    """
-
-    def __init__(self, x: Tensor, offsets: Sequence[int] | None = None) -> None:
-        self.x = x
-        self.offsets = [0, len(x)] if offsets is None else list(offsets)
-        self.n_cells, self.n_samples = len(x), len(self.offsets) - 1
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Cells ``start:stop``."""
-        return self.x[start:stop]
-
-    def pieces(self, start: int, stop: int) -> list[Piece]:
-        """Parts of the samples that lie in the chunk."""
-        found = []
-        for sample in range(bisect_right(self.offsets, start) - 1, self.n_samples):
-            first, last = self.offsets[sample : sample + 2]
-            if first >= stop:
-                break
-            low, high = max(first, start), min(last, stop)
-            if low < high:
-                found.append(Piece(sample, low - start, high - start))
-        return found
-
-
-class Rows(Protocol):
-    """Rows that are kept between sweeps."""
-
-    def get(self, start: int, stop: int) -> Tensor:
-        """Rows ``start:stop``."""
-
-    def put(self, start: int, rows: Tensor) -> None:
-        """Replace rows from ``start`` on."""
-
-
-class Stored:
-    """Rows in memory.
-
-    Parameters
-    ----------
-    rows : Tensor of shape (N, width)
-    """
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    @classmethod
-    def new(cls, n_rows: int, width: int, like: Tensor) -> Stored:
-        """Rows with any content, of the dtype and device of ``like``."""
-        return cls(like.new_empty(n_rows, width))
-
-    def get(self, start: int, stop: int) -> Tensor:
-        """Rows ``start:stop``, a view."""
-        return self.rows[start:stop]
-
-    def put(self, start: int, rows: Tensor) -> None:
-        """Replace rows from ``start`` on."""
-        self.rows[start : start + len(rows)] = rows
 
 
 def chunk_rows(module: SetModule, like: Tensor) -> int:
@@ -176,15 +90,15 @@ class Stream:
         self._weights = weight
         self._like = module.input_mean
         self._rows = min(chunk_size or chunk_rows(module, self._like), max(source.n_cells, 1))
-        self._layers = [cast(ReluFormerLayer, layer) for layer in module.layers]
-        n_stores = len(self._layers) if keep_layers else 1
+        self.layers = [cast(ReluFormerLayer, layer) for layer in module.layers]
+        n_stores = len(self.layers) if keep_layers else 1
         low = self._like if precision is None else self._like.to(precision)
         stores = [store(source.n_cells, module.hidden_dim, low) for _ in range(n_stores)]
-        self._queries = stores if keep_layers else stores * len(self._layers)
+        self.queries = stores if keep_layers else stores * len(self.layers)
         self._keeps_layers = keep_layers and precision is None
         with torch.no_grad():
-            self._kernels = Kernels(self._layers, self._rows, low)
-            self._total = self._count()
+            self._kernels = Kernels(self.layers, self._rows, low)
+            self.total = self._count()
             self.contexts = self._encode()
             self._add_pooled_context()
 
@@ -213,14 +127,14 @@ class Stream:
     def _encode(self) -> list[AttentionContext]:
         """Contexts of all layers; afterwards the queries of the last layer are stored."""
         contexts: list[AttentionContext] = []
-        for number, queries in enumerate(self._queries):
+        for number, queries in enumerate(self.queries):
             sums = self._kernels.zero_sums(self.source.n_samples)
             cells = self._outputs_of(number - 1, contexts[-1]) if number else self._standardised()
             for start, stop, pieces, h in cells:
                 projected = self._kernels.project(number, h)
                 queries.put(start, self._kernels.queries(projected))
                 self._kernels.add(sums, projected, pieces, self._weight(start, stop))
-            contexts.append(self._kernels.context(sums, self._total))
+            contexts.append(self._kernels.context(sums, self.total))
         return contexts
 
     def _standardised(self) -> Iterator[tuple[int, int, Sequence[Piece], Tensor]]:
@@ -233,24 +147,24 @@ class Stream:
         """Chunks with the output of a layer from its stored queries."""
         readers = self._kernels.readers(context)
         for start, stop, pieces in self.chunks():
-            q = self._queries[number].get(start, stop)
+            q = self.queries[number].get(start, stop)
             yield start, stop, pieces, self._kernels.read(number, q, pieces, readers)
 
     def _add_pooled_context(self) -> None:
         shape = (self.source.n_samples, *self.contexts[-1].key_value.shape[1:])
         zeros = torch.zeros(shape, dtype=torch.float64, device=self._like.device)
         pooled = AttentionContext(zeros, zeros[..., 0].clone())
-        for start, stop, pieces, h in self._outputs_of(len(self._layers) - 1, self.contexts[-1]):
+        for start, stop, pieces, h in self._outputs_of(len(self.layers) - 1, self.contexts[-1]):
             made = self.module.pool(h.to(self._like.dtype), self.source.read(start, stop))
             if made is None:
                 return
-            sums = self._sums(*made, start, stop, pieces)
+            sums = self.sums(*made, start, stop, pieces)
             for piece, parts in zip(pieces, sums, strict=True):
                 for into, part in zip(pooled, parts, strict=True):
                     into[piece.sample] += part
-        self.contexts.append(_divided(pooled, self._total))
+        self.contexts.append(divided(pooled, self.total))
 
-    def _sums(
+    def sums(
         self, k: Tensor, v: Tensor, start: int, stop: int, pieces: Sequence[Piece]
     ) -> list[tuple[Tensor, Tensor]]:
         """What a chunk adds to the context of each of its samples."""
@@ -263,7 +177,7 @@ class Stream:
     @property
     def pools(self) -> bool:
         """Whether the outputs are read from a pooled context, and not from encoded cells."""
-        return len(self.contexts) > len(self._layers)
+        return len(self.contexts) > len(self.layers)
 
     @torch.no_grad()
     def outputs(self) -> Iterator[tuple[int, int, Tensor]]:
@@ -271,10 +185,10 @@ class Stream:
         if self.pools:
             cells: Iterator = ((*chunk, None) for chunk in self.chunks())
         else:
-            cells = self._outputs_of(len(self._layers) - 1, self.contexts[-1])
+            cells = self._outputs_of(len(self.layers) - 1, self.contexts[-1])
         for start, stop, pieces, h in cells:
             encoded = None if h is None else h.to(self._like.dtype)
-            yield start, stop, self._read_out(self.source.read(start, stop), encoded, pieces)
+            yield start, stop, self.read_out(self.source.read(start, stop), encoded, pieces)
 
     @torch.no_grad()
     def looking(self, number: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
@@ -292,7 +206,7 @@ class Stream:
             cells = self._outputs_of(number - 1, self.contexts[number - 1])
         width = self.module.hidden_dim
         for start, stop, _, h in cells:
-            if number < len(self._layers):
+            if number < len(self.layers):
                 projected = self._kernels.project(number, h)
                 yield start, stop, projected[:, :width], projected[:, width : 2 * width]
             else:
@@ -300,12 +214,12 @@ class Stream:
                 k, _ = cast(Any, self.module.pool(h, self.source.read(start, stop)))
                 yield start, stop, k[:, :0], k
 
-    def _read_out(
+    def read_out(
         self, x: Tensor, h: Tensor | None, pieces: Sequence[Piece], pooled: Any = None
     ) -> Tensor:
         """Outputs of a chunk; ``pooled`` is the pooled context of its samples."""
-        samples, offsets = _packed(pieces)
-        contexts = [_of(context, samples) for context in self.contexts]
+        samples, offsets = packed(pieces)
+        contexts = [of_samples(context, samples) for context in self.contexts]
         if pooled is not None:
             contexts[-1] = pooled
         return self.module.read_out(x, cast(Tensor, h), offsets, contexts=contexts)
@@ -347,180 +261,12 @@ class Stream:
                 "with keep_layers=True, anew for every backward."
             )
         self._keeps_layers = False
-        sweeps = _Backward(self, grad_outputs, into, parameters)
+        sweeps = BackwardSweeps(self, grad_outputs, into, parameters)
         after = sweeps.pooled(grad_pooled) if self.pools else None
-        for number in reversed(range(len(self._layers))):
+        for number in reversed(range(len(self.layers))):
             after = sweeps.layer(number, after)
         sweeps.first(cast(AttentionContext, after))
         return sweeps.of_parameters
-
-
-class _Backward:
-    """Sweeps backward through a stream. Gradients of contexts are those of their sums."""
-
-    def __init__(
-        self,
-        stream: Stream,
-        grad_outputs: Callable[[int, int, Tensor], Tensor] | None,
-        into: Rows | None,
-        parameters: Sequence[Tensor],
-    ) -> None:
-        self._stream, self._grad_outputs, self._into = stream, grad_outputs, into
-        self._parameters = list(parameters)
-        self.of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
-
-    def pooled(self, given: Sequence[Tensor | None]) -> AttentionContext:
-        """Gradient of the pooled context, given what does not come through the outputs."""
-        stream = self._stream
-        found = _zeros_like(stream.contexts[-1])
-        for into, part in zip(found, given, strict=True):
-            if part is not None:
-                into += part
-        if self._grad_outputs is None:
-            return _divided(found, stream._total)
-        for start, stop, pieces in stream.chunks():
-            samples, _ = _packed(pieces)
-            context, x = _leaves(_of(stream.contexts[-1], samples)), self._cells(start, stop)
-            with torch.enable_grad():
-                outputs = stream._read_out(x, None, pieces, context)
-            targets = [(outputs, self._grad_outputs(start, stop, outputs.detach()))]
-            _add(found, samples, self._differentiate(targets, list(context), x, start))
-        return _divided(found, stream._total)
-
-    def layer(self, number: int, after: AttentionContext | None) -> AttentionContext:
-        """Gradient of a layer's context; that of its queries takes the place of the queries.
-
-        ``after`` is the gradient of the next context, None where the outputs are read out.
-        """
-        stream, layer = self._stream, self._stream._layers[number]
-        last = number + 1 == len(stream._layers)
-        found = _zeros_like(stream.contexts[number])
-        for start, stop, pieces in stream.chunks():
-            samples, offsets = _packed(pieces)
-            context = _leaves(_of(stream.contexts[number], samples))
-            q = stream._queries[number].get(start, stop).detach().requires_grad_()
-            x = self._cells(start, stop) if last else None
-            with torch.enable_grad():
-                h = layer.read(q, context, offsets)
-                if not last:
-                    targets = self._projected(number + 1, h, start, stop, pieces, after)
-                elif after is not None:
-                    made = cast(tuple[Tensor, Tensor], stream.module.pool(h, cast(Tensor, x)))
-                    targets = self._summed(*made, start, stop, pieces, after)
-                elif self._grad_outputs is not None:
-                    outputs = stream._read_out(cast(Tensor, x), h, pieces)
-                    targets = [(outputs, self._grad_outputs(start, stop, outputs.detach()))]
-                else:
-                    targets = []
-            of_q, *of_context = self._differentiate(targets, [q, *context], x, start)
-            stream._queries[number].put(start, of_q)
-            _add(found, samples, of_context)
-        return _divided(found, stream._total)
-
-    def first(self, after: AttentionContext) -> None:
-        """Gradient of the cells through the projections of the first layer."""
-        for start, stop, pieces in self._stream.chunks():
-            x = self._cells(start, stop)
-            with torch.enable_grad():
-                z = self._stream.module.standardise(x)
-                targets = self._projected(0, z, start, stop, pieces, after)
-            self._differentiate(targets, [], x, start)
-
-    def _cells(self, start: int, stop: int) -> Tensor:
-        x = self._stream.source.read(start, stop).detach()
-        return x if self._into is None else x.requires_grad_()
-
-    def _projected(
-        self,
-        number: int,
-        h: Tensor,
-        start: int,
-        stop: int,
-        pieces: Sequence[Piece],
-        after: AttentionContext | None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """What a layer makes of its input, each with its gradient."""
-        layer = self._stream._layers[number]
-        queries = layer.query(h), self._stream._queries[number].get(start, stop)
-        k, v = layer.key(h), layer.value(h)
-        return [queries, *self._summed(k, v, start, stop, pieces, cast(AttentionContext, after))]
-
-    def _summed(
-        self,
-        k: Tensor,
-        v: Tensor,
-        start: int,
-        stop: int,
-        pieces: Sequence[Piece],
-        after: AttentionContext,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """What keys and values add to the contexts, each with its gradient."""
-        sums = self._stream._sums(k, v, start, stop, pieces)
-        return [
-            (part, grad[sample])
-            for (sample, _, _), parts in zip(pieces, sums, strict=True)
-            for part, grad in zip(parts, after, strict=True)
-        ]
-
-    def _differentiate(
-        self,
-        targets: list[tuple[Tensor, Tensor]],
-        leaves: list[Tensor],
-        x: Tensor | None,
-        start: int,
-    ) -> list[Tensor]:
-        """Gradients of the leaves; those of the cells and the parameters are added up."""
-        cells = [x] if x is not None and x.requires_grad else []
-        inputs = [*leaves, *cells, *self._parameters]
-        if not targets or not inputs:
-            return [torch.zeros_like(leaf) for leaf in leaves]
-        outputs, given = zip(*targets, strict=True)
-        grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True)
-        n_leaves, n_cells = len(leaves), len(cells)
-        if cells and grads[n_leaves] is not None and self._into is not None:
-            before = self._into.get(start, start + len(cells[0]))
-            self._into.put(start, before + grads[n_leaves])
-        for total, grad in zip(self.of_parameters, grads[n_leaves + n_cells :], strict=True):
-            if grad is not None:
-                total += grad
-        return [
-            torch.zeros_like(leaf) if grad is None else grad
-            for leaf, grad in zip(leaves, grads[:n_leaves], strict=True)
-        ]
-
-
-def _packed(pieces: Sequence[Piece]) -> tuple[slice | list[int], list[int]]:
-    """Samples of a chunk, as a slice where they have no gaps, and their row limits."""
-    samples = [piece.sample for piece in pieces]
-    offsets = [0, *(piece.stop for piece in pieces)]
-    # A slice needs no index, for which a GPU would have to be waited for.
-    if samples and samples[-1] - samples[0] + 1 == len(samples):
-        return slice(samples[0], samples[-1] + 1), offsets
-    return samples, offsets
-
-
-def _of(context: AttentionContext, samples: slice | list[int]) -> AttentionContext:
-    """Contexts of some samples."""
-    return AttentionContext(context.key_value[samples], context.key[samples])
-
-
-def _leaves(context: AttentionContext) -> AttentionContext:
-    return AttentionContext(*(part.detach().requires_grad_() for part in context))
-
-
-def _zeros_like(context: AttentionContext) -> AttentionContext:
-    return AttentionContext(*(torch.zeros_like(part) for part in context))
-
-
-def _divided(context: AttentionContext, total: Tensor) -> AttentionContext:
-    """Parts of each sample over the weight of its cells."""
-    key_value, key = context
-    return AttentionContext(key_value / total[:, None, None, None], key / total[:, None, None])
-
-
-def _add(context: AttentionContext, samples: slice | list[int], parts: Sequence[Tensor]) -> None:
-    for into, part in zip(context, parts, strict=True):
-        into[samples] += part
 
 
 class Streamed(NamedTuple):

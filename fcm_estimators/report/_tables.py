@@ -228,7 +228,7 @@ def agreement(sample: Annotated) -> Table | None:
 
 def gradients(sample: Annotated) -> pd.DataFrame | None:
     """Mean signed gradients per class and marker, as ``GradientExplainer.summary``."""
-    from explainers._summary import summarise
+    from explainers._maths.summary import summarise
 
     key = sample.keys.gradient
     if key not in sample.adata.layers or key not in sample.adata.uns:

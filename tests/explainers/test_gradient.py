@@ -167,7 +167,7 @@ def test_chunk_size_changes_nothing(clf, cohort, monkeypatch):
     data = double(cohort)
     whole = GradientExplainer(clf).attribute(data)
     for size in (1, 39, 40, 41):
-        monkeypatch.setattr("explainers._gradients._CHUNK", size)
+        monkeypatch.setattr("explainers._maths.gradients._CHUNK", size)
         np.testing.assert_allclose(
             GradientExplainer(clf).attribute(data), whole, rtol=1e-9, atol=1e-12
         )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from explainers import AttentionExplainer, specialisation
-from explainers._information import conditional_information, enrichment, permuted_information
+from explainers._maths.information import conditional_information, enrichment, permuted_information
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from tests.helpers import toy_cohort

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from explainers._outputs import ClassOutput, Output, VertexOutput
 from fcm_estimators.nn import AttentionContext, SetModule
-from fcm_estimators.nn.streaming import Rows, Stream
+from fcm_estimators.nn.sources import Rows
+from fcm_estimators.nn.streaming import Stream
 
 # Cells of one chunk where they are independent; bounds the memory of the graph.
 _CHUNK = 16_384

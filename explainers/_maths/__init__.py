@@ -1,0 +1,1 @@
+"""Mathematics of the explanations: arrays and tensors in, arrays and tensors out."""

@@ -1,0 +1,157 @@
+"""Sweeps backward through a stream, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from fcm_estimators.nn._contexts import (
+    add_parts,
+    divided,
+    leaves,
+    of_samples,
+    packed,
+    zeros_like,
+)
+from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.sources import Piece, Rows
+
+if TYPE_CHECKING:
+    from fcm_estimators.nn.streaming import Stream
+
+
+class BackwardSweeps:
+    """Sweeps backward through a stream. Gradients of contexts are those of their sums."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        grad_outputs: Callable[[int, int, Tensor], Tensor] | None,
+        into: Rows | None,
+        parameters: Sequence[Tensor],
+    ) -> None:
+        self.stream, self._grad_outputs, self._into = stream, grad_outputs, into
+        self._parameters = list(parameters)
+        self.of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def pooled(self, given: Sequence[Tensor | None]) -> AttentionContext:
+        """Gradient of the pooled context, given what does not come through the outputs."""
+        stream = self.stream
+        found = zeros_like(stream.contexts[-1])
+        for into, part in zip(found, given, strict=True):
+            if part is not None:
+                into += part
+        if self._grad_outputs is None:
+            return divided(found, stream.total)
+        for start, stop, pieces in stream.chunks():
+            samples, _ = packed(pieces)
+            context, x = leaves(of_samples(stream.contexts[-1], samples)), self._cells(start, stop)
+            with torch.enable_grad():
+                outputs = stream.read_out(x, None, pieces, context)
+            targets = [(outputs, self._grad_outputs(start, stop, outputs.detach()))]
+            add_parts(found, samples, self._differentiate(targets, list(context), x, start))
+        return divided(found, stream.total)
+
+    def layer(self, number: int, after: AttentionContext | None) -> AttentionContext:
+        """Gradient of a layer's context; that of its queries takes the place of the queries.
+
+        ``after`` is the gradient of the next context, None where the outputs are read out.
+        """
+        stream, layer = self.stream, self.stream.layers[number]
+        last = number + 1 == len(stream.layers)
+        found = zeros_like(stream.contexts[number])
+        for start, stop, pieces in stream.chunks():
+            samples, offsets = packed(pieces)
+            context = leaves(of_samples(stream.contexts[number], samples))
+            q = stream.queries[number].get(start, stop).detach().requires_grad_()
+            x = self._cells(start, stop) if last else None
+            with torch.enable_grad():
+                h = layer.read(q, context, offsets)
+                if not last:
+                    targets = self._projected(number + 1, h, start, stop, pieces, after)
+                elif after is not None:
+                    made = cast(tuple[Tensor, Tensor], stream.module.pool(h, cast(Tensor, x)))
+                    targets = self._summed(*made, start, stop, pieces, after)
+                elif self._grad_outputs is not None:
+                    outputs = stream.read_out(cast(Tensor, x), h, pieces)
+                    targets = [(outputs, self._grad_outputs(start, stop, outputs.detach()))]
+                else:
+                    targets = []
+            of_q, *of_context = self._differentiate(targets, [q, *context], x, start)
+            stream.queries[number].put(start, of_q)
+            add_parts(found, samples, of_context)
+        return divided(found, stream.total)
+
+    def first(self, after: AttentionContext) -> None:
+        """Gradient of the cells through the projections of the first layer."""
+        for start, stop, pieces in self.stream.chunks():
+            x = self._cells(start, stop)
+            with torch.enable_grad():
+                z = self.stream.module.standardise(x)
+                targets = self._projected(0, z, start, stop, pieces, after)
+            self._differentiate(targets, [], x, start)
+
+    def _cells(self, start: int, stop: int) -> Tensor:
+        x = self.stream.source.read(start, stop).detach()
+        return x if self._into is None else x.requires_grad_()
+
+    def _projected(
+        self,
+        number: int,
+        h: Tensor,
+        start: int,
+        stop: int,
+        pieces: Sequence[Piece],
+        after: AttentionContext | None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What a layer makes of its input, each with its gradient."""
+        layer = self.stream.layers[number]
+        queries = layer.query(h), self.stream.queries[number].get(start, stop)
+        k, v = layer.key(h), layer.value(h)
+        return [queries, *self._summed(k, v, start, stop, pieces, cast(AttentionContext, after))]
+
+    def _summed(
+        self,
+        k: Tensor,
+        v: Tensor,
+        start: int,
+        stop: int,
+        pieces: Sequence[Piece],
+        after: AttentionContext,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What keys and values add to the contexts, each with its gradient."""
+        sums = self.stream.sums(k, v, start, stop, pieces)
+        return [
+            (part, grad[sample])
+            for (sample, _, _), parts in zip(pieces, sums, strict=True)
+            for part, grad in zip(parts, after, strict=True)
+        ]
+
+    def _differentiate(
+        self,
+        targets: list[tuple[Tensor, Tensor]],
+        leaves: list[Tensor],
+        x: Tensor | None,
+        start: int,
+    ) -> list[Tensor]:
+        """Gradients of the leaves; those of the cells and the parameters are added up."""
+        cells = [x] if x is not None and x.requires_grad else []
+        inputs = [*leaves, *cells, *self._parameters]
+        if not targets or not inputs:
+            return [torch.zeros_like(leaf) for leaf in leaves]
+        outputs, given = zip(*targets, strict=True)
+        grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True)
+        n_leaves, n_cells = len(leaves), len(cells)
+        if cells and grads[n_leaves] is not None and self._into is not None:
+            before = self._into.get(start, start + len(cells[0]))
+            self._into.put(start, before + grads[n_leaves])
+        for total, grad in zip(self.of_parameters, grads[n_leaves + n_cells :], strict=True):
+            if grad is not None:
+                total += grad
+        return [
+            torch.zeros_like(leaf) if grad is None else grad
+            for leaf, grad in zip(leaves, grads[:n_leaves], strict=True)
+        ]

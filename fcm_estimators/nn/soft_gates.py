@@ -1,0 +1,69 @@
+"""Soft membership through a hierarchy of gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SoftGate(NamedTuple):
+    """One gate of a hierarchy, parents and operands named by their position in it.
+
+    Attributes
+    ----------
+    parent : int
+        Position of the parent, -1 for none.
+    polygon : int
+        Position among the polygons, -1 for a gate that combines others.
+    operation : {"", "and", "or", "not"}
+        How operands are combined; "" for a polygon.
+    operands : tuple of int
+        Positions of the operands.
+    complements : tuple of bool
+        Whether an operand counts as its complement.
+    """
+
+    parent: int
+    polygon: int = -1
+    operation: str = ""
+    operands: tuple[int, ...] = ()
+    complements: tuple[bool, ...] = ()
+
+
+def soft_members(gates: Sequence[SoftGate], own: Tensor) -> Tensor:
+    """Soft membership in every gate, within its soft parents.
+
+    Parameters
+    ----------
+    gates : sequence of K SoftGate
+        Parents and operands before the gates that need them.
+    own : Tensor of shape (N, G)
+        Soft membership in each polygon, 0 to 1, without parents.
+
+    Returns
+    -------
+    Tensor of shape (N, K)
+        A gate within its parent and AND are products, NOT is 1 - p, OR is 1 - (1 - p)(1 - q).
+    """
+    found: list[Tensor] = []
+    for gate in gates:
+        if gate.polygon >= 0:
+            member = own[:, gate.polygon]
+        else:
+            parts = torch.stack(
+                [
+                    1 - found[operand] if complement else found[operand]
+                    for operand, complement in zip(gate.operands, gate.complements, strict=True)
+                ]
+            )
+            if gate.operation == "and":
+                member = parts.prod(0)
+            elif gate.operation == "or":
+                member = 1 - (1 - parts).prod(0)
+            else:
+                member = 1 - parts[0]
+        found.append(member * found[gate.parent] if gate.parent >= 0 else member)
+    return torch.stack(found, 1)
