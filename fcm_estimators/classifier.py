@@ -26,6 +26,7 @@ from fcm_estimators._fitting.calibration import (
     best_temperature,
     false_positive_threshold,
 )
+from fcm_estimators._fitting.class_loss import CellLoss
 from fcm_estimators._fitting.class_targets import (
     class_presence,
     class_weights,
@@ -37,7 +38,6 @@ from fcm_estimators._fitting.class_targets import (
     require_two_classes,
 )
 from fcm_estimators._fitting.draws import SampleDraws
-from fcm_estimators._fitting.net import CellLoss
 from fcm_estimators._fitting.reference import glances
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import ReluFormer, SetModule

@@ -23,13 +23,9 @@ from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import by_block, open_store, write_rows
 from fcm_estimators._checks import listed
 from fcm_estimators._fitting.class_targets import class_presence
-from fcm_estimators._fitting.gate_loss import (
-    GateDraws,
-    GateLoss,
-    Probes,
-    place_gates,
-    settled_change,
-)
+from fcm_estimators._fitting.gate_draws import GateDraws, Probes
+from fcm_estimators._fitting.gate_fit import place_gates, settled_change
+from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators._fitting.gate_targets import (
     as_template,
     derive_booleans,

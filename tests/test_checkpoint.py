@@ -123,7 +123,7 @@ def test_training_goes_on_at_every_epoch(tmp_path, early_stopping, monkeypatch):
 
 
 def test_an_interrupt_is_no_trained_model(monkeypatch):
-    from fcm_estimators._fitting.net import LearningRate
+    from fcm_estimators._fitting.trainer import LearningRate
 
     def interrupt(self, net, **kwargs):
         raise KeyboardInterrupt

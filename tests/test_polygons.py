@@ -19,7 +19,8 @@ from sklearn.model_selection import GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import FcmError, PolygonRegressor
-from fcm_estimators._fitting.gate_loss import GateLoss, fit_shapes, settled_change
+from fcm_estimators._fitting.gate_fit import fit_shapes, settled_change
+from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import (
     InvalidInputError,

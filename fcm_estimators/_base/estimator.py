@@ -38,8 +38,9 @@ from fcm_estimators._checks import marker_positions
 from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.checkpoint import Checkpoint, training_identity
 from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
-from fcm_estimators._fitting.net import PackedNet, history_frame, make_net, stopped_early
+from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators._fitting.reference import Reference, glances
+from fcm_estimators._fitting.trainer import history_frame, make_net, stopped_early
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import (
     InvalidInputError,

@@ -11,7 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators._fitting.gate_loss import OUTSIDE_PARENT, Probes
+from fcm_estimators._fitting.gate_draws import Probes
+from fcm_estimators._fitting.gate_loss import OUTSIDE_PARENT
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.gating._coordinates import data_values
