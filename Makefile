@@ -36,6 +36,7 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 # The site, in docs/_build/html. Its tutorials are run, a quarter of an hour on one core; what ran before is
 # kept until its page changes. `make docs NOTEBOOKS=off` builds the pages alone.

@@ -1,4 +1,4 @@
-"""Other ways to read whole samples, for comparison: written from their papers, plainly."""
+"""Other ways to read whole samples, for comparison; written plainly from their papers."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def multicenter(seeds):
 
 def cells_drawn(clf):
     """Cells seen in training."""
-    return len(clf.history_) * clf.steps_per_epoch * clf.samples_per_step * clf.cells_per_sample
+    return 4 * len(clf.history_) * clf.steps_per_epoch * clf.cells_per_sample
 
 
 def show(rows):

@@ -77,7 +77,7 @@ def marrow_halves(seed):
         raw = step.fit_transform(raw)
     gates = raw.obsm["gates"]
     blast = (raw.obs["cell_type"] == "blast").to_numpy()
-    # What the model is not told: who the others are.
+    # The model is not told which population the other cells belong to.
     raw.obs["others"] = np.select(
         [blast, gates["cd20"], gates["erythropoiesis"]], ["", "cd20", "erythropoiesis"], "rest"
     )
@@ -129,10 +129,10 @@ def layers(seeds, n_distortions=2):
                     moved.X[cells, columns] = Augmentation().distort(z, rng) * scale + mean
                 for layer in range(clf.n_layers):
                     found = specialisation(
-                        AttentionExplainer(clf, layer=layer),
+                        AttentionExplainer(clf, net_layer=layer),
                         moved,
                         "others",
-                        given=clf.label_key,
+                        label_key=clf.label_key,
                         n_permutations=1,
                     )
                     ratio = found.information / found.untrained.mean()
@@ -152,7 +152,7 @@ def specialised(seeds):
             f1 = f1_score(test.obs[given], clf.predict(test), pos_label=clf.pos_label)
             for layer in range(clf.n_layers):
                 result = specialisation(
-                    AttentionExplainer(clf, layer=layer), test, "others", given=given
+                    AttentionExplainer(clf, net_layer=layer), test, "others", label_key=given
                 )
                 rows.append(
                     {
@@ -293,8 +293,8 @@ def checks(seeds):
     some = np.random.default_rng(0).random(test.n_obs) < 0.25
     part = test[some].copy()
     part.obs["population"] = part.obs["others"].fillna("blast")
-    attention = AttentionExplainer(clf, layer=0)
-    others = [AttentionExplainer(marrow(seed)[0], layer=0) for seed in seeds]
+    attention = AttentionExplainer(clf, net_layer=0)
+    others = [AttentionExplainer(marrow(seed)[0], net_layer=0) for seed in seeds]
     results = {"head ablation": faithfulness.head_ablation(attention, part, "population")}
     results["deletion, attention"] = faithfulness.deletion(attention, part)
     results["parameter randomisation, attention"] = faithfulness.parameter_randomisation(
@@ -327,7 +327,7 @@ def pictures(seeds, n_shown=8_000):
     clf, test = marrow(seeds[0])
     some = np.sort(np.random.default_rng(0).permutation(test.n_obs)[:n_shown])
     gradient = GradientExplainer(clf, target="blast", units="sd")
-    attention = AttentionExplainer(clf, layer=LAYER)
+    attention = AttentionExplainer(clf, net_layer=LAYER)
     clf.annotate(test)
     gradient.explain(test)
     attention.explain(test)
@@ -348,7 +348,7 @@ def pictures(seeds, n_shown=8_000):
             faithfulness.head_ablation(attention, shown, "population")
         ),
         "specialisation": plotting.HeadMatrixDisplay.from_specialisation(
-            specialisation(attention, test, "others", given="cell_type", n_permutations=20)
+            specialisation(attention, test, "others", label_key="cell_type", n_permutations=20)
         ),
         "deletion": plotting.CurveDisplay.from_deletion(faithfulness.deletion(gradient, shown)),
         "randomisation": plotting.CurveDisplay.from_parameter_randomisation(

@@ -1,8 +1,8 @@
 """Damaged and hostile files: each is read or refused with an FcmError, soon and in little memory.
 
 Run ``python benchmarks/fuzz.py fcs`` (or ``model``, ``gates``, ``all``); ``--files`` says how many.
-Files are made of small valid ones by mutations that a seed decides. Whatever else happens than a
-result or an FcmError is printed with the seed, kept in ``--keep``, and makes the script fail.
+Files are made from small valid ones by mutations that a seed decides. Any outcome other than a
+result or an FcmError is printed, its file is kept in ``--keep``, and the script fails.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def fuzz_gates(n_files, folder, rng):
 
 
 def run(name, cases, keep):
-    """Outcomes of all cases; those that are none are told and kept."""
+    """Run all cases and count outcomes; unwanted ones are printed and their files kept."""
     outcomes, slowest, largest = Counter(), 0.0, 0
     tracemalloc.start()
     for i, (path, action) in enumerate(cases):

@@ -17,9 +17,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from explainers import AttentionExplainer, GradientExplainer
+from explainers import AttentionExplainer, GateQuery, GradientExplainer, Vertex
 from explainers.plotting import GateDisplay
-from explainers.plotting._style import raw_ticks
+from explainers.plotting.style import raw_ticks
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree
@@ -252,11 +252,11 @@ def pictures(seeds):
     tree = next(iter(reg.predict_gates(test).values()))
     expert = next(iter(hulls(test, BLAST_GATES).values()))
     vertex = int(tree["cd19"].vertices[:, 0].argmin())
-    GradientExplainer(reg, gate="cd19", vertex=vertex, axis="x").explain(test)
+    GradientExplainer(reg, Vertex("cd19", vertex, "x")).explain(test)
     figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
     GateDisplay.from_tree(test, tree, "cd19", expert=expert, key="gradient").plot(axes[0])
     GateDisplay.from_tree(test, tree, "blast_cd45_cd10").plot(axes[1])
-    AttentionExplainer(reg, gate="cd19").explain(test)
+    AttentionExplainer(reg, queries=GateQuery("cd19")).explain(test)
     received = test.obsm[f"attention_layer{reg.n_layers}"]
     head = received.var().idxmax()
     plane = tree["cd19"]

@@ -1,4 +1,4 @@
-"""Two hundred samples trained on, annotated and explained in one process: does memory stay flat?
+"""Does memory stay flat when one process trains on, annotates and explains 200 samples?
 
 Run ``python benchmarks/soak.py``. Every sample is new; every tenth time a model is trained anew.
 The script fails if the mean resident memory of the last quarter is more than 5 % above that of the

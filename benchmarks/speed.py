@@ -27,7 +27,7 @@ from _peers import InducedSetTransformer, PublishedReluFormer, SoftmaxTransforme
 
 from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._cells.store import FileRows
+from fcm_estimators.inference import FileRows, with_net
 from fcm_estimators.nn import ReluFormer, streamed
 from fcm_estimators.nn.sources import PackedCells, Stored
 from fcm_estimators.nn.streaming import Stream
@@ -168,8 +168,8 @@ def explained(name, n):
         "prediction": lambda rows: streamed(net, torch.from_numpy(rows)).outputs,
         "own gradient": GradientExplainer(clf, mode="own").attribute,
         "set gradient": GradientExplainer(clf, mode="set").attribute,
-        "attention, layer 0": AttentionExplainer(clf, layer=0).attribute,
-        "attention, layer 3": AttentionExplainer(clf, layer=3).attribute,
+        "attention, layer 0": AttentionExplainer(clf, net_layer=0).attribute,
+        "attention, layer 3": AttentionExplainer(clf, net_layer=3).attribute,
         "training step": lambda rows: step(rows, whole),
         "training step, published": lambda rows: step(rows, published),
     }[name]
@@ -184,7 +184,7 @@ def fitted(net):
     x = rng.normal(size=(500, N_MARKERS)).astype(np.float32)
     clf = ReluFormerClassifier(max_epochs=1, steps_per_epoch=1, random_state=0)
     clf.fit(x, (x[:, 0] > 0).astype(int))
-    return clf._with_module(net)
+    return with_net(clf, net)
 
 
 def explain(repeats):
@@ -225,7 +225,6 @@ def training(n):
     clf = ReluFormerClassifier(
         max_epochs=1,
         steps_per_epoch=2,
-        samples_per_step=1,
         cells_per_sample=n // 2,
         random_state=0,
     )
@@ -270,10 +269,10 @@ def on_disk(what, path):
     clf.markers_ = [f"m{i}" for i in range(N_MARKERS)]
     clf.fitted_with_groups_ = False
     return {
-        "prediction": lambda: clf.annotate_store(path),
-        "own gradient": lambda: GradientExplainer(clf, mode="own").explain_store(path),
-        "set gradient": lambda: GradientExplainer(clf, mode="set").explain_store(path),
-        "attention": lambda: AttentionExplainer(clf).explain_store(path),
+        "prediction": lambda: clf.annotate(path),
+        "own gradient": lambda: GradientExplainer(clf, mode="own").explain(path),
+        "set gradient": lambda: GradientExplainer(clf, mode="set").explain(path),
+        "attention": lambda: AttentionExplainer(clf).explain(path),
     }[what]
 
 
@@ -303,7 +302,7 @@ def spill(repeats, n=2_000_000):
     """Contexts of a large sample: rows between sweeps in memory, in a file, or recomputed."""
     net, source = net_of(), PackedCells(cells_of(n))
     stream = Stream(net, source)
-    kernels = stream._kernels
+    kernels = stream.kernels
     readers = [kernels.readers(context) for context in stream.contexts]
 
     @torch.no_grad()

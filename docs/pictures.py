@@ -60,8 +60,8 @@ def marrow():
     reg = PolygonRegressor(GATES, sample_key="part", random_state=0).fit(train)
     clf.annotate(test)
     reg.annotate(test)
-    GradientExplainer(clf, target="blast", units="sd").explain(test)
-    AttentionExplainer(clf, layer=0).explain(test)
+    GradientExplainer(clf, "blast", units="sd").explain(test)
+    AttentionExplainer(clf, net_layer=0).explain(test)
     return clf, reg, test
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._checks import listed
-from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, listed, require_key
+from fcm_estimators.inference import CellData, CellStore, as_flags
+from fcm_estimators.keys import EXPERT_GATES
 
 
-def target_cells(X: Any, cells: Any, n_rows: int) -> np.ndarray:
+def target_cells(X: CellData, cells: Any, n_rows: int) -> np.ndarray:
     """Mask of the chosen cells: all, a mask, an obs column of booleans, or one cell."""
     if cells is None:
         return np.ones(n_rows, dtype=bool)
@@ -22,12 +23,7 @@ def target_cells(X: Any, cells: Any, n_rows: int) -> np.ndarray:
         if not isinstance(X, AnnData):
             raise InvalidInputError(f"cells={cells!r} names an obs column, but X is no AnnData.")
         if cells in X.obs:
-            values = X.obs[cells]
-            if values.isna().any() or not values.isin([True, False]).all():
-                raise InvalidInputError(
-                    f"obs column {cells!r} must be True or False for every cell."
-                )
-            return values.to_numpy().astype(bool)
+            return as_flags(X.obs[cells], f"The obs column {cells!r}")
         if cells in X.obs_names:
             mask[X.obs_names.get_loc(cells)] = True
             return mask
@@ -48,14 +44,33 @@ def target_cells(X: Any, cells: Any, n_rows: int) -> np.ndarray:
     return values
 
 
+def chosen_cells(source: AnnData | CellStore, cells: Any) -> np.ndarray:
+    """Mask of the chosen cells of an AnnData, or of a store, where a column of obs says so."""
+    if isinstance(source, CellStore):
+        return source.flags(cells)
+    return target_cells(source, cells, source.n_obs)
+
+
+def embedding_of(adata: AnnData, basis: str) -> np.ndarray:
+    """The embedding ``X_{basis}``; MissingKeyError, with those present, where it is absent."""
+    present = [name[2:] for name in adata.obsm.keys() if name.startswith("X_")]  # noqa: SIM118
+    require_key(basis, present, "the embedding")
+    return np.asarray(adata.obsm[f"X_{basis}"])
+
+
 def population_labels(adata: AnnData, population: str) -> np.ndarray:
     """Population of each cell from an obs column or a gate; missing where unknown."""
     if population in adata.obs:
-        return adata.obs[population].astype(object).to_numpy()
-    gates = adata.obsm.get("gates")
+        column = adata.obs[population]
+        # None, as pandas' NA cannot be compared with a name.
+        labels: np.ndarray = column.astype(object).where(column.notna(), None).to_numpy()
+        return labels
+    gates = adata.obsm.get(EXPERT_GATES)
     if isinstance(gates, pd.DataFrame) and population in gates:
-        inside = gates[population].to_numpy(dtype=bool)
-        return np.where(inside, population, f"not {population}").astype(object)
+        inside = gates[population].astype("boolean")
+        labels = np.where(inside.fillna(False), population, f"not {population}").astype(object)
+        labels[inside.isna().to_numpy()] = None
+        return labels
     present: Sequence[str] = [
         *adata.obs.columns,
         *(gates if isinstance(gates, pd.DataFrame) else []),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,13 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.cluster import KMeans
 
+from explainers._maths.attention import assigned_heads
 from explainers._maths.information import conditional_information, enrichment, permuted_information
 from explainers._populations import population_labels
-from explainers.attention import NO_HEAD, AttentionExplainer, assigned_heads
+from explainers._twins import of_untrained
+from explainers.attention import NO_HEAD, AttentionExplainer
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.inference import fitted_net, read_samples
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Specialisation:
 def specialisation(
     explainer: AttentionExplainer,
     adata: AnnData,
-    key: str,
+    population: str,
     *,
-    given: str,
+    label_key: str,
     n_permutations: int = 200,
     n_untrained: int = 5,
     random_state: int = 0,
@@ -77,9 +79,9 @@ def specialisation(
     explainer : AttentionExplainer
     adata : AnnData
         Whole samples that the model was not trained on.
-    key : str
-        Populations: column of ``obs`` or of ``obsm["gates"]``. Cells without are left out.
-    given : str
+    population : str
+        Column of ``obs`` or of ``obsm["gates"]``. Cells without are left out.
+    label_key : str
         Column of the label that the model was trained on.
     n_permutations : int, default 200
     n_untrained : int, default 5
@@ -96,30 +98,30 @@ def specialisation(
     InvalidInputError
         Fewer than two populations among the cells.
     """
-    labels = population_labels(adata, key)
-    told = population_labels(adata, given)
+    labels = population_labels(adata, population)
+    told = population_labels(adata, label_key)
     received = explainer.attribute(adata).relative
     assigned = assigned_heads(received)
     known = ~pd.isna(labels) & ~pd.isna(told) & (assigned > -2)
-    population, names = pd.factorize(labels[known])
+    codes, names = pd.factorize(labels[known])
     if len(names) < 2:
         raise InvalidInputError(
-            f"population {key!r} has {len(names)} value(s) among the {known.sum()} usable cells; "
-            "two or more are needed."
+            f"population {population!r} has {len(names)} value(s) among the {known.sum()} usable "
+            "cells; two or more are needed."
         )
     label, _ = pd.factorize(told[known])
-    samples = explainer.estimator._read_to_predict(adata, None)
+    samples = read_samples(explainer.estimator, adata)
     sample = samples.scatter(samples.sample_of_cell, -1)[known]
     strata = label * (sample.max() + 1) + sample
 
-    def bits(codes: np.ndarray) -> float:
-        return conditional_information(codes[known] + 1, population, label)
+    def bits(found: np.ndarray) -> float:
+        return conditional_information(found[known] + 1, codes, label)
 
     untrained = [
-        bits(assigned_heads(_untrained(explainer, random_state + i).attribute(adata).relative))
+        bits(assigned_heads(of_untrained(explainer, random_state + i).attribute(adata).relative))
         for i in range(n_untrained)
     ]
-    scale = explainer.estimator.net_.module_.input_scale.numpy(force=True)
+    scale = fitted_net(explainer.estimator).input_scale.numpy(force=True)
     clusters = KMeans(len(explainer.heads), n_init=3, random_state=random_state)
     found = samples.scatter(clusters.fit_predict(samples.x / scale), -1)
     heads = [*explainer.heads, NO_HEAD]
@@ -127,20 +129,13 @@ def specialisation(
     return Specialisation(
         information=bits(assigned),
         permuted=permuted_information(
-            assigned[known] + 1, population, strata, label, n_permutations, random_state
+            assigned[known] + 1, codes, strata, label, n_permutations, random_state
         ),
         untrained=np.array(untrained),
         kmeans=bits(found),
         enrichment=enrichment(chosen, labels[known]),
         n_cells=int(known.sum()),
     )
-
-
-def _untrained(explainer: AttentionExplainer, seed: int) -> AttentionExplainer:
-    """Build an explainer of the same net before training."""
-    other = copy.copy(explainer)
-    other.estimator = explainer.estimator._untrained(seed)
-    return other
 
 
 __all__ = ["Specialisation", "specialisation"]

@@ -1,12 +1,17 @@
 from . import cohort as cohort
 from . import datasets as datasets
+from . import exceptions as exceptions
 from . import gating as gating
+from . import inference as inference
+from . import io as io
+from . import keys as keys
 from . import labels as labels
 from . import metrics as metrics
 from . import preprocessing as preprocessing
 from . import quality as quality
 from . import report as report
 from . import workflow as workflow
+from ._version import __version__ as __version__
 from .classifier import ReluFormerClassifier as ReluFormerClassifier
 from .exceptions import FcmError as FcmError
 from .io import read_fcs as read_fcs
@@ -20,7 +25,11 @@ __all__ = [
     "ReluFormerClassifier",
     "cohort",
     "datasets",
+    "exceptions",
     "gating",
+    "inference",
+    "io",
+    "keys",
     "labels",
     "load_model",
     "metrics",

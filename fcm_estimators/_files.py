@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Write files completely or not at all; checksums of files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Temporary path beside ``path`` that takes its place once everything is on the disk.
+def replaced_when_complete(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder, which replaces ``path`` at the end of the block.
 
-    Where an error ends the block, the temporary file is removed and ``path`` stays as it was.
+    The block writes the temporary file, which is flushed to the disk and then renamed. If the
+    block raises an error, the temporary file is removed and ``path`` stays as it was.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -29,14 +30,14 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file so that it appears whole or not at all."""
-    with appearing(path) as temporary:
+    """Write a file completely or not at all, with mode 644."""
+    with replaced_when_complete(path) as temporary:
         temporary.write_bytes(content)
     path.chmod(0o644)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming last; not every system can."""
+    """Flush a renaming to the disk, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -49,13 +50,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path, path: Path) -> None:
-    """Remove what a killed process left of ``path``."""
-    for left in folder.glob(f".{path.name}.*.part"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files that a killed process left beside ``path``."""
+    for leftover in path.parent.glob(f".{path.name}.*.part"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            leftover.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> str:

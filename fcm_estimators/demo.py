@@ -1,4 +1,4 @@
-"""The demo: real samples in, annotated AnnData, table and pictures out.
+"""Demo on real samples: writes annotated AnnData, tables, pictures and a report.
 
 Run ``make demo``, or ``python -m fcm_estimators.demo --output demo_output``.
 """
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     from fcm_estimators.classifier import ReluFormerClassifier
 
-# Cells shown on a UMAP: enough to see populations, few enough for a minute.
+# Number of cells on a UMAP: enough to show populations, few enough to compute in a minute.
 _SHOWN = 6000
 
 
 def run_demo(output: str | Path = "demo_output", *, stream: TextIO | None = None) -> None:
-    """Train on real data, annotate samples the model has not seen, write tables and pictures.
+    """Train on real data, annotate unseen samples, and write tables and pictures.
 
-    Falls back to a simulated cohort, and says so, where the real data are neither in
-    ``FCM_DATA_HOME`` nor in the cache nor downloadable.
+    If the real data are not in ``FCM_DATA_HOME`` or the cache and cannot be downloaded, the demo
+    uses a simulated cohort and prints that it does.
 
     Parameters
     ----------
     output : path, default "demo_output"
         Directory for ``*.h5ad``, ``*.csv``, ``*.png``, a report and the saved models.
     stream : text stream, optional
-        Where to report. Default: standard output.
+        Stream for messages. Default: standard output.
     """
     from fcm_estimators.exceptions import DataUnavailableError
 
@@ -46,7 +46,7 @@ def run_demo(output: str | Path = "demo_output", *, stream: TextIO | None = None
         batch_demo(folder, out)
     except DataUnavailableError as error:
         _say(out, f"The real data are not available: {error}")
-        _say(out, "\nGoing on with the embedded SIMULATED cohort instead of real data.\n")
+        _say(out, "\nContinuing with the embedded SIMULATED cohort instead of real data.\n")
         simulated_demo(folder, out)
     _say(out, f"\nWritten to {folder}:")
     for path in sorted(folder.iterdir()):
@@ -54,7 +54,7 @@ def run_demo(output: str | Path = "demo_output", *, stream: TextIO | None = None
 
 
 def leukaemia_demo(folder: Path, out: TextIO) -> None:
-    """One paediatric B-ALL marrow from its FCS file: train on half of the cells, call the rest."""
+    """Train on half of the cells of a paediatric B-ALL marrow (FCS file), annotate the rest."""
     from sklearn.pipeline import make_pipeline
 
     from fcm_estimators import ReluFormerClassifier
@@ -112,7 +112,7 @@ def batch_demo(folder: Path, out: TextIO) -> None:
 
 
 def simulated_demo(folder: Path, out: TextIO) -> None:
-    """Simulated B-ALL marrows with instrument shift, split by patient."""
+    """Train and annotate simulated B-ALL marrows with instrument shift, split by patient."""
     from sklearn.pipeline import make_pipeline
 
     from fcm_estimators import ReluFormerClassifier
@@ -144,16 +144,16 @@ def _fit(clf: ReluFormerClassifier, train: AnnData, out: TextIO) -> None:
     start = time.perf_counter()
     clf.fit(train)
     seconds = time.perf_counter() - start
-    cells = len(clf.history_) * clf.steps_per_epoch * clf.samples_per_step * clf.cells_per_sample
+    cells = 4 * len(clf.history_) * clf.steps_per_epoch * clf.cells_per_sample
     _say(
         out,
         f"   trained on {train.n_obs:,} cells in {seconds:.0f} s "
-        f"({len(clf.history_)} epochs, {cells / seconds:,.0f} drawn cells a second)",
+        f"({len(clf.history_)} epochs, {cells / seconds:,.0f} drawn cells per second)",
     )
 
 
 def _report(test: AnnData, inside: np.ndarray, gate: str, out: TextIO) -> None:
-    """Print blast classification and MRD per sample."""
+    """Print the blast classification and the MRD per sample."""
     from fcm_estimators.metrics import classification_table, mrd_table
 
     truth = test.obs["cell_type"].astype(object).where(inside)
@@ -183,7 +183,7 @@ def _write_report(adata: AnnData, path: Path, sample: str | None = None) -> None
 
 
 def _draw_umap(adata: AnnData, clf: ReluFormerClassifier, path: Path) -> None:
-    """UMAP of some cells on the model's markers: expert label, predicted class, certainty."""
+    """Draw a UMAP of some cells on the model's markers, coloured by label, class and certainty."""
     import matplotlib as mpl
     import scanpy as sc
 
@@ -214,7 +214,7 @@ def _draw_umap(adata: AnnData, clf: ReluFormerClassifier, path: Path) -> None:
 
 
 def _colours(names: list[str]) -> list[str]:
-    """Okabe-Ito colours, which the colour-blind can tell apart; grey for "other"."""
+    """Okabe-Ito colours, which colour-blind readers can distinguish; grey for "other"."""
     hues = iter(["#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"])
     return ["#BBBBBB" if name == "other" else next(hues) for name in names]
 

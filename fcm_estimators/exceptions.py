@@ -6,7 +6,22 @@ the built-in (or scikit-learn) error that a caller would expect, so ``except Val
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sklearn.exceptions import NotFittedError as _SklearnNotFittedError
+
+__all__ = [
+    "DataUnavailableError",
+    "FcmError",
+    "FcsError",
+    "InvalidInputError",
+    "MarkerMismatchError",
+    "MissingKeyError",
+    "ModelFormatError",
+    "NotFittedError",
+    "PanelMismatchError",
+    "ProcessingStateError",
+]
 
 
 class FcmError(Exception):
@@ -21,7 +36,7 @@ class MissingKeyError(FcmError, KeyError):
     """A column, layer or key that the data do not have; the message lists those present."""
 
     def __str__(self) -> str:
-        # KeyError shows repr(message); a sentence should be shown as it is.
+        # KeyError would show repr(message) instead of the message.
         return str(self.args[0]) if self.args else ""
 
 
@@ -34,20 +49,36 @@ class PanelMismatchError(FcmError, ValueError):
 
 
 class FcsError(FcmError, ValueError):
-    """A file that is not readable as FCS."""
+    """A file that cannot be read as FCS."""
 
 
 class ProcessingStateError(FcmError, ValueError):
-    """Data were already compensated or transformed, or not yet, where the other is needed."""
+    """Data that are compensated or transformed where raw data are needed, or the reverse."""
 
 
 class ModelFormatError(FcmError, ValueError):
-    """A model directory that is incomplete, corrupt or written by a newer version."""
+    """A model directory that is incomplete, corrupt or of another format version."""
 
 
 class DataUnavailableError(FcmError, OSError):
-    """A public data set that is neither in the local folders nor downloadable."""
+    """A public data set that is not in the local folders and cannot be downloaded."""
 
 
-class NotFittedError(FcmError, _SklearnNotFittedError):
+# scikit-learn has no types, so mypy sees its classes as Any.
+class NotFittedError(FcmError, _SklearnNotFittedError):  # type: ignore[misc]
     """An estimator that was used before ``fit``."""
+
+
+def listed(names: Iterable[object], limit: int = 20) -> str:
+    """Join names for a message; at most ``limit`` of them are listed."""
+    names = [str(name) for name in names]
+    shown = ", ".join(repr(name) for name in names[:limit])
+    rest = len(names) - limit
+    return (shown or "none") + (f" and {rest} more" if rest > 0 else "")
+
+
+def require_key(key: object, present: Iterable[object], what: str) -> None:
+    """Raise MissingKeyError unless ``key`` is in ``present``; ``what`` is the kind of key."""
+    present = list(present)
+    if key not in present:
+        raise MissingKeyError(f"{what} {key!r} was not found; available: {listed(present)}.")

@@ -1,4 +1,4 @@
-"""Load a saved model of whichever class it is."""
+"""Load a saved model of any class."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcm_estimators.exceptions import ModelFormatError
+from fcm_estimators.keys import ClassKeys, GateKeys
 
 if TYPE_CHECKING:
     from fcm_estimators.classifier import ReluFormerClassifier
     from fcm_estimators.polygon_regressor import PolygonRegressor
 
-__all__ = ["load_model"]
+__all__ = ["is_gating_model", "load_model", "result_keys"]
 
 
 def load_model(
-    path: str | os.PathLike, *, device: str = "auto"
+    path: str | os.PathLike[str], *, device: str = "auto"
 ) -> ReluFormerClassifier | PolygonRegressor:
-    """Load a classifier or a polygon regressor that ``save`` wrote.
+    """Load a classifier or a polygon regressor from a directory that ``save`` wrote.
 
     Parameters
     ----------
     path : path
-        The directory.
+        Directory of the model.
     device : str, default "auto"
-        Where to put the net.
+        Device of the net.
 
     Returns
     -------
@@ -35,7 +36,8 @@ def load_model(
     Raises
     ------
     ModelFormatError
-        No model there, a damaged or newer one, or one of an unknown class.
+        There is no model in the directory, or the model is damaged, has a format that this
+        version does not read, or is of an unknown class.
     """
     from fcm_estimators.classifier import ReluFormerClassifier
     from fcm_estimators.polygon_regressor import PolygonRegressor
@@ -45,7 +47,7 @@ def load_model(
     try:
         found = json.loads((Path(path) / "model.json").read_bytes()).get("class")
     except (OSError, ValueError, AttributeError, RecursionError):
-        pass  # the class's own load says what is wrong
+        pass  # load of the class raises the error
     else:
         if not isinstance(found, str) or found not in known:
             raise ModelFormatError(
@@ -54,3 +56,25 @@ def load_model(
             )
         name = found
     return known[name].load(path, device=device)
+
+
+def is_gating_model(model: ReluFormerClassifier | PolygonRegressor) -> bool:
+    """Whether a model predicts gates; otherwise it predicts classes."""
+    from fcm_estimators.polygon_regressor import PolygonRegressor
+
+    return isinstance(model, PolygonRegressor)
+
+
+def result_keys(
+    model: ReluFormerClassifier | PolygonRegressor, key_added: str | None = None
+) -> ClassKeys | GateKeys:
+    """Names of the fields that a model writes.
+
+    Parameters
+    ----------
+    model : ReluFormerClassifier or PolygonRegressor
+    key_added : str, optional
+        Default: that of the model's ``annotate``.
+    """
+    kind: type[ClassKeys] | type[GateKeys] = GateKeys if is_gating_model(model) else ClassKeys
+    return kind() if key_added is None else kind(key_added)

@@ -1,40 +1,43 @@
-"""Quality control: flags for events to look at. Nothing is ever removed.
+"""Quality control: flag events to look at. Nothing is ever removed.
 
-:func:`flag_quality` writes the flags, :func:`quality_table` counts them per sample.
+:func:`flag_quality` writes the flags; :func:`quality_table` counts them per sample.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from fcm_estimators._cells.keys import require_key_name
+from fcm_estimators._cells.results import require_key_name
+from fcm_estimators._checks import rows_by_sample
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.io._write import raw_values, require_columns
-from fcm_estimators.labels._membership import require_own_data
+from fcm_estimators.io.write import raw_values, require_columns
+from fcm_estimators.keys import QualityKeys
+from fcm_estimators.labels.membership import require_own_data
 
 __all__ = ["flag_quality", "quality_table"]
 
 CHECKS = ("time", "margin", "doublet", "dead")
 
-# Stretches of acquisition of so many events, at most this number of them.
+# Events in a stretch of the acquisition, and the largest number of stretches.
 _STRETCH = 500
 _STRETCHES = 200
-# Drift: the mean rank of a marker in a stretch off by this share of all events, 0.5 at most, and
-# by more than chance makes it (in standard errors).
+# A marker drifts if its mean rank in a stretch is off by more than this share of all events (0.5
+# is the largest possible) and by more than this number of standard errors.
 _RANK_SHIFT = 0.1
 _STANDARD_ERRORS = 6.0
-# Flow rate: off the median by this factor.
+# The flow rate is off if it differs from the median by more than this factor.
 _RATE = 3.0
-# Doublets: wider than the median event by so many robust SD.
+# Doublets are wider than the median event by more than this number of robust SD.
 _WIDE = 4.0
-# Live and dead: two normal distributions whose means are apart by so many of their common SD.
+# Live and dead are told apart if two normal distributions are at least this number of their
+# common SD apart.
 _APART = 3.0
 _ARCSINH_COFACTOR = 150.0
 _SEEN_BY_MIXTURE = 20_000
@@ -50,59 +53,63 @@ def flag_quality(
     *,
     sample_key: str | None = "sample",
     viability: str | None = None,
-    key_added: str = "qc",
+    key_added: str = QualityKeys.key,
 ) -> None:
     """Flag events that a cytometrist would look at before trusting them.
 
-    Each sample is judged by itself, on raw values. Flags are for looking and counting: nothing is
-    removed, and the models read flagged events like all others.
+    Each sample is judged separately, on raw values. The flags are for looking and counting: nothing
+    is removed, and the models use flagged events like all others.
 
     Parameters
     ----------
     adata : AnnData
         Data from :func:`~fcm_estimators.read_fcs`, raw or with ``layers["raw"]``.
     sample_key : str or None, default "sample"
-        Column of ``obs`` that names the file; None: one file.
+        Column of ``obs`` that names the file of each event. None: all events are of one file.
     viability : str, optional
-        Marker of the dye that enters dead cells. Default: the one whose name is that of such a
-        dye (7-AAD, DAPI, Zombie, Live/Dead, ...).
+        Marker of the dye that enters dead cells. Default: the first marker with the name of such
+        a dye (7-AAD, DAPI, Zombie, Live/Dead, ...).
     key_added : str, default "qc"
+        Prefix of the columns of ``obs``, and key of ``uns``.
 
     Notes
     -----
-    Sets the following fields, each where it can be judged:
+    Sets the following fields; a check that cannot be judged gets no column:
 
     ``adata.obs[f"{key_added}_time"]`` : bool
-        Events of a stretch of 500 events (or a 200th of the sample, if that is more) during which
-        the flow rate was off the sample's median by more than a factor of 3, time ran backwards,
-        or a marker drifted: its mean rank off by more than 0.1 of all events and 6 standard
-        errors.
+        The event is in a stretch of 500 events (or a 200th of the sample, if that is more) in
+        which the flow rate differed from the sample's median by more than a factor of 3, time ran
+        backwards, or a marker drifted: its mean rank was off by more than 0.1 of all events and by
+        more than 6 standard errors.
     ``adata.obs[f"{key_added}_margin"]`` : bool
-        At or above the end of the range (``$PnR``) in a scatter or stained fluorescence channel,
-        or scatter of 0 or less.
+        The event is at or above the end of the range (``$PnR``) in a scatter or stained
+        fluorescence channel, or has a scatter of 0 or less.
     ``adata.obs[f"{key_added}_doublet"]`` : bool
-        Forward scatter area over height, or else the width, above the median by more than 4 times
-        1.4826 times the median absolute deviation.
+        Forward scatter area divided by height (or the width, if one of them is missing) is above
+        the median by more than 4 times 1.4826 times the median absolute deviation.
     ``adata.obs[f"{key_added}_dead"]`` : bool
-        More likely in the brighter of two normal distributions of the arcsinh of the viability
-        dye; no event where these are apart by less than 3 of their root mean square SD.
+        The event more likely belongs to the brighter of two normal distributions of the arcsinh
+        (cofactor 150) of the viability dye. No event is flagged if the two are less than 3 times
+        their root mean square SD apart.
     ``adata.uns[key_added]`` : dict
-        ``checks`` and, for each, ``reason`` ("" or why it could not be judged); ``viability``, the
-        dye.
+        ``checks``; ``reason``, for each check "" or why it could not be judged; ``viability``, the
+        marker of the dye, "" for none.
 
     Raises
     ------
     InvalidInputError
-        A view, no cells, or values that are not finite in a channel that is judged.
+        If ``adata`` is a view or has no cells, or a channel that is judged holds NaN or infinite
+        values.
     MissingKeyError
-        No such sample column, no such marker, no ``var["kind"]``.
+        If the sample column, the marker or a column of ``var`` (``kind``, ``channel``, ``marker``,
+        ``range``) is missing.
     ProcessingStateError
-        X is processed and there is no ``layers["raw"]``.
+        If X is compensated or transformed and there is no ``layers["raw"]``.
 
     References
     ----------
-    The questions are those of flowAI (Monaco et al., Bioinformatics 32, 2016) and PeacoQC
-    (Emmaneel et al., Cytometry A 101, 2022); the answers are simpler.
+    The checks follow flowAI (Monaco et al., Bioinformatics 32, 2016) and PeacoQC (Emmaneel et al.,
+    Cytometry A 101, 2022), in a simpler form.
 
     Examples
     --------
@@ -117,16 +124,16 @@ def flag_quality(
     require_key_name(key_added)
     require_columns(adata.var, "var", "kind", "channel", "marker", "range")
     if adata.n_obs == 0:
-        raise InvalidInputError("adata has no cells; nothing to judge.")
+        raise InvalidInputError("adata has no cells, so there is nothing to judge.")
     dye = _viability_dye(adata, viability)
-    raw = _Raw(adata, raw_values(adata))
+    raw = _Raw.from_adata(adata)
     judges: dict[str, Callable[[_Raw], np.ndarray | str]] = {
         "time": _unstable,
         "margin": _at_margin,
         "doublet": _wide,
         "dead": lambda part: _dead(part, dye),
     }
-    rows_of = _rows_of_samples(adata, sample_key)
+    rows_of = rows_by_sample(adata, sample_key).values()
     flags: dict[str, np.ndarray] = {}
     reasons = dict.fromkeys(CHECKS, "")
     for check, judge in judges.items():
@@ -140,7 +147,7 @@ def flag_quality(
         else:
             flags[check] = flagged
     for check in CHECKS:
-        name = f"{key_added}_{check}"
+        name = QualityKeys(key_added).flag(check)
         if check in flags:
             adata.obs[name] = flags[check]
         elif name in adata.obs:
@@ -153,70 +160,98 @@ def flag_quality(
 
 
 def quality_table(
-    adata: ad.AnnData, *, sample_key: str | None = "sample", key: str = "qc"
+    adata: ad.AnnData, *, sample_key: str | None = "sample", key: str = QualityKeys.key
 ) -> pd.DataFrame:
-    """Flagged events of every sample.
+    """Count the flagged events of every sample.
 
     Parameters
     ----------
     adata : AnnData
-        With the flags of :func:`flag_quality`.
+        Data with the flags of :func:`flag_quality`.
     sample_key : str or None, default "sample"
+        Column of ``obs``, as in :func:`flag_quality`.
     key : str, default "qc"
-        What was given as ``key_added``.
+        The ``key_added`` of :func:`flag_quality`.
 
     Returns
     -------
     DataFrame of Int64
-        Index ``sample``; ``n_cells``; ``n_{key}_time``, ``_margin``, ``_doublet``, ``_dead``, NA
-        where it could not be judged; ``n_{key}_any``, events with at least one flag.
+        One row per sample, index ``sample``. Columns: ``n_cells``; ``n_{key}_time``, ``_margin``,
+        ``_doublet``, ``_dead``, NA for a check that could not be judged; ``n_{key}_any``, events
+        with at least one flag.
 
     Raises
     ------
     MissingKeyError
-        No flags, or no such sample column.
+        If there are no flags, or the sample column is missing.
     """
     if key not in adata.uns or "checks" not in adata.uns[key]:
         raise MissingKeyError(f"adata.uns has no quality flags {key!r}. Call flag_quality first.")
-    rows_of = _rows_of_samples(adata, sample_key)
-    names = pd.Index(
-        ["all"] if sample_key is None else list(adata.obs[sample_key].unique()),
-        name="sample",
-    )
+    samples = rows_by_sample(adata, sample_key)
+    names, rows_of = pd.Index(samples, name="sample"), samples.values()
     table = pd.DataFrame({"n_cells": [len(rows) for rows in rows_of]}, index=names, dtype="Int64")
     flagged = np.zeros(adata.n_obs, dtype=bool)
     for check in CHECKS:
-        name = f"{key}_{check}"
+        name = QualityKeys(key).flag(check)
         counts = pd.array([pd.NA] * len(names), dtype="Int64")
         if name in adata.obs:
             values = adata.obs[name].to_numpy(dtype=bool)
             flagged |= values
             counts = pd.array([int(values[rows].sum()) for rows in rows_of], dtype="Int64")
         table[f"n_{name}"] = counts
-    table[f"n_{key}_any"] = pd.array([int(flagged[r].sum()) for r in rows_of], dtype="Int64")
+    table[f"n_{QualityKeys(key).flag('any')}"] = pd.array(
+        [int(flagged[r].sum()) for r in rows_of], dtype="Int64"
+    )
     return table
 
 
+@dataclass(frozen=True)
 class _Raw:
-    """Raw values of some events with what ``var`` says about their channels."""
+    """Raw values of N events, and what ``var`` says about their M channels.
 
-    def __init__(self, adata: ad.AnnData, values: np.ndarray) -> None:
-        self.values = values
-        self.names = [str(name) for name in adata.var_names]
-        self.channels = adata.var["channel"].astype(str).tolist()
-        self.kinds = adata.var["kind"].astype(str).to_numpy()
+    Attributes
+    ----------
+    values : ndarray, shape (N, M)
+    order : ndarray of int, shape (N,), or None
+        Position of each event in its file.
+    names, channels : list of M str
+    kinds : ndarray of M str
+    judged : ndarray of bool, shape (M,)
+        Scatter, and fluorescence with a marker.
+    stained : ndarray of bool, shape (M,)
+        Fluorescence or mass with a marker.
+    range : ndarray of float64, shape (M,)
+    """
+
+    values: np.ndarray
+    order: np.ndarray | None
+    names: list[str]
+    channels: list[str]
+    kinds: np.ndarray
+    judged: np.ndarray
+    stained: np.ndarray
+    range: np.ndarray
+
+    @classmethod
+    def from_adata(cls, adata: ad.AnnData) -> _Raw:
+        """Raw values of all events."""
+        kinds = adata.var["kind"].astype(str).to_numpy()
         stained = adata.var["marker"].astype(str).to_numpy() != ""
-        self.judged = (self.kinds == "scatter") | ((self.kinds == "fluorescence") & stained)
-        self.stained = ((self.kinds == "fluorescence") | (self.kinds == "mass")) & stained
-        self.range = adata.var["range"].to_numpy(dtype=np.float64)
-        self.order = adata.obs["event"].to_numpy() if "event" in adata.obs else None
+        return cls(
+            values=raw_values(adata),
+            order=adata.obs["event"].to_numpy() if "event" in adata.obs else None,
+            names=[str(name) for name in adata.var_names],
+            channels=adata.var["channel"].astype(str).tolist(),
+            kinds=kinds,
+            judged=(kinds == "scatter") | ((kinds == "fluorescence") & stained),
+            stained=((kinds == "fluorescence") | (kinds == "mass")) & stained,
+            range=adata.var["range"].to_numpy(dtype=np.float64),
+        )
 
     def of(self, rows: np.ndarray) -> _Raw:
         """Events of one sample."""
-        part = object.__new__(_Raw)
-        part.__dict__ = {**self.__dict__, "values": self.values[rows]}
-        part.order = None if self.order is None else self.order[rows]
-        return part
+        order = None if self.order is None else self.order[rows]
+        return replace(self, values=self.values[rows], order=order)
 
     def column(self, position: int) -> np.ndarray:
         """One channel, float64 and finite."""
@@ -224,7 +259,7 @@ class _Raw:
         if not np.isfinite(values).all():
             raise InvalidInputError(
                 f"Channel {self.names[position]!r} holds NaN or infinite values, which cannot be "
-                "judged. Repair or leave out those events."
+                "judged. Repair or remove those events."
             )
         return values
 
@@ -236,21 +271,6 @@ class _Raw:
         return None
 
 
-def _rows_of_samples(adata: ad.AnnData, sample_key: str | None) -> list[np.ndarray]:
-    if sample_key is None:
-        return [np.arange(adata.n_obs)]
-    if sample_key not in adata.obs:
-        raise MissingKeyError(
-            f"adata.obs has no column {sample_key!r}; there is {list(adata.obs.columns)}."
-        )
-    codes, names = pd.factorize(adata.obs[sample_key])
-    if (codes < 0).any():
-        raise InvalidInputError(
-            f"{np.count_nonzero(codes < 0)} events have no sample in obs[{sample_key!r}]."
-        )
-    return [np.flatnonzero(codes == i) for i in range(len(names))]
-
-
 def _viability_dye(adata: ad.AnnData, given: str | None) -> str | None:
     if given is not None:
         if given not in adata.var_names:
@@ -259,7 +279,7 @@ def _viability_dye(adata: ad.AnnData, given: str | None) -> str | None:
             )
         return given
     kinds = adata.var["kind"].astype(str).to_numpy()
-    # The marker's own name: channels may be named after a dye that is used for something else.
+    # Only the marker is searched: a channel may be named after a dye with another use.
     markers = adata.var["marker"].astype(str)
     for name, marker, kind in zip(adata.var_names, markers, kinds, strict=True):
         if kind in ("fluorescence", "mass") and _VIABILITY.search(marker):
@@ -268,7 +288,7 @@ def _viability_dye(adata: ad.AnnData, given: str | None) -> str | None:
 
 
 def _unstable(part: _Raw) -> np.ndarray | str:
-    """Events of stretches with another flow rate or drifted markers."""
+    """Flag stretches in which the flow rate is off, time runs backwards or a marker drifts."""
     found = np.flatnonzero(part.kinds == "time")
     if len(found) == 0:
         return "no Time channel"
@@ -299,14 +319,14 @@ def _unstable(part: _Raw) -> np.ndarray | str:
 
 
 def _at_margin(part: _Raw) -> np.ndarray | str:
-    """Events that the detector could not tell from larger or smaller ones."""
+    """Flag events at the ends of the range, where the detector cannot tell values apart."""
     if not part.judged.any():
         return "no scatter and no stained fluorescence"
     flagged = np.zeros(len(part.values), dtype=bool)
     for position in np.flatnonzero(part.judged):
         values, end = part.column(int(position)), part.range[position]
         if np.isfinite(end) and end > 1:
-            # The largest value that a detector of that range can report is one less.
+            # The largest value that a detector can report is the range minus 1.
             flagged |= values >= end - 1
         if part.kinds[position] == "scatter":
             flagged |= values <= 0
@@ -314,7 +334,7 @@ def _at_margin(part: _Raw) -> np.ndarray | str:
 
 
 def _wide(part: _Raw) -> np.ndarray | str:
-    """Events that passed the laser for longer than one cell does."""
+    """Flag events that take longer to pass the laser than a single cell."""
     area, height, width = (part.channel(rf"FSC[- ]?{letter}") for letter in "AHW")
     if area is not None and height is not None:
         tall = part.column(height)
@@ -327,11 +347,12 @@ def _wide(part: _Raw) -> np.ndarray | str:
     spread = 1.4826 * np.median(np.abs(measure - centre))
     if spread == 0:
         return "the width of most events is the same"
-    return measure > centre + _WIDE * spread
+    wide: np.ndarray = measure > centre + _WIDE * spread
+    return wide
 
 
 def _dead(part: _Raw, dye: str | None) -> np.ndarray | str:
-    """Events in the brighter of two clearly separated populations of a viability dye."""
+    """Flag the brighter of two clearly separated populations of a viability dye."""
     from sklearn.mixture import GaussianMixture
 
     if dye is None:
@@ -346,8 +367,8 @@ def _dead(part: _Raw, dye: str | None) -> np.ndarray | str:
     common = np.sqrt(mixture.covariances_.ravel().mean())
     if mixture.means_[high, 0] - mixture.means_[low, 0] < _APART * common:
         return np.zeros(len(values), dtype=bool)
+    dead: np.ndarray = mixture.predict(values) == high
     # A broad lower population must not take the brightest events.
-    dead: Any = mixture.predict(values) == high
-    return (dead | (values[:, 0] > mixture.means_[high, 0])) & (
-        values[:, 0] > mixture.means_[low, 0]
-    )
+    dead |= values[:, 0] > mixture.means_[high, 0]
+    dead &= values[:, 0] > mixture.means_[low, 0]
+    return dead

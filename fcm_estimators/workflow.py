@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,12 +18,15 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators._files import appearing
-from fcm_estimators.cohort import annotate_files, list_files, read_file, read_files
-from fcm_estimators.cohort._files import PathName
+from fcm_estimators._files import replaced_when_complete
+from fcm_estimators.cohort import annotate_files, read_files
+from fcm_estimators.cohort.files import PathName
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.keys import AttentionKeys, GateKeys, GradientKeys
 from fcm_estimators.labels import LabelSource
 from fcm_estimators.metrics import classification_table, reliability_table, summarize
+from fcm_estimators.models import is_gating_model, load_model, result_keys
 from fcm_estimators.preprocessing import standard_steps
 
 if TYPE_CHECKING:
@@ -33,11 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Evaluation",
-    "LabelSource",
     "evaluate_files",
     "explain_files",
     "gate_files",
-    "standard_steps",
     "train_model",
 ]
 
@@ -89,7 +91,7 @@ def train_model(
     client, n_workers, progress
         As for :func:`~fcm_estimators.cohort.read_files`.
     **params
-        Of the estimator. ``random_state`` is 0 by default.
+        Of the estimator.
 
     Returns
     -------
@@ -115,12 +117,11 @@ def train_model(
             f"{folder} holds an unfinished training. Go on with resume=True (--resume), or remove "
             f"{state} to begin anew."
         )
-    paths = list_files(files)
-    first = read_file(paths[0])
-    steps = standard_steps(first, transform=transform, cofactor=cofactor, compensate=compensate)
     adata = read_files(
-        paths,
-        steps=steps,
+        files,
+        steps=partial(
+            standard_steps, transform=transform, cofactor=cofactor, compensate=compensate
+        ),
         label=labels,
         max_cells=max_cells,
         client=client,
@@ -128,21 +129,11 @@ def train_model(
         progress=progress,
     )
     patient_key = _add_patients(adata, patients)
-    common = {
-        "sample_key": "sample",
-        "patient_key": patient_key,
-        "checkpoint": str(state),
-        **{"random_state": 0, **params},
-    }
-    model: Any
+    common = {"sample_key": "sample", "patient_key": patient_key, **params}
+    model: ReluFormerClassifier | PolygonRegressor
     if kind == "classifier":
-        if labels.key not in adata.obs:
-            raise MissingKeyError(
-                f"The files have no labels obs[{labels.key!r}]; there is "
-                f"{listed(adata.obs.columns)}. Say where they come from: classes (of gates), or "
-                "another key."
-            )
-        model = ReluFormerClassifier(label_key=labels.key, **common)
+        _require_labels(adata, labels.label_key)
+        model = ReluFormerClassifier(label_key=labels.label_key, **common)
     else:
         if labels.gates is None or Path(labels.gates).suffix.lower() not in (".xml", ".wsp"):
             raise InvalidInputError(
@@ -150,13 +141,21 @@ def train_model(
             )
         tree = labels.tree(str(adata.obs["sample"].iloc[0]))
         model = PolygonRegressor(tree, **common)
-    model.fit(adata)
-    model.checkpoint = None
+    # Distributed training keeps no state.
+    model.fit(adata, checkpoint=None if model.device == "accelerate" else state)
     model.save(folder)
-    with appearing(folder / "history.csv") as temporary:
+    with replaced_when_complete(folder / "history.csv") as temporary:
         model.history_.to_csv(temporary, index=False)
     shutil.rmtree(state, ignore_errors=True)
     return model
+
+
+def _require_labels(adata: AnnData, key: str) -> None:
+    if key not in adata.obs:
+        raise MissingKeyError(
+            f"The files have no labels obs[{key!r}]; there is {listed(adata.obs.columns)}. Say "
+            "where they come from: classes (of gates), or another key."
+        )
 
 
 def _add_patients(adata: AnnData, patients: Mapping[str, str] | None) -> str | None:
@@ -222,43 +221,32 @@ def evaluate_files(
     MissingKeyError
         No labels.
     """
-    from fcm_estimators.models import load_model
-
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
     adata = read_files(
         files,
-        steps=model if model._states else (),
+        steps=model if model.preprocessing_ else (),
         label=labels,
         client=client,
         n_workers=n_workers,
         progress=progress,
     )
-    if hasattr(model, "tree_"):
+    keys = result_keys(model)
+    if isinstance(keys, GateKeys):
         table = model.score_table(adata)
         return Evaluation(table, summarize(table), None)
-    key = labels.key if labels is not None else model.label_key
-    if key not in adata.obs:
-        raise MissingKeyError(
-            f"The files have no labels obs[{key!r}]; there is {listed(adata.obs.columns)}."
-        )
+    label_key = labels.label_key if labels is not None else model.label_key
+    _require_labels(adata, label_key)
+    # Before annotate, which may write a column of the same name.
+    truth = adata.obs[label_key].astype(object)
     model.annotate(adata)
-    truth = adata.obs[key].astype(object)
-    analysed = (~adata.obsm["reluformer_proba"].isna().any(axis=1)).to_numpy()
-    truth = truth.where(analysed)
+    probabilities = adata.obsm[keys.probabilities]
+    truth = truth.where(~probabilities.isna().any(axis=1).to_numpy())
+    common = {"groups": adata.obs["sample"], "pos_label": model.pos_label_}
     table = classification_table(
-        truth,
-        adata.obs["reluformer"],
-        groups=adata.obs["sample"],
-        pos_label=model.pos_label_,
-        labels=model.classes_.tolist(),
+        truth, adata.obs[keys.label], labels=model.classes_.tolist(), **common
     )
-    reliability = reliability_table(
-        truth,
-        adata.obsm["reluformer_proba"],
-        groups=adata.obs["sample"],
-        pos_label=model.pos_label_,
-    )
+    reliability = reliability_table(truth, probabilities, **common)
     return Evaluation(table, summarize(table), reliability)
 
 
@@ -273,28 +261,31 @@ class _Explain:
     gate: str | None
     mode: Literal["own", "set", "context"] | None
     units: Literal["layer", "sd"]
-    layer: int
+    net_layer: int
+    key_added: str | None
 
     def __call__(self, model: Any, adata: AnnData, path: Path) -> dict[str, Any]:
-        from explainers import AttentionExplainer, GradientExplainer
+        from explainers import AttentionExplainer, GateQuery, GateSize, GradientExplainer
 
         # Of a regressor, how many cells the gate takes in.
-        wanted: dict[str, Any] = {"target": self.target}
-        if self.gate is not None:
-            wanted = {"gate": self.gate, "size": True}
-        gradient = GradientExplainer(model, mode=self.mode, units=self.units, **wanted)
+        target = self.target if self.gate is None else GateSize(self.gate)
+        gradient = GradientExplainer(model, target, mode=self.mode, units=self.units)
         gradient.explain(adata)
-        attention = AttentionExplainer(model, layer=self.layer, gate=self.gate)
+        queries = None if self.gate is None else GateQuery(self.gate)
+        attention = AttentionExplainer(model, net_layer=self.net_layer, queries=queries)
         attention.explain(adata)
-        population = "reluformer" if self.gate is None else "predicted"
-        if self.gate is not None:
-            inside = adata.obsm["predicted_gates_membership"][self.gate].fillna(False)
-            adata.obs[population] = pd.Categorical(np.where(inside, self.gate, "outside"))
+        keys = result_keys(model, self.key_added)
+        if isinstance(keys, GateKeys):
+            population = "predicted"
+            inside = adata.obsm[keys.membership][self.gate].fillna(False)
+            adata.obs[population] = pd.Categorical(np.where(inside, str(self.gate), "outside"))
+        else:
+            population = keys.label
         table = gradient.summary(adata, population)
-        with appearing(path.with_name(f"{path.name}.gradient.csv")) as temporary:
+        with replaced_when_complete(path.with_name(f"{path.name}.gradient.csv")) as temporary:
             table.to_csv(temporary, index=False)
-        strongest = adata.obs["gradient_marker"].dropna()
-        heads = adata.obs["attention_head"].value_counts()
+        strongest = adata.obs[GradientKeys().marker].dropna()
+        heads = adata.obs[AttentionKeys().head].value_counts()
         return {
             "strongest_marker": str(strongest.mode().iloc[0]) if len(strongest) else "",
             **{f"n_{name}": int(n) for name, n in heads.sort_index().items()},
@@ -310,7 +301,8 @@ def explain_files(
     gate: str | None = None,
     mode: Literal["own", "set", "context"] | None = None,
     units: Literal["layer", "sd"] = "sd",
-    layer: int = -1,
+    net_layer: int = -1,
+    key_added: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Annotate files and add gradients, assigned heads and received attention.
@@ -325,8 +317,10 @@ def explain_files(
         Gate to explain, of a PolygonRegressor: the number of cells that it takes in.
     mode, units
         As in :class:`explainers.GradientExplainer`; here per SD of the marker by default.
-    layer : int, default -1
-        Layer whose attention is shown.
+    net_layer : int, default -1
+        Layer of the net whose attention is shown.
+    key_added : str, optional
+        As for ``annotate_files``.
     **options
         Of ``annotate_files``.
 
@@ -336,28 +330,37 @@ def explain_files(
         That of ``annotate_files``, with ``strongest_marker`` (most frequent) and ``n_head0``, ...,
         ``n_none``; beside each result ``{name}.gradient.csv``, the mean gradient per class.
     """
-    also = _Explain(target, gate, mode, units, layer)
-    return annotate_files(model, files, out, also=also, **options)
+    also = _Explain(target, gate, mode, units, net_layer, key_added)
+    return annotate_files(model, files, out, also=also, key_added=key_added, **options)
 
 
 @dataclass(frozen=True)
 class _WriteGates:
     """Writes the predicted gates of one file as Gating-ML; runs in a worker."""
 
+    key_added: str | None
+
     def __call__(self, model: Any, adata: AnnData, path: Path) -> dict[str, Any]:
-        trees = model.predict_gates(adata)
+        record = result_keys(model, self.key_added).record
+        samples = list(dict.fromkeys(map(str, adata.uns[record]["gates"]["sample"])))
         written = []
-        for sample, tree in trees.items():
-            name = path.name if len(trees) == 1 else f"{path.name}.{sample}"
+        for sample in samples:
+            tree = GatingTree.from_adata(adata, key=record, sample=sample)
+            name = path.name if len(samples) == 1 else f"{path.name}.{sample}"
             target = path.with_name(f"{name}.xml")
-            with appearing(target) as temporary:
+            with replaced_when_complete(target) as temporary:
                 tree.to_gatingml(temporary, channels=adata if "channel" in adata.var else None)
             written.append(target.name)
         return {"gatingml": " ".join(written)}
 
 
 def gate_files(
-    model: Any, files: PathName | Sequence[PathName], out: PathName, **options: Any
+    model: Any,
+    files: PathName | Sequence[PathName],
+    out: PathName,
+    *,
+    key_added: str | None = None,
+    **options: Any,
 ) -> pd.DataFrame:
     """Predict the gates of files and write each sample's as Gating-ML, for FlowJo.
 
@@ -379,12 +382,11 @@ def gate_files(
     InvalidInputError
         The model is a classifier.
     """
-    from fcm_estimators.models import load_model
-
     loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
-    if not hasattr(loaded, "predict_gates"):
+    if not is_gating_model(loaded):
         raise InvalidInputError(
             f"{type(loaded).__name__} predicts classes, no gates. Train one with "
             'kind="gates", or annotate with this one.'
         )
-    return annotate_files(model, files, out, also=_WriteGates(), **options)
+    also = _WriteGates(key_added)
+    return annotate_files(model, files, out, also=also, key_added=key_added, **options)

@@ -11,6 +11,8 @@ import pandas as pd
 import pooch
 import pytest
 
+from fcm_estimators._cells.samples import Samples
+
 
 def data_home(folder):
     """Folder of public data: in FCM_DATA_HOME, where it must be, or what was downloaded."""
@@ -55,3 +57,12 @@ def toy_cohort(n_samples=6, n_cells=200, *, seed=0, patients=None, classes=("bla
     )
     x = np.concatenate(blocks).astype(np.float32)
     return ad.AnnData(x, obs=obs, var=pd.DataFrame(index=MARKERS))
+
+
+def packed(*blocks):
+    """Samples of given cells, markers named by their number."""
+    names = np.arange(len(blocks))
+    x = np.concatenate(blocks)
+    offsets = [0, *np.cumsum([len(block) for block in blocks]).tolist()]
+    markers = [f"m{j}" for j in range(x.shape[1])]
+    return Samples(x, offsets, names, names, markers, np.arange(len(x)), len(x))

@@ -29,7 +29,7 @@ QUICK = {
 
 def test_one_process_trains_as_without(tmp_path):
     one = ReluFormerClassifier(**QUICK).fit(toy_cohort())
-    other = ReluFormerClassifier(**QUICK, accelerate=True).fit(toy_cohort())
+    other = ReluFormerClassifier(**{**QUICK, "device": "accelerate"}).fit(toy_cohort())
     a, b = one.net_.module_.state_dict(), other.net_.module_.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     joblib.dump(other, tmp_path / "model.joblib")
@@ -43,7 +43,7 @@ from tests.helpers import toy_cohort
 from tests.test_accelerate import QUICK
 from fcm_estimators import ReluFormerClassifier
 import os
-clf = ReluFormerClassifier(**QUICK, accelerate=True).fit(toy_cohort())
+clf = ReluFormerClassifier(**{**QUICK, "device": "accelerate"}).fit(toy_cohort())
 clf.save(os.path.join(sys.argv[1], os.environ["RANK"]))
 """
 
@@ -72,5 +72,7 @@ def test_several_processes_end_with_one_model(tmp_path):
 
 
 def test_what_does_not_go_together_is_refused(tmp_path):
-    with pytest.raises(InvalidInputError, match="checkpoint and accelerate"):
-        ReluFormerClassifier(**QUICK, accelerate=True, checkpoint=tmp_path).fit(toy_cohort())
+    with pytest.raises(InvalidInputError, match=r"checkpoint and device=.accelerate"):
+        ReluFormerClassifier(**{**QUICK, "device": "accelerate"}).fit(
+            toy_cohort(), checkpoint=tmp_path
+        )

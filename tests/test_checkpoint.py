@@ -43,13 +43,13 @@ def make(kind, **kwargs):
         return ReluFormerClassifier(
             **{**QUICK, "label_key": "cell_type", "pos_label": "blast", **kwargs}
         )
-    return PolygonRegressor(GATES, **{**QUICK, "early_stopping": True, **kwargs})
+    return PolygonRegressor(GATES, **{**QUICK, "validation_fraction": 0.15, **kwargs})
 
 
 SCRIPT = """
 import sys
 from tests.test_checkpoint import cohort, make
-make(sys.argv[1], checkpoint=sys.argv[2], max_epochs=int(sys.argv[3])).fit(cohort())
+make(sys.argv[1], max_epochs=int(sys.argv[3])).fit(cohort(), checkpoint=sys.argv[2])
 """
 
 
@@ -89,7 +89,7 @@ def without_time(history):
 def test_killed_training_ends_with_the_same_weights(kind, tmp_path):
     # Long enough not to be over when it is killed.
     done = killed_training(kind, tmp_path / "c", 2, max_epochs=40)
-    resumed = make(kind, checkpoint=tmp_path / "c", max_epochs=40).fit(cohort())
+    resumed = make(kind, max_epochs=40).fit(cohort(), checkpoint=tmp_path / "c")
     whole = make(kind, max_epochs=40).fit(cohort())
     assert same_weights(resumed, whole)
     pd.testing.assert_frame_equal(without_time(resumed.history_), without_time(whole.history_))
@@ -97,11 +97,12 @@ def test_killed_training_ends_with_the_same_weights(kind, tmp_path):
     np.testing.assert_array_equal(resumed.predict(cohort()), whole.predict(cohort()))
 
 
-@pytest.mark.parametrize("early_stopping", [True, False])
-def test_training_goes_on_at_every_epoch(tmp_path, early_stopping, monkeypatch):
+@pytest.mark.parametrize("held_out", [0.15, None])
+def test_training_goes_on_at_every_epoch(tmp_path, held_out, monkeypatch):
     from fcm_estimators._fitting.checkpoint import Checkpoint
 
-    options = {"early_stopping": early_stopping, "n_iter_no_change": 2, "learning_rate": 0.03}
+    monkeypatch.setattr("fcm_estimators._fitting.trainer._PATIENCE", 2)
+    options = {"validation_fraction": held_out, "learning_rate": 0.03}
     whole = make("classifier", **options).fit(cohort())
     write = Checkpoint.on_epoch_end
 
@@ -113,12 +114,12 @@ def test_training_goes_on_at_every_epoch(tmp_path, early_stopping, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Checkpoint, "on_epoch_end", write_and_stop)
             with pytest.raises(RuntimeError, match="power cut"):
-                make("classifier", checkpoint=tmp_path, **options).fit(cohort())
+                make("classifier", **options).fit(cohort(), checkpoint=tmp_path)
         assert len(list(tmp_path.iterdir())) == 2
-    resumed = make("classifier", checkpoint=tmp_path, **options).fit(cohort())
+    resumed = make("classifier", **options).fit(cohort(), checkpoint=tmp_path)
     assert same_weights(resumed, whole)
     pd.testing.assert_frame_equal(without_time(resumed.history_), without_time(whole.history_))
-    again = make("classifier", checkpoint=tmp_path, **options).fit(cohort())
+    again = make("classifier", **options).fit(cohort(), checkpoint=tmp_path)
     assert same_weights(again, whole)
 
 
@@ -137,22 +138,22 @@ def test_an_interrupt_is_no_trained_model(monkeypatch):
 
 def test_another_training_is_refused(tmp_path):
     data = cohort()
-    make("classifier", checkpoint=tmp_path, max_epochs=2).fit(data)
+    make("classifier", max_epochs=2).fit(data, checkpoint=tmp_path)
     with pytest.raises(InvalidInputError, match=r"another one: learning_rate differ"):
-        make("classifier", checkpoint=tmp_path, max_epochs=2, learning_rate=0.1).fit(data)
+        make("classifier", max_epochs=2, learning_rate=0.1).fit(data, checkpoint=tmp_path)
     other = data.copy()
     other.obs["cell_type"] = other.obs["cell_type"].to_numpy()[::-1]
     with pytest.raises(InvalidInputError, match="data"):
-        make("classifier", checkpoint=tmp_path, max_epochs=2).fit(other)
+        make("classifier", max_epochs=2).fit(other, checkpoint=tmp_path)
     with pytest.raises(InvalidInputError, match="integer as random_state"):
-        make("classifier", checkpoint=tmp_path, random_state=None).fit(data)
+        make("classifier", random_state=None).fit(data, checkpoint=tmp_path)
     # Where and how loudly it is trained makes no difference.
-    make("classifier", checkpoint=tmp_path, max_epochs=2, device="cpu").fit(data)
+    make("classifier", max_epochs=2, device="cpu").fit(data, checkpoint=tmp_path)
 
 
 def test_damaged_states_are_refused(tmp_path):
     data = cohort()
-    make("classifier", checkpoint=tmp_path, max_epochs=2).fit(data)
+    make("classifier", max_epochs=2).fit(data, checkpoint=tmp_path)
     path = tmp_path / "training.json"
     state = json.loads(path.read_text())
     for broken in (
@@ -164,11 +165,11 @@ def test_damaged_states_are_refused(tmp_path):
     ):
         path.write_text(broken)
         with pytest.raises(ModelFormatError, match="cannot be continued"):
-            make("classifier", checkpoint=tmp_path, max_epochs=2).fit(data)
+            make("classifier", max_epochs=2).fit(data, checkpoint=tmp_path)
 
 
 def test_saved_models_do_not_hold_the_directory(tmp_path):
-    clf = make("classifier", checkpoint=tmp_path / "secret", max_epochs=1).fit(cohort())
+    clf = make("classifier", max_epochs=1).fit(cohort(), checkpoint=tmp_path / "secret")
     clf.save(tmp_path / "model")
     assert "secret" not in (tmp_path / "model" / "model.json").read_text()
     data = cohort()

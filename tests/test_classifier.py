@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.model_selection import (
@@ -26,6 +28,9 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from explainers import AttentionExplainer
 from fcm_estimators import FcmError, ReluFormerClassifier
+from fcm_estimators._fitting.class_targets import class_presence, codes_of, encode_labels, recode
+from fcm_estimators._fitting.split import marker_scale, split_patients
+from fcm_estimators._fitting.trainer import WarmUpCosine
 from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
@@ -33,8 +38,9 @@ from fcm_estimators.exceptions import (
     ModelFormatError,
     NotFittedError,
 )
+from fcm_estimators.inference import read_samples
 from fcm_estimators.nn.relu_attention import head_overlap, head_unevenness
-from tests.helpers import MARKERS, toy_cohort
+from tests.helpers import MARKERS, packed, toy_cohort
 
 QUICK = {"max_epochs": 4, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "random_state": 0}
 
@@ -296,6 +302,82 @@ def test_a_class_of_one_patient_stays_in_training():
         assert "s3" not in clf.validation_samples_
 
 
+@given(st.lists(st.sampled_from(["B", "NK", "T", "mono", None]), min_size=1, max_size=20))
+def test_labels_of_some_classes_are_the_same_in_the_order_of_the_fitted_ones(labels):
+    fitted = np.array(["B", "NK", "T", "mono"])
+    classes, codes = encode_labels(np.array(labels, dtype=object))
+    assume(len(classes))
+    assert [classes[c] if c >= 0 else None for c in codes] == labels
+    again = recode(classes, codes, fitted)
+    assert [fitted[c] if c >= 0 else None for c in again] == labels
+    with pytest.raises(InvalidInputError, match="Fit a new model"):
+        recode(classes, codes, np.setdiff1d(fitted, classes[:1]))
+
+
+@given(st.integers(0, 2**31 - 1), st.permutations(range(4)))
+def test_codes_of_chosen_samples_go_with_their_cells(seed, order):
+    sizes = np.random.default_rng(seed).integers(1, 9, 4)
+    codes = np.arange(sizes.sum())
+    samples = packed(*np.split(codes[:, None].astype("f4"), np.cumsum(sizes)[:-1]))
+    chosen = order[:3]
+    assert codes_of(samples, codes, chosen).tolist() == samples.take(chosen).x[:, 0].tolist()
+
+
+@given(st.integers(20, 3000))
+def test_learning_rate_rises_over_a_tenth_of_the_steps_and_falls_to_zero(n_steps):
+    rate = np.array([WarmUpCosine(n_steps)(step) for step in range(n_steps + 1)])
+    top = round(0.1 * n_steps)
+    assert (np.diff(rate[:top]) > 0).all()
+    assert rate[0] <= 1 / top
+    assert rate[top - 1] == rate[top] == rate.max() == 1
+    assert (np.diff(rate[top:]) < 0).all()
+    assert rate[-1] == pytest.approx(0, abs=1e-12)
+    # Half of it is left half-way.
+    middle = np.interp((top + n_steps) / 2, np.arange(n_steps + 1), rate)
+    assert middle == pytest.approx(0.5, abs=0.01)
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2), st.integers(0, 5))
+def test_whichever_class_it_is_that_one_sample_has_stays_in_training(seed, rare, owner):
+    samples = packed(*np.zeros((6, 10, 2)))
+    common = [c for c in range(3) if c != rare]
+    codes = np.tile([-1, -1, *common * 4], (6, 1))
+    codes[owner, 5] = rare
+    present = class_presence(codes.ravel(), samples.offsets, 3)
+    assert present[:, rare].tolist() == [s == owner for s in range(6)]
+    assert present[:, common].all()
+    train, valid = split_patients(samples, 0.5, seed, present)
+    assert owner in train
+    assert sorted(train + valid) == list(range(6))
+    assert len(valid) == 3
+
+
+@given(st.integers(0, 2**31 - 1), st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_scale_is_the_spread_within_samples_each_of_which_counts_once(seed, sizes):
+    rng = np.random.default_rng(seed)
+    blocks = [rng.uniform(0.5, 2) * rng.normal(size=(n + 1, 4)) for n in sizes]
+    mean, scale = marker_scale(packed(*blocks))
+    np.testing.assert_allclose(mean, np.mean([b.mean(0) for b in blocks], 0), rtol=1e-5, atol=1e-6)
+    alone = [marker_scale(packed(block))[1] for block in blocks]
+    np.testing.assert_allclose(alone[0], blocks[0].std(0), rtol=1e-5)
+    np.testing.assert_allclose(np.square(scale), np.square(alone).mean(0), rtol=1e-5)
+    # A shift between samples moves the mean and is no spread.
+    shifts = 10 * rng.normal(size=(len(blocks), 4))
+    moved = [block + shift for block, shift in zip(blocks, shifts, strict=True)]
+    moved_mean, moved_scale = marker_scale(packed(*moved))
+    np.testing.assert_allclose(moved_scale, scale, rtol=1e-5)
+    np.testing.assert_allclose(moved_mean, mean + shifts.mean(0), rtol=1e-5, atol=1e-5)
+    # It does not matter how many cells of a sample were measured.
+    more_mean, more_scale = marker_scale(packed(np.tile(blocks[0], (7, 1)), *blocks[1:]))
+    np.testing.assert_allclose(more_scale, scale, rtol=1e-5)
+    np.testing.assert_allclose(more_mean, mean, rtol=1e-5, atol=1e-6)
+    # Each marker has its own; one without spread has 1.
+    factor = np.array([1.0, 2.0, 30.0, 0.0])
+    stretched = marker_scale(packed(*(block * factor for block in blocks)))[1]
+    np.testing.assert_allclose(stretched[:3], (scale * factor)[:3], rtol=1e-5)
+    assert stretched[3] == 1
+
+
 def test_few_samples_are_all_trained_on(caplog):
     with caplog.at_level("INFO", logger="fcm_estimators"):
         clf = quick(max_epochs=1).fit(toy_cohort(4))
@@ -304,8 +386,9 @@ def test_few_samples_are_all_trained_on(caplog):
     assert "valid_loss" not in clf.history_
 
 
-def test_best_epoch_is_kept_and_training_stops_early(cohort):
-    clf = quick(max_epochs=40, n_iter_no_change=2, learning_rate=0.05).fit(cohort)
+def test_best_epoch_is_kept_and_training_stops_early(cohort, monkeypatch):
+    monkeypatch.setattr("fcm_estimators._fitting.trainer._PATIENCE", 2)
+    clf = quick(max_epochs=40, learning_rate=0.05).fit(cohort)
     losses = clf.history_["valid_loss"].to_numpy()
     assert len(losses) < 40
     assert len(losses) - 1 - losses.argmin() == 2
@@ -320,16 +403,13 @@ def fixed_validation_loss(clf, cohort):
     """Loss of the final weights on the validation draws, recomputed."""
     from fcm_estimators._fitting.class_targets import encode_labels
 
-    samples = clf._read_to_predict(cohort, None)
+    samples = read_samples(clf, cohort)
     _, codes = encode_labels(cohort.obs["cell_type"].astype(object).to_numpy())
     valid = [list(samples.names).index(name) for name in clf.validation_samples_]
     clf = copy.deepcopy(clf)
     module = clf.net_.module_
     draws = clf._draws(samples, codes, valid, module, clf._seed(), fixed=True)
-    with torch.no_grad():
-        # As trained, before the probabilities were calibrated.
-        module.output.weight *= clf.temperature_
-        module.output.bias *= clf.temperature_
+    module.forget_calibration()  # the loss is that of the net as trained
     losses, sizes = [], []
     with torch.no_grad():
         for inputs, y in (draws[i] for i in range(len(draws))):
@@ -456,8 +536,9 @@ def damage(folder, how):
         text.unlink()
     elif how == "truncated description":
         text.write_text(text.read_text()[:100])
-    elif how == "newer format":
-        text.write_text(text.read_text().replace('"format_version": 1', '"format_version": 99'))
+    elif how in ("newer format", "older format"):
+        other = '"format_version": 99' if how == "newer format" else '"format_version": 1'
+        text.write_text(text.read_text().replace('"format_version": 2', other))
     elif how == "other class":
         text.write_text(text.read_text().replace('"ReluFormerClassifier"', '"PolygonRegressor"'))
     elif how == "other shape":
@@ -475,6 +556,7 @@ def damage(folder, how):
         ("no description", r"No model at.*model\.json"),
         ("truncated description", "not valid JSON"),
         ("newer format", r"format version 99.*Update the package"),
+        ("older format", r"format version 1.*Train the model anew"),
         ("other class", r"PolygonRegressor\.load"),
         ("other shape", "does not fit its weights"),
         ("other json", "does not describe a model"),
@@ -611,7 +693,7 @@ BAD = [
     ("empty", InvalidInputError, "0 cells"),
     ("nan sample", InvalidInputError, "3 of 1200 cells have no sample id"),
     ("duplicate markers", InvalidInputError, "'CD10' occur"),
-    ("no sample column", MissingKeyError, r"'sample' was not found; there is 'event'"),
+    ("no sample column", MissingKeyError, r"'sample' was not found; available: 'event'"),
     ("complex", InvalidInputError, "complex64"),
 ]
 
@@ -633,7 +715,7 @@ def test_bad_cells_are_named_and_nothing_changes(cohort, fitted, how, error, say
 
 
 def test_missing_marker_lists_those_present(cohort, fitted):
-    with pytest.raises(MarkerMismatchError, match=r"lack 1 of the 4.*'CD10'.*Present are 'CD19'"):
+    with pytest.raises(MarkerMismatchError, match=r"lack 1 of the 4.*'CD10'.*The data have 'CD19'"):
         fitted.predict(broken(cohort, "missing marker"))
     with pytest.raises(MarkerMismatchError, match="'CD3'"):
         quick(markers=["CD3", "CD10"]).fit(cohort)
@@ -647,7 +729,7 @@ def test_missing_marker_lists_those_present(cohort, fitted):
         ({}, np.array([np.nan] * 1200), InvalidInputError, "one class only"),
         ({"label_key": None}, None, InvalidInputError, "label_key"),
         ({"label_key": "type"}, None, MissingKeyError, "'type' was not found"),
-        ({"layer": "raw"}, None, MissingKeyError, "'raw' was not found; there is none"),
+        ({"layer": "raw"}, None, MissingKeyError, "'raw' was not found; available: none"),
         ({"subset_key": "intact"}, None, MissingKeyError, "'intact' was not found"),
         ({"subset_key": "event"}, None, InvalidInputError, "True or False"),
         ({"patient_key": "event"}, None, InvalidInputError, "more than one patient"),
@@ -655,7 +737,7 @@ def test_missing_marker_lists_those_present(cohort, fitted):
         ({"hidden_dim": 10, "n_heads": 4}, None, InvalidInputError, "not a multiple"),
         ({"device": "abacus"}, None, InvalidInputError, "'abacus' is not a device"),
         ({"max_epochs": 0}, None, ValueError, "max_epochs"),
-        ({"early_stopping": False, "false_positive_rate": 0.1}, None, FcmError, "held-out"),
+        ({"validation_fraction": None, "false_positive_rate": 0.1}, None, FcmError, "held-out"),
     ],
 )  # fmt: skip
 def test_bad_parameters_and_labels_are_named(cohort, params, y, error, says):
@@ -733,7 +815,7 @@ def test_head_diversity_makes_heads_look_at_different_cells(cohort):
         clf = quick(head_diversity=weight, max_epochs=10).fit(cohort)
         assert copy.deepcopy(clf).score(cohort) > 0.9
         received = [
-            AttentionExplainer(clf, layer=layer).attribute(cohort).relative for layer in (0, 1)
+            AttentionExplainer(clf, net_layer=layer).attribute(cohort).relative for layer in (0, 1)
         ]
         return np.mean([head_overlap(torch.from_numpy(r), [0, len(r)]) for r in received])
 
@@ -744,9 +826,84 @@ def test_head_evenness_makes_heads_share_out_all_cells(cohort):
     def unevenness(weight):
         clf = quick(head_diversity=1.0, head_evenness=weight, max_epochs=10).fit(cohort)
         received = [
-            AttentionExplainer(clf, layer=layer).attribute(cohort).relative for layer in (0, 1)
+            AttentionExplainer(clf, net_layer=layer).attribute(cohort).relative for layer in (0, 1)
         ]
         given = [torch.from_numpy(r) for r in received]
         return np.mean([head_unevenness(g, [0, len(g)], torch.ones(len(g))) for g in given])
 
     assert unevenness(1.0) < 0.8 * unevenness(0.0)
+
+
+def weights_of(clf):
+    return {k: v.clone() for k, v in clf.net_.module_.named_parameters()}
+
+
+def test_calibration_leaves_the_trained_weights_alone(cohort, monkeypatch):
+    fits = []
+    for temperature in (1.0, 3.0):
+        monkeypatch.setattr(
+            "fcm_estimators.classifier.best_temperature", lambda *_, t=temperature: t
+        )
+        fits.append(quick().fit(cohort))
+    one, three = fits
+    assert (one.temperature_, three.temperature_) == (1.0, 3.0)
+    ours, theirs = weights_of(one), weights_of(three)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    log_odds = [np.diff(np.log(m.predict_proba(cohort)), axis=1) for m in fits]
+    np.testing.assert_allclose(log_odds[0], 3 * log_odds[1], rtol=1e-3, atol=1e-4)
+
+
+def test_training_goes_on_from_the_net_as_it_was_trained(cohort, monkeypatch):
+    from fcm_estimators._base import estimator
+
+    monkeypatch.setattr("fcm_estimators.classifier.best_temperature", lambda *_: 2.0)
+    clf = quick(warm_start=True).fit(cohort)
+    before, seen = weights_of(clf), {}
+    train = estimator.train_net
+
+    def spy(module, *args):
+        seen["temperature"] = float(module.temperature)
+        seen["weights"] = {k: v.clone() for k, v in module.named_parameters()}
+        return train(module, *args)
+
+    monkeypatch.setattr(estimator, "train_net", spy)
+    clf.fit(cohort)
+    assert seen["temperature"] == 1
+    assert all(torch.equal(before[name], seen["weights"][name]) for name in before)
+    assert clf.temperature_ == 2
+
+
+def test_an_untrained_twin_has_the_scale_and_nothing_that_was_learnt(cohort, monkeypatch):
+    monkeypatch.setattr("fcm_estimators.classifier.best_temperature", lambda *_: 2.0)
+    clf = quick().fit(cohort)
+    before = weights_of(clf)
+    twin, again, other = (clf.untrained_twin(seed) for seed in (1, 1, 2))
+    assert twin.temperature_ == 1
+    assert clf.temperature_ == 2
+    assert all(torch.equal(before[k], v) for k, v in weights_of(clf).items())
+    net, fresh = clf.net_.module_, twin.net_.module_
+    assert torch.equal(net.input_mean, fresh.input_mean)
+    assert torch.equal(net.input_scale, fresh.input_scale)
+    ours, same, theirs = (weights_of(m) for m in (twin, again, other))
+    assert all(torch.equal(ours[k], same[k]) for k in ours)
+    assert not torch.equal(ours["output.weight"], theirs["output.weight"])
+    assert not torch.equal(ours["output.weight"], before["output.weight"])
+
+
+def test_a_copy_of_a_store_is_refused(cohort, fitted, tmp_path):
+    path = tmp_path / "cohort.h5ad"
+    cohort.write_h5ad(path)
+    before = path.read_bytes()
+    with pytest.raises(InvalidInputError, match="changed in place"):
+        fitted.annotate(path, copy=True)
+    assert path.read_bytes() == before
+
+
+def test_many_cells_per_sample_make_steps_of_fewer_samples():
+    sizes = [quick(cells_per_sample=n)._draw_plan(0, 0.1).samples_per_step for n in
+             (1_500, 16_384, 32_768, 1_000_000)]  # fmt: skip
+    assert sizes == [4, 4, 2, 1]
+    # Validation sees every sample as often, whatever the size of a step.
+    for n in (1_500, 1_000_000):
+        plan = quick(cells_per_sample=n)._draw_plan(3, 0.1)
+        assert plan.n_steps * plan.samples_per_step == 12

@@ -245,7 +245,7 @@ def test_failed_files_are_told_on_stderr_and_by_the_exit_status(lab, model, tmp_
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["annotate", "nowhere", "FCS", "-o", "OUT"], "No model"),
         (["annotate", "MODEL", "nothing.fcs", "-o", "OUT"], "does not exist"),
@@ -259,7 +259,7 @@ def test_failed_files_are_told_on_stderr_and_by_the_exit_status(lab, model, tmp_
         (["annotate"], "Missing argument"),
     ],
 )
-def test_wrong_calls_say_what_is_wrong(lab, model, tmp_path, arguments, said, monkeypatch):
+def test_wrong_calls_say_what_is_wrong(lab, model, tmp_path, arguments, expected, monkeypatch):
     if "--scheduler" in arguments:
         distributed = pytest.importorskip("distributed")
 
@@ -271,7 +271,7 @@ def test_wrong_calls_say_what_is_wrong(lab, model, tmp_path, arguments, said, mo
     given = [places.get(a, a) for a in arguments]
     done = call(*given, *(["--workers", "0"] if len(given) > 1 else []))
     assert done.exit_code == 2, done.output
-    assert said in " ".join(done.stderr.split())
+    assert expected in " ".join(done.stderr.split())
     assert "Traceback" not in done.output
 
 

@@ -229,9 +229,9 @@ def test_bad_calls_are_refused_before_work_begins(folder, tmp_path):
     with pytest.raises(InvalidInputError, match="repeat"):
         annotate_files(folder / "model", [file, file], tmp_path, n_workers=0)
     with pytest.raises(InvalidInputError, match="give one each"):
-        annotate_files(folder / "model", [file], tmp_path, names=["a", "b"], n_workers=0)
+        annotate_files(folder / "model", [file], tmp_path, sample_names=["a", "b"], n_workers=0)
     with pytest.raises(InvalidInputError, match="name becomes that of a file"):
-        annotate_files(folder / "model", [file], tmp_path, names=["../a"], n_workers=0)
+        annotate_files(folder / "model", [file], tmp_path, sample_names=["../a"], n_workers=0)
     with pytest.raises(InvalidInputError, match="does not exist"):
         annotate_files(folder / "model", folder / "nothing.fcs", tmp_path, n_workers=0)
     with pytest.raises(InvalidInputError, match="No FCS"):
@@ -382,3 +382,78 @@ def test_a_model_may_call_its_samples_otherwise(folder, raw, serial, tmp_path):
     table = annotate_files(clf, folder / "in", tmp_path, n_workers=0)
     for column in ("n_blast", "distance", "farthest_marker"):
         assert table[column].tolist() == serial[column].tolist()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [steps, lambda: lambda first: steps(), lambda: ()],
+    ids=["transformers", "function", "none"],
+)
+def test_every_file_is_read_once(folder, given, monkeypatch):
+    from fcm_estimators.cohort import reading
+
+    read, seen = reading.read_file, []
+
+    def counting(path, **kwargs):
+        seen.append(path)
+        return read(path, **kwargs)
+
+    monkeypatch.setattr(reading, "read_file", counting)
+    adata = read_files(folder / "in", steps=given(), n_workers=0, max_cells=50)
+    assert sorted(seen) == files_of(folder)
+    assert adata.n_obs == 50 * N_FILES
+
+
+def test_steps_from_a_function_are_those_in_a_list(folder):
+    listed = read_files(folder / "in", steps=steps(), n_workers=0, max_cells=50)
+    made = read_files(folder / "in", steps=lambda first: steps(), n_workers=0, max_cells=50)
+    np.testing.assert_array_equal(listed.X, made.X)
+    assert listed.obs_names.equals(made.obs_names)
+
+
+def test_gates_and_distances_are_taken_from_the_annotation(folder, tmp_path, monkeypatch):
+    from fcm_estimators.workflow import gate_files
+
+    def twice(self, *args, **kwargs):
+        raise AssertionError("computed a second time")
+
+    monkeypatch.setattr(PolygonRegressor, "predict_gates", twice)
+    monkeypatch.setattr(PolygonRegressor, "check_sample", twice)
+    table = gate_files(
+        folder / "gates", files_of(folder)[0], tmp_path, key_added="mine", n_workers=0
+    )
+    assert table["status"].tolist() == ["done"]
+    assert (tmp_path / table["gatingml"].iloc[0]).stat().st_size > 1000
+    assert table["distance"].iloc[0] > 0
+
+
+@pytest.mark.parametrize("kind", ["model", "gates"])
+def test_explanations_follow_the_key(folder, tmp_path, kind):
+    from fcm_estimators.workflow import explain_files
+
+    gate = None if kind == "model" else "cd19"
+    table = explain_files(
+        folder / kind, files_of(folder)[0], tmp_path, gate=gate, key_added="mine", n_workers=0
+    )
+    assert table["error"].tolist() == [""]
+    found = ad.read_h5ad(table["output"].iloc[0])
+    assert "mine" in found.uns
+    assert not {"reluformer", "predicted_gates"} & set(found.uns)
+    summary = pd.read_csv(tmp_path / f"{table['sample'].iloc[0]}.gradient.csv")
+    assert summary["population"].nunique() == 2
+
+
+def test_labels_under_the_key_of_results_are_evaluated(folder, raw):
+    from fcm_estimators.labels import LabelSource
+    from fcm_estimators.workflow import evaluate_files
+
+    file = files_of(folder)[0]
+    one = raw[raw.obs["sample"] == file.stem]
+
+    def label(adata):
+        adata.obs["reluformer"] = one.obs["cell_type"].to_numpy()
+
+    named = LabelSource(label_key="reluformer")
+    source = type("Labels", (), {"label_key": named.label_key, "__call__": staticmethod(label)})()
+    found = evaluate_files(folder / "model", file, labels=source, n_workers=0)
+    assert found.table["f1"].iloc[0] < 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.exceptions import DataUnavailableError, InvalidInputError
 from fcm_estimators.io import read_fcs, write_fcs
-from fcm_estimators.io._record import get_spillover
+from fcm_estimators.io.record import get_spillover
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
 
 PARENTS = {

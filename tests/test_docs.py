@@ -22,10 +22,14 @@ MODULES = [
     "fcm_estimators",
     "fcm_estimators.cohort",
     "fcm_estimators.datasets",
+    "fcm_estimators.exceptions",
     "fcm_estimators.gating",
+    "fcm_estimators.inference",
     "fcm_estimators.io",
+    "fcm_estimators.keys",
     "fcm_estimators.labels",
     "fcm_estimators.metrics",
+    "fcm_estimators.models",
     "fcm_estimators.nn",
     "fcm_estimators.preprocessing",
     "fcm_estimators.quality",
@@ -61,6 +65,20 @@ def test_the_reference_lists_nothing_else():
         n for n, e in vars(exceptions).items() if n.endswith("Error") and not n.startswith("_")
     }
     assert errors <= listed_objects()["fcm_estimators.exceptions"] | {"FcmError"}
+
+
+def test_the_architecture_names_what_there_is():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    package, tests = DOCS.parent / "fcm_estimators", DOCS.parent / "tests"
+    table = text[text.index("## I want to change") :]
+    rows = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| ")][1:]
+    for _, code, checks in rows:
+        for name in re.findall(r"`([\w/]+)`", code):
+            path = DOCS.parent / name if name.startswith("explainers") else package / name
+            private = name.startswith("_") and "/" not in name
+            assert private or path.with_suffix(".py").exists() or path.is_dir(), name
+        for name in re.findall(r"`([\w/]+)`", checks):
+            assert (tests / f"{name}.py").exists(), name
 
 
 def test_every_page_is_reachable():

@@ -207,7 +207,7 @@ def test_polygons_are_traced_around_labelled_cells(compensated):
         (lambda: PolygonGate("g", "a", "b", [[0, 0], [1, np.nan], [2, 2]]), "not finite"),
         (lambda: PolygonGate("g", "a", "a", SQUARE), "more than one axis"),
         (lambda: PolygonGate("a/b", "a", "b", SQUARE), "without '/'"),
-        (lambda: PolygonGate("g", "a", "b", SQUARE, transform_x="log"), "no recorded transform"),
+        (lambda: PolygonGate("g", "a", "b", SQUARE, transform_x="log"), "is not a transform"),
         (lambda: PolygonGate("g", "a", "b", SQUARE, compensation="yes"), "not among"),
         (lambda: PolygonGate("g", "a", "b", SQUARE).contains([1, 2]), r"expected \(N, 2\)"),
         (lambda: BooleanGate("g", "xor", ("a", "b")), "not among"),

@@ -25,11 +25,11 @@ from fcm_estimators.gating import (
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,
     Compensation,
-    FlowJoBiex,
     LinearTransform,
     LogicleTransform,
     parse_transform,
 )
+from fcm_estimators.preprocessing.exchange_scales import FlowJoBiex
 from tests.helpers import data_home
 
 # Truth files that are not called like their gate.

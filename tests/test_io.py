@@ -21,7 +21,7 @@ from fcm_estimators.exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators.io import get_spillover, read_fcs, write_fcs
-from fcm_estimators.io._record import pack_fcs_record
+from fcm_estimators.io.record import pack_fcs_record
 from tests.helpers import data_home
 
 SPILL = "2,FL1-A,FL2-A,1,0.25,0.125,1"
@@ -404,7 +404,7 @@ def test_differing_panels_are_an_error_that_says_how(tmp_path):
         simple(tmp_path / "a.fcs", [[1, 2]], [{"S": "CD3"}, {"S": "SY41"}]),
         simple(tmp_path / "b.fcs", [[3, 4]], [{"S": "Syto 41"}, {"S": "CD3"}]),
     ]
-    with pytest.raises(PanelMismatchError, match="b lacks SY41 and has Syto 41 besides"):
+    with pytest.raises(PanelMismatchError, match="b lacks SY41 and has Syto 41 in addition"):
         read_fcs(paths)
     assert read_fcs(paths, join="inner").to_df().to_dict("list") == {"CD3": [1, 4]}
     outer = read_fcs(paths, join="outer")

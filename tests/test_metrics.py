@@ -17,12 +17,14 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import (
     classification_table,
-    clopper_pearson,
+    gate_agreement,
     limit_of_blank,
     mrd_error,
     mrd_table,
+    reliability_table,
     summarize,
 )
+from fcm_estimators.metrics._mrd import clopper_pearson
 
 CLASSES = ["B", "T", "mono"]
 
@@ -185,7 +187,7 @@ def test_sample_without_any_label_stays_in_the_table_and_the_summary() -> None:
     [
         ({"y_pred": ["B"]}, "1 values for 2 cells"),
         ({"groups": ["a"]}, "groups has 1 values for 2 cells"),
-        ({"groups": ["a", None]}, "groups is missing"),
+        ({"groups": ["a", None]}, r"1 of 2 cells have no sample id \(NaN\) in .groups"),
         ({"y_pred": ["B", None]}, "y_pred is missing .* 1 cells"),
         ({"y_true": [], "y_pred": []}, "empty"),
         ({"y_true": np.zeros((2, 2))}, "one value per cell"),
@@ -221,6 +223,99 @@ def test_summary_counts_what_it_cannot_average() -> None:
     assert multi["macro_f1_undefined"] == 0
     with pytest.raises(MissingKeyError, match="classification_table"):
         summarize(table[["n_cells"]])
+
+
+def test_summary_has_mean_and_median_of_the_samples() -> None:
+    truth = np.tile(["b", "b", "x", "x"], 3)
+    predicted = ["b", "b", "x", "x"] * 2 + ["x", "x", "x", "b"]
+    table = classification_table(truth, predicted, groups=np.repeat([1, 2, 3], 4), pos_label="b")
+    summary = summarize(table)
+    for score in ("precision", "recall", "f1"):
+        assert summary[f"{score}_mean"] == pytest.approx(2 / 3)
+        assert summary[f"{score}_median"] == 1
+
+
+def test_sample_that_nobody_labelled_is_no_negative_one() -> None:
+    table = classification_table(
+        ["b", "x", "x", None], ["b", "x", "b", "x"], groups=list("aacd"), pos_label="b"
+    )
+    assert summarize(table)["n_negative_samples"] == 1
+    assert summarize(table)["false_positives_per_million_negative_samples"] == 1e6
+
+
+# --- gates
+
+
+@given(st.integers(0, 10**6))
+def test_gate_scores_agree_with_scikit_learn_in_every_sample_and_gate(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sample = rng.choice(["s2", "s1"], 40)
+    truth, predicted = (
+        pd.DataFrame(rng.random((40, 2)) < rng.random(), columns=["g", "h"]) for _ in range(2)
+    )
+    unknown = rng.random((40, 2)) < 0.2
+    table = gate_agreement(truth.astype("boolean").mask(unknown), predicted, groups=sample)
+    assert len(table) == 2 * len(set(sample))
+    for row in table.itertuples():
+        known = (sample == row.sample) & ~unknown[:, list(truth).index(row.gate)]
+        t, p = truth[row.gate][known].to_numpy(), predicted[row.gate][known].to_numpy()
+        assert (row.n_cells, row.n_true, row.n_predicted) == (known.sum(), t.sum(), p.sum())
+        for score in (precision_score, recall_score, f1_score):
+            found = getattr(row, score.__name__.removesuffix("_score"))
+            if known.any():
+                expected = score(t, p, zero_division=np.nan)
+                assert found == pytest.approx(expected, nan_ok=True)
+            else:
+                assert np.isnan(found)
+
+
+# --- reliability
+
+
+def reliable(seed: int, n: int = 60) -> tuple[np.ndarray, pd.DataFrame, np.ndarray]:
+    """Truth, probabilities that are now and then exactly 0 or 1, and the sample."""
+    rng = np.random.default_rng(seed)
+    p = np.clip(rng.uniform(-0.2, 1.2, n), 0, 1)
+    truth = np.where(rng.random(n) < p**2, "b", "x")
+    return truth, pd.DataFrame({"b": p, "x": 1 - p}), rng.choice(["s2", "s1", "s3"], n)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_reliability_is_the_share_beside_the_mean_probability_of_a_bin(
+    seed: int, n_bins: int
+) -> None:
+    truth, shares, sample = reliable(seed)
+    table = reliability_table(truth, shares, groups=sample, pos_label="b", n_bins=n_bins)
+    p, is_b = shares["b"].to_numpy(), truth == "b"
+    assert table["n_cells"].sum() == len(p)
+    weight = 1 / np.array([(sample == name).sum() for name in sample])
+    edges = np.linspace(0, 1, n_bins + 1)
+    # The upper end belongs to a bin, and 0 to the first.
+    bins = np.maximum(np.searchsorted(edges, p), 1)
+    total = 0.0
+    for row in table.itertuples():
+        here = bins == round(row.Index.right * n_bins)
+        assert row.n_cells == here.sum() > 0
+        assert row.n_samples == len(set(sample[here]))
+        assert row.predicted == pytest.approx(np.average(p[here], weights=weight[here]))
+        assert row.observed == pytest.approx(np.average(is_b[here], weights=weight[here]))
+        assert row.gap == pytest.approx(row.observed - row.predicted)
+        total += abs(row.gap) * weight[here].sum()
+    error = table.attrs["expected_calibration_error"]
+    assert error == pytest.approx(total / weight.sum())
+
+
+@given(st.integers(0, 10**6), st.integers(2, 5))
+def test_a_sample_with_more_cells_does_not_count_more_in_reliability(seed: int, times: int) -> None:
+    truth, shares, sample = reliable(seed)
+    rows = np.repeat(np.arange(len(truth)), np.where(sample == "s1", times, 1))
+    once = reliability_table(truth, shares, groups=sample)
+    more = reliability_table(truth[rows], shares.iloc[rows], groups=sample[rows])
+    columns = ["n_samples", "predicted", "observed", "gap"]
+    pd.testing.assert_frame_equal(more[columns], once[columns])
+    # Control: as one sample they do.
+    pooled = reliability_table(truth[rows], shares.iloc[rows])
+    assert not np.allclose(pooled["predicted"], once["predicted"])
 
 
 # --- intervals
@@ -305,6 +400,26 @@ def test_counts_refer_to_the_named_denominator(seed: int) -> None:
             assert row["lloq"] * row["denominator"] == pytest.approx(50)
 
 
+@given(st.integers(0, 10**6))
+def test_flags_are_counted_among_the_cells_of_either_count(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    positive, inside, margin = (rng.random(200) < share for share in (0.3, 0.6, 0.4))
+    sample = rng.choice(["b", "a"], 200)
+    table = mrd_table(
+        positive,
+        denominator=inside,
+        denominator_name="intact",
+        groups=sample,
+        flags=pd.DataFrame({"qc_n_margin": margin}),
+    )
+    for name, row in table.iterrows():
+        here = sample == name
+        assert row["n_qc_n_margin"] == (margin & inside & here).sum()
+        assert row["n_positive_qc_n_margin"] == (margin & positive & inside & here).sum()
+        # Flagged cells are counted, never left out.
+        assert row["denominator"] == (inside & here).sum()
+
+
 def test_another_denominator_gives_another_fraction() -> None:
     positive = np.arange(1000) < 100
     whole, half = np.ones(1000, dtype=bool), np.arange(1000) < 500
@@ -383,12 +498,12 @@ def test_denominator_must_be_given_and_named() -> None:
     ("arguments", "message"),
     [
         ({"positive": ["blast", "x"]}, "y == 'blast'"),
-        ({"positive": [True, None]}, "positive is missing .* 1 cells"),
-        ({"denominator": [1.0, np.nan]}, "denominator is missing"),
+        ({"positive": [True, None]}, r"positive must be .* missing \(NaN\) for 1 of 2"),
+        ({"denominator": [1.0, np.nan]}, r"denominator must be .* missing \(NaN\) for 1 of 2"),
         ({"denominator": [1, 2]}, "denominator holds"),
         ({"denominator": [True]}, "1 values for 2 cells"),
         ({"positive": [], "denominator": []}, "empty"),
-        ({"groups": ["a", np.nan]}, "groups is missing"),
+        ({"groups": ["a", np.nan]}, r"1 of 2 cells have no sample id \(NaN\) in .groups"),
         ({"limit_of_blank": -0.1}, "limit_of_blank"),
         ({"limit_of_blank": np.nan}, "limit_of_blank"),
         ({"sensitivity": 0}, "sensitivity"),
@@ -574,6 +689,14 @@ def test_error_is_the_ratio_on_a_log_scale() -> None:
     turned = mrd_error([1e-4, 1e-2], [1e-2, 1e-4])
     assert turned["median_abs_log10_ratio"].tolist() == pytest.approx([2, 2])
     assert turned["bias_log10"].tolist() == pytest.approx([2, -2])
+
+
+def test_one_sample_that_is_far_off_moves_the_mean_error_and_no_median() -> None:
+    true = np.full(5, 0.001)
+    row = mrd_error(true, [0.002, 0.002, 0.002, 0.002, 1.0]).loc["1e-03 to 1e-02"]
+    assert row["median_abs_log10_ratio"] == pytest.approx(np.log10(2))
+    assert row["median_predicted"] == 0.002
+    assert row["bias_log10"] == pytest.approx((4 * np.log10(2) + 3) / 5)
 
 
 def test_powers_of_ten_open_their_own_row() -> None:

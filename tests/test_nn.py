@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcm_estimators._fitting.net import _head_penalty
 from fcm_estimators.nn import ReluFormer
 from fcm_estimators.nn.relu_attention import (
     attend,
@@ -44,7 +45,7 @@ def published_net():
     }
     missing, unexpected = net.load_state_dict(weights, strict=False)
     assert not unexpected
-    assert set(missing) == {"input_mean", "input_scale"}
+    assert set(missing) == {"input_mean", "input_scale", "temperature"}
     return net, golden
 
 
@@ -202,3 +203,16 @@ def test_unevenness_of_heads():
     nothing = torch.zeros(4, 2, requires_grad=True)
     head_unevenness(nothing, [0, 4], torch.ones(4)).backward()
     assert torch.isfinite(nothing.grad).all()
+
+
+@given(seeds, st.floats(0, 3))
+def test_cells_that_only_read_do_not_count_among_those_that_heads_share_out(seed, evenness):
+    net, x, readers = make_net(seed), cells(seed, 30), cells(seed + 1, 9)
+    both = torch.cat([x[:20], readers, x[20:]])
+    weight = torch.cat([torch.ones(20), torch.zeros(9), torch.ones(10)]).double()
+    alone = _head_penalty(
+        net, list(net.trace(x, [0, 20, 30])), [0, 20, 30], torch.ones(30).double(), evenness
+    )
+    steps = list(net.trace(both, [0, 29, 39], context_weight=weight))
+    with_readers = _head_penalty(net, steps, [0, 29, 39], weight, evenness)
+    torch.testing.assert_close(with_readers, alone, rtol=1e-9, atol=1e-12)

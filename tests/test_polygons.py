@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import anndata as ad
@@ -19,8 +20,9 @@ from sklearn.model_selection import GroupKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import FcmError, PolygonRegressor
-from fcm_estimators._fitting.gate_fit import fit_shapes, settled_change
+from fcm_estimators._fitting.gate_fit import fit_shapes, place_gates, settled_change
 from fcm_estimators._fitting.gate_loss import GateLoss
+from fcm_estimators._fitting.gate_targets import soft_gates
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import (
     InvalidInputError,
@@ -29,10 +31,11 @@ from fcm_estimators.exceptions import (
     NotFittedError,
     ProcessingStateError,
 )
-from fcm_estimators.gating import BooleanGate, GatingTree, RectangleGate
+from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate, RectangleGate
 from fcm_estimators.metrics import gate_agreement, summarize
-from fcm_estimators.nn import PolygonFormer
+from fcm_estimators.nn import PolygonFormer, streamed
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
+from fcm_estimators.nn.soft_gates import soft_members
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
 
 GATES = {"live": ("", "A", "B"), "left": ("live", "C", "D"), "right": ("live", "C", "D")}
@@ -164,6 +167,37 @@ def test_a_gate_without_cells_does_not_move_its_centre():
     assert change.grad.abs().max() < 1e-6
 
 
+@given(
+    st.lists(st.floats(0, 1), min_size=5, max_size=5),
+    st.sampled_from(["and", "or", "not"]),
+    st.sets(st.sampled_from("abc")),
+    st.booleans(),
+)
+def test_soft_membership_is_the_chance_of_being_inside(chances, operation, complements, nested):
+    """Of independent polygons, each of them used once; at 0 and 1 that is the tree's own logic."""
+    square = [[0, 0], [1, 0], [1, 1], [0, 1]]
+    operands = "a" if operation == "not" else "abc"
+    parent = "parent" if nested else ""
+    gates = [PolygonGate(name, "x", "y", square) for name in (*operands, "parent")]
+    combined = BooleanGate(
+        "combined", operation, tuple(operands), parent, tuple(complements & set(operands))
+    )
+    tree = GatingTree([*gates, combined, PolygonGate("child", "x", "y", square, "combined")])
+    polygons = [name for name in tree.gates if name != "combined"]
+    chance = dict(zip(polygons, chances, strict=False))
+    own = torch.tensor([[chance[name] for name in polygons]], dtype=torch.float64)
+    found = dict(zip(tree.gates, soft_members(soft_gates(tree), own)[0].tolist(), strict=True))
+    # Every way in which the polygons may hold a cell, and how likely it is.
+    inside = np.array(list(itertools.product([False, True], repeat=len(polygons))))
+    likely = np.where(inside, own.numpy(), 1 - own.numpy()).prod(1)
+    cells = dict(zip(polygons, inside.T, strict=True))
+    within = cells["parent"] if nested else True
+    cells["combined"] = combined.combine([cells[name] for name in operands]) & within
+    cells["child"] = cells["child"] & cells["combined"]
+    for name, members in cells.items():
+        assert found[name] == pytest.approx(likely[members].sum(), abs=1e-12)
+
+
 def test_cells_are_independent_given_the_contexts_and_the_gates_attention_is_one():
     torch.manual_seed(0)
     net = PolygonFormer(4, [(0, 1), (2, 3)], n_vertices=8, n_layers=2, hidden_dim=8).double()
@@ -187,6 +221,159 @@ def test_vertices_at_the_end_of_an_axis_lie_beyond_it():
     # 12 long, 5 % beyond the end.
     assert after[0] == pytest.approx([2.6, 0])
     np.testing.assert_allclose(after[1:], before[1:], atol=1e-6)
+    # At most twice as far from the centre: a small gate at the end stays a small one.
+    small = Shapes(torch.tensor([[[1.95, 0.0]]]), torch.full((1, 1, 4), math.log(0.05)))
+    assert gates.extended(small)[0, 0, 0].tolist() == pytest.approx([2.05, 0])
+
+
+def limited(seed, n_vertices=8):
+    """Gates around cells whose polygons reach beyond or near the ends of some axes."""
+    rng = np.random.default_rng(seed)
+    gates = StarGates([(0, 1), (2, 1)], n_vertices).double()
+    gates.spread.copy_(torch.from_numpy(rng.uniform(0.5, 2, size=(2, 2))))
+    low, high = -rng.uniform(0.57, 3, 3), rng.uniform(0.57, 3, 3)
+    gates.set_limits(torch.from_numpy(np.stack([low, high])))
+    shapes = random_shapes(gates, 12, rng, size=0.7)
+    return gates, shapes, low, high
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_vertices_near_an_end_are_moved_along_their_ray_until_they_lie_beyond(seed):
+    gates, shapes, low, high = limited(seed)
+    before, after = gates.vertices(shapes).numpy(), gates.extended(shapes).numpy()
+    centre = shapes.centre.numpy()[:, :, None]
+    arm = before - centre
+    factor = np.linalg.norm(after - centre, axis=-1) / np.linalg.norm(arm, axis=-1)
+    np.testing.assert_allclose(after - centre, arm * factor[..., None], atol=1e-9)
+    assert factor.min() > 1 - 1e-9
+    assert factor.max() < 2 + 1e-9
+    for g, axes in enumerate(((0, 1), (2, 1))):
+        ends = np.stack([low, high])[:, axes]
+        outward = np.sign(np.round(arm[:, g], 9))
+        end = np.where(outward > 0, ends[1], ends[0])
+        # Share of the axis by which a vertex lies beyond the end to which it points.
+        was, now = ((v[:, g] - end) * outward / (ends[1] - ends[0]) for v in (before, after))
+        near, doubled = (was >= -0.01) & (outward != 0), factor[:, g] > 2 - 1e-9
+        np.testing.assert_allclose(factor[:, g][~near.any(-1)], 1, atol=1e-9)
+        assert ((now > 0.05 - 1e-6) | doubled[..., None])[near].all()
+        # No farther than needed.
+        moved = factor[:, g] > 1 + 1e-9
+        least = np.where(near, now, np.inf).min(-1)
+        np.testing.assert_allclose(least[moved & ~doubled], 0.05, atol=1e-6)
+
+
+@given(seed=st.integers(0, 2**32 - 1), unit=st.floats(0.1, 10))
+def test_what_is_moved_beyond_the_end_depends_on_neither_unit_nor_direction(seed, unit):
+    gates, shapes, low, high = limited(seed)
+    after = gates.extended(shapes)
+    # In other units.
+    larger = copy.deepcopy(gates)
+    larger.spread.mul_(unit)
+    larger.set_limits(torch.from_numpy(unit * np.stack([low, high])))
+    scaled = larger.extended(shapes._replace(centre=unit * shapes.centre))
+    torch.testing.assert_close(scaled, unit * after, rtol=1e-6, atol=1e-9)
+    # Turned by half a turn: vertex k becomes vertex k + V / 2.
+    turned = copy.deepcopy(gates)
+    turned.set_limits(torch.from_numpy(-np.stack([high, low])))
+    half = shapes.log_radius.shape[-1] // 2
+    mirrored = Shapes(-shapes.centre, shapes.log_radius.roll(half, -1))
+    torch.testing.assert_close(
+        turned.extended(mirrored), -after.roll(half, 2), rtol=1e-6, atol=1e-6
+    )
+
+
+def random_net(seed, **kwargs):
+    torch.manual_seed(seed)
+    net = PolygonFormer(
+        4, [(0, 1), (3, 2)], n_vertices=8, n_layers=1, hidden_dim=8, **kwargs
+    ).double()
+    with torch.no_grad():
+        torch.nn.init.normal_(net.weight)
+        torch.nn.init.normal_(net.bias)
+        net.gates.centre.normal_()
+        net.gates.spread.uniform_(0.5, 2)
+    net.gates.set_limits(torch.tensor([[-1.0] * 4, [1.0] * 4]))
+    return net, torch.randn(50, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("extend", [True, False])
+def test_polygons_and_membership_are_the_same_in_any_unit_of_the_markers(extend):
+    net, z = random_net(0)
+    mean, scale = torch.tensor([5.0, -3, 0, 100]).double(), torch.tensor([0.1, 1, 7, 50]).double()
+    other = copy.deepcopy(net)
+    other.input_mean.copy_(mean)
+    other.input_scale.copy_(scale)
+    x, offsets = z * scale + mean, [0, 20, 50]
+    torch.testing.assert_close(other(x, offsets), net(z, offsets))
+    axes = torch.tensor([[0, 1], [3, 2]])
+    in_units = net.polygons(z, offsets, extend=extend) * scale[axes][:, None] + mean[axes][:, None]
+    torch.testing.assert_close(other.polygons(x, offsets, extend=extend), in_units)
+    torch.testing.assert_close(
+        other.typical(), net.typical() * scale[axes][:, None] + mean[axes][:, None]
+    )
+    # By chunk and from contexts alone.
+    contexts = streamed(other, x, offsets, chunk_size=7).contexts
+    torch.testing.assert_close(
+        other.polygons(x, extend=extend, contexts=contexts), in_units, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_net_that_has_learnt_nothing_predicts_the_typical_polygons():
+    net, x = random_net(1)
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.zero_()
+        highest = net.polygons(x, extend=False)[0].amax(1)
+        net.gates.limits.copy_(torch.stack([highest - 20, highest]))
+    for sample in (x, x[:9] + 30):
+        torch.testing.assert_close(net.polygons(sample)[0], net.typical())
+    # They too are moved beyond the ends of the axes.
+    assert not torch.allclose(net.polygons(x, extend=False)[0], net.typical())
+
+
+def test_changes_are_adjusted_as_said():
+    net, x = random_net(2)
+    scale, offset = torch.rand(2, 1).double(), torch.randn(2, 10).double()
+    pooled = net.contexts(x, [0, 30, 50])[-1]
+    before = net.change_in(pooled)
+    net.adjust(scale, offset)
+    torch.testing.assert_close(net.change_in(pooled), scale * before + offset)
+
+
+@given(seed=st.integers(0, 2**32 - 1), factor=st.floats(0.1, 5))
+def test_membership_falls_with_the_way_from_the_centre_whatever_its_size(seed, factor):
+    """Relative to the outline: on it the logit is 0, and its slope is that of the soft width."""
+    rng = np.random.default_rng(seed)
+    gates = StarGates([(0, 1)], 8).double()
+    gates.spread.copy_(torch.from_numpy(rng.uniform(0.2, 3, size=(1, 2))))
+    shapes = random_shapes(gates, 1, rng)
+    vertices = gates.vertices(shapes)[0, 0]
+    # Between two vertices too.
+    outline = torch.cat([vertices, (vertices + vertices.roll(-1, 0)) / 2])
+    places = shapes.centre[0, 0] + factor * (outline - shapes.centre[0, 0])
+    logits = gates.membership(places, shapes, [0, 16])[:, 0]
+    torch.testing.assert_close(
+        logits, torch.full((16,), -math.log(factor) / 0.1).double(), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_changes_are_bounded_and_small_ones_are_what_they_say():
+    gates = StarGates([(0, 1)], 4).double()
+    gates.centre.copy_(torch.tensor([[1.0, -1.0]]))
+    small = torch.tensor([[[0.01, -0.02, 0.03, 0.0, -0.01, 0.02]]]).double()
+    shapes = gates.shapes(small)
+    torch.testing.assert_close(shapes.centre - gates.centre, small[..., :2], rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        shapes.log_radius - gates.log_radius, small[..., 2:], rtol=1e-3, atol=1e-6
+    )
+    for sign in (1, -1):
+        shapes = gates.shapes(sign * 1e3 * torch.ones(1, 1, 6).double())
+        torch.testing.assert_close(
+            shapes.centre - gates.centre, sign * torch.full((1, 1, 2), 2.0).double()
+        )
+        torch.testing.assert_close(
+            shapes.log_radius - gates.log_radius, sign * torch.full((1, 1, 4), 1.5).double()
+        )
 
 
 def fit_free(points, inside, n_vertices=16):
@@ -219,6 +406,57 @@ def test_what_no_star_holds_has_a_ceiling_below_one():
     radius, angle = np.hypot(*points.T), np.arctan2(points[:, 1], points[:, 0])
     crescent = (radius > 0.8) & (radius < 1.2) & (np.abs(angle) < 2.6)
     assert 0.4 < fit_free(points, crescent) < 0.9
+
+
+def discs(n_samples, n=300, *, shift=0.0):
+    """Cells of each sample, and whether they are within 1 of its centre; shifted samples."""
+    rng = np.random.default_rng(0)
+    z = rng.uniform(-2, 2, size=(n_samples, n, 2))
+    inside = np.linalg.norm(z, axis=2) < 1
+    z = z + shift * np.arange(n_samples)[:, None, None]
+    return z.reshape(-1, 2).astype("f4"), inside.reshape(-1), list(range(0, n_samples * n + 1, n))
+
+
+def test_a_gate_is_as_wide_as_its_cells_within_a_sample_wherever_the_samples_lie():
+    spreads = []
+    for shift in (0.0, 6.0):
+        z, inside, offsets = discs(2, shift=shift)
+        gates = StarGates([(0, 1)], 8)
+        place_gates(gates, z, inside[:, None].astype("i8"), offsets, [-1])
+        spreads.append(gates.spread[0].numpy())
+    np.testing.assert_allclose(spreads[0], discs(2)[0][discs(2)[1]].std(0), rtol=0.05)
+    np.testing.assert_allclose(spreads[1], spreads[0], rtol=1e-4)
+
+
+def test_a_gate_of_few_cells_keeps_its_place_and_the_others_find_theirs():
+    z, inside, offsets = discs(1)
+    few = inside & (np.cumsum(inside) <= 19)
+    gates = StarGates([(0, 1), (0, 1)], 8)
+    gates.centre.fill_(0.5)
+    before = copy.deepcopy(gates)
+    place_gates(gates, z, np.stack([inside, few], 1).astype("i8"), offsets, [-1, -1])
+    for name in ("centre", "spread", "log_radius"):
+        old, new = getattr(before, name), getattr(gates, name)
+        assert torch.equal(new[1], old[1])
+        assert not torch.allclose(new[0], old[0])
+    found = Shapes(gates.centre[None], gates.log_radius[None])
+    called = gates.membership(torch.from_numpy(z), found, offsets)[:, 0].numpy() > 0
+    assert (called == inside).mean() > 0.9
+
+
+def test_a_sample_gets_the_polygon_that_it_gets_alone():
+    z, inside, offsets = discs(2, 200, shift=1.0)
+    member, gates = torch.from_numpy(inside[:, None].astype("i8")), StarGates([(0, 1)], 8)
+    together = fit_shapes(gates, torch.from_numpy(z), member, offsets, [-1], shared=False)
+    for s in range(2):
+        rows = slice(offsets[s], offsets[s + 1])
+        alone = fit_shapes(
+            gates, torch.from_numpy(z[rows]), member[rows], [0, 200], [-1], shared=False
+        )
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_allclose(a[0], b[s], atol=0.02)
+    called = gates.membership(torch.from_numpy(z), together, offsets)[:, 0].numpy() > 0
+    assert (called == inside).mean() > 0.9
 
 
 def test_changes_are_suited_to_samples_as_measured():
@@ -269,7 +507,7 @@ def test_gates_follow_the_samples(cohort, fitted):
 
 def test_gates_move_with_their_sample():
     train = gated_cohort(10, shift=1.0)
-    reg = PolygonRegressor(**{**FAST, "max_epochs": 20, "early_stopping": False}).fit(train)
+    reg = PolygonRegressor(**{**FAST, "max_epochs": 20, "validation_fraction": None}).fit(train)
     unseen = gated_cohort(3, seed=7)
     moved = unseen.copy()
     moved.X = unseen.X + 1.0
@@ -603,5 +841,5 @@ def test_without_fit_or_with_another_tree_there_is_no_prediction(cohort, fitted)
         PolygonRegressor(**FAST).predict(cohort)
     other = copy.deepcopy(fitted)
     other.set_params(warm_start=True, gates={"live": ("", "A", "B")})
-    with pytest.raises(InvalidInputError, match="warm_start goes on with"):
+    with pytest.raises(InvalidInputError, match="warm_start continues with"):
         other.fit(cohort)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import wasserstein_distance
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._fitting.calibration import best_temperature
+from fcm_estimators._fitting.reference import Reference
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import classification_table, mrd_table, reliability_table, summarize
 from fcm_estimators.preprocessing import ArcsinhTransform
 from fcm_estimators.quality import flag_quality, quality_table
-from tests.helpers import MARKERS, toy_cohort
+from tests.helpers import MARKERS, packed, toy_cohort
 
 QUICK = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 2, "steps_per_epoch": 5, "random_state": 0}
 
@@ -208,6 +213,56 @@ def test_distance_is_that_of_a_known_shift(fitted):
     assert (after["distance"] >= after["shift"].abs() - 1e-9).all()
 
 
+@given(st.integers(0, 2**31 - 1), st.integers(2, 5))
+def test_the_farthest_training_sample_is_that_of_leaving_each_one_out(seed, n_samples):
+    rng = np.random.default_rng(seed)
+    blocks = [
+        rng.normal(rng.normal(size=2), size=(rng.integers(5, 40), 2)) for _ in range(n_samples)
+    ]
+    scale = np.array([0.5, 2.0])
+    left_out = []
+    for i, block in enumerate(blocks):
+        others = Reference.of(packed(*blocks[:i], *blocks[i + 1 :]), scale)
+        left_out.append(others.compare(np.array(["new"]), [block])["distance"].to_numpy())
+    together = Reference.of(packed(*blocks), scale)
+    np.testing.assert_allclose(together.farthest, np.max(left_out, axis=0), rtol=1e-9)
+    assert (Reference.of(packed(blocks[0]), scale).farthest == 0).all()
+
+
+def test_distance_is_how_far_cells_have_to_move_and_shift_how_far_to_one_side():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(4000, 2))
+    wider = rng.normal([0.0, 1.0], [3.0, 1.5], size=(4000, 2))
+    scale = np.array([0.5, 2.0])
+    table = Reference.of(packed(first), scale).compare(np.array(["new"]), [wider])
+    moved = [wasserstein_distance(a, b) for a, b in zip(first.T, wider.T, strict=True)]
+    np.testing.assert_allclose(table["distance"], moved / scale, rtol=0.05)
+    np.testing.assert_allclose(table["shift"], (wider - first).mean(0) / scale, atol=0.05)
+
+
+def test_samples_are_compared_with_the_mean_of_the_training_samples():
+    block = np.random.default_rng(0).normal(size=(50, 2))
+    reference = Reference.of(packed(block, np.tile(block, (9, 1)), block + 6), np.ones(2))
+    table = reference.compare(np.array(["new"]), [block])
+    np.testing.assert_allclose(table["shift"], -2, atol=0.2)
+
+
+@pytest.mark.parametrize("farthest", [0.0, 0.1, 0.4])
+def test_a_sample_is_far_beyond_the_training_samples_and_a_quarter_of_an_sd(farthest):
+    block = np.random.default_rng(0).normal(size=(200, 1))
+    one = Reference.of(packed(np.repeat(block, 2, axis=1)), np.full(2, 2.0))
+    reference = replace(one, farthest=np.array([farthest, 9.0]))
+    limit = max(1.5 * farthest, 0.25)
+    for sign in (1, -1):
+        near, beyond = (
+            reference.compare(np.array(["new"]), [np.repeat(block + sign * 2 * d, 2, axis=1)])
+            for d in (0.99 * limit, 1.01 * limit)
+        )
+        assert near["far"].tolist() == [False, False]
+        # It is the marker that is far: the other has had farther training samples.
+        assert beyond["far"].tolist() == [True, False]
+
+
 def test_annotate_warns_of_far_samples_and_only_of_those(fitted, tmp_path):
     new = toy_cohort(2, seed=0)
     with warnings.catch_warnings():
@@ -219,7 +274,7 @@ def test_annotate_warns_of_far_samples_and_only_of_those(fitted, tmp_path):
         fitted.annotate(new, copy=True)
     new.write_h5ad(tmp_path / "new.h5ad")
     with pytest.warns(UserWarning, match=r"1 of 2 sample.*s1 \(farthest in CD34"):
-        fitted.annotate_store(tmp_path / "new.h5ad")
+        fitted.annotate(tmp_path / "new.h5ad")
 
 
 def test_saved_models_know_their_training_samples(fitted, tmp_path):

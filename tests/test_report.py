@@ -126,7 +126,7 @@ def test_without_an_embedding_the_first_view_tells_the_classes_apart(sample, tmp
     write_report(bare, tmp_path / "r.html")
     data = embedded(tmp_path / "r.html")
     assert data["views"] == []
-    shown = [data["columns"][i]["name"] for i in data["places"]]
+    shown = [data["columns"][i]["name"] for i in data["axes"]]
     values = bare[:, bare.uns["reluformer"]["markers"]].to_df()
     blast = (bare.obs["reluformer"] == "blast").to_numpy()
     apart = (values[blast].mean() - values[~blast].mean()).abs() / values.std()
@@ -340,12 +340,12 @@ def browser():
 
 @pytest.fixture
 def opened(browser, page):
-    """The page, with what it requested and what its console said."""
+    """The page, with its requests and the errors on its console."""
     tab = browser.new_page(viewport={"width": 1200, "height": 900})
-    tab.requested, tab.said = [], []
+    tab.requested, tab.errors = [], []
     tab.on("request", lambda request: tab.requested.append(request.url))
-    tab.on("pageerror", lambda error: tab.said.append(str(error)))
-    tab.on("console", lambda m: tab.said.append(m.text) if m.type == "error" else None)
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    tab.on("console", lambda m: tab.errors.append(m.text) if m.type == "error" else None)
     tab.goto(page.as_uri())
     tab.wait_for_selector("html[data-complete]", timeout=60_000, state="attached")
     yield tab
@@ -361,7 +361,7 @@ def drawn(tab):
 
 
 def test_it_opens_without_errors_and_without_requests(opened, page, sample):
-    assert opened.said == []
+    assert opened.errors == []
     assert opened.requested == [page.as_uri()]
     assert sum(n for _, n, _, kind in drawn(opened) if kind == "scattergl") == sample.n_obs
 
@@ -382,7 +382,7 @@ def test_colours_switch(opened, sample):
     opened.select_option("#colour", label="head that looks most")
     heads = {name for name, *_ in drawn(opened)}
     assert heads == set(sample.obs["attention_head"].cat.remove_unused_categories().cat.categories)
-    assert opened.said == []
+    assert opened.errors == []
 
 
 def test_a_class_can_be_hidden_from_the_keyboard(opened, sample):
@@ -423,10 +423,10 @@ def test_a_cell_tells_its_values_in_raw_units(opened, sample):
     )
     text = opened.inner_text("#cell")
     assert str(sample.obs["event"].iloc[7]) in text
-    said = re.search(r"CD10\s+(\S+)", text).group(1)
+    shown = re.search(r"CD10\s+(\S+)", text).group(1)
     scale = parse_transform(str(sample.var.loc["CD10", "transform"]))
     raw = scale.inverse(np.asarray(sample[7, "CD10"].X, dtype=float).ravel())[0]
-    assert float(said) == pytest.approx(raw, rel=0.02, abs=5)
+    assert float(shown) == pytest.approx(raw, rel=0.02, abs=5)
 
 
 def test_it_prints(opened):

@@ -10,13 +10,15 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from explainers import AttentionExplainer, GradientExplainer
+from explainers import AttentionExplainer, GateQuery, GateSize, GradientExplainer, Vertex
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
-from fcm_estimators._cells import store as _stores
-from fcm_estimators._cells.store import FileRows
+from fcm_estimators._cells import rows as rows_module
+from fcm_estimators._cells import store as store_module
+from fcm_estimators._cells.rows import FileRows
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.nn import streaming
 from fcm_estimators.preprocessing import LogicleTransform
 
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
@@ -53,7 +55,9 @@ def clf(cohort):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks and chunks in small data."""
-    monkeypatch.setattr(_stores, "_BLOCK", 256)
+    for module in (store_module, rows_module):
+        monkeypatch.setattr(module, "BLOCK", 256)
+    monkeypatch.setattr(streaming, "chunk_rows", lambda module, like: 150)
 
 
 def shuffled(cohort):
@@ -99,7 +103,7 @@ def test_classification_of_a_store_is_that_in_memory(tmp_path, cohort, kind, cha
     data = change(cohort)
     path = written(data, tmp_path, kind)
     for _ in range(2):  # results of an earlier run are replaced
-        clf.annotate_store(path)
+        clf.annotate(path)
     got, expected = READ[kind](path), clf.annotate(data, copy=True)
     same(got, expected, "reluformer")
     assert isinstance(got.obsm["reluformer_proba"], pd.DataFrame)
@@ -115,7 +119,7 @@ def test_classification_of_a_store_is_that_in_memory(tmp_path, cohort, kind, cha
 def test_gradients_of_a_store_are_those_in_memory(tmp_path, cohort, clf, mode, cells):
     path = written(shuffled(cohort), tmp_path)
     explainer = GradientExplainer(clf, mode=mode, units="sd")
-    explainer.explain_store(path, cells=cells)
+    explainer.explain(path, cells=cells)
     expected = shuffled(cohort)
     explainer.explain(expected, cells=cells)
     same(anndata.read_h5ad(path), expected, "gradient")
@@ -125,8 +129,8 @@ def test_gradients_of_a_store_are_those_in_memory(tmp_path, cohort, clf, mode, c
 @pytest.mark.parametrize("queries", [None, "is_blast"])
 def test_attention_of_a_store_is_that_in_memory(tmp_path, cohort, clf, layer, queries):
     path = written(cohort, tmp_path, "zarr")
-    explainer = AttentionExplainer(clf, layer=layer, queries=queries)
-    explainer.explain_store(path)
+    explainer = AttentionExplainer(clf, net_layer=layer, queries=queries)
+    explainer.explain(path)
     expected = cohort.copy()
     explainer.explain(expected)
     same(anndata.read_zarr(path), expected, "attention")
@@ -147,7 +151,7 @@ def test_gates_of_a_store_are_those_in_memory(tmp_path, cohort, kind, subset):
         random_state=0,
     ).fit(gates)
     path = written(cohort, tmp_path, kind)
-    reg.annotate_store(path)
+    reg.annotate(path)
     got, expected = READ[kind](path), reg.annotate(cohort, copy=True)
     table, reference = (a.obsm["predicted_gates_membership"] for a in (got, expected))
     assert table.dtypes.tolist() == reference.dtypes.tolist()
@@ -169,12 +173,12 @@ def test_gates_of_a_store_are_explained_as_in_memory(tmp_path, cohort):
         gates=names, sample_key="sample", max_epochs=1, steps_per_epoch=5, random_state=0
     ).fit(gates)
     for explainer, key in (
-        (GradientExplainer(reg, gate="cd19", size=True), "gradient"),
-        (GradientExplainer(reg, gate="cd19", vertex=3, axis="x"), "gradient"),
-        (AttentionExplainer(reg, gate="cd19"), "attention"),
+        (GradientExplainer(reg, GateSize("cd19")), "gradient"),
+        (GradientExplainer(reg, Vertex("cd19", 3, "x")), "gradient"),
+        (AttentionExplainer(reg, queries=GateQuery("cd19")), "attention"),
     ):
         path = written(cohort, tmp_path)
-        explainer.explain_store(path)
+        explainer.explain(path)
         expected = cohort.copy()
         explainer.explain(expected)
         same(anndata.read_h5ad(path), expected, key)
@@ -187,47 +191,47 @@ def test_a_bad_store_is_refused_and_stays_as_it_is(tmp_path, cohort, clf):
     nameless.obs["sample"] = nameless.obs["sample"].astype(object).where(cohort.obs["event"] > 0)
     for data, error, message in (
         (broken, InvalidInputError, "'CD10' .1 NaN"),
-        (nameless, InvalidInputError, "1 of the cells 0 to 256 .* no sample id"),
+        (nameless, InvalidInputError, "3 of 2100 cells .* no sample id"),
         (cohort[:, :5].copy(), MarkerMismatchError, "CD45"),
         (cohort[:0].copy(), InvalidInputError, "0 cells"),
     ):
         path = written(data, tmp_path)
         before = path.read_bytes()
         with pytest.raises(error, match=message):
-            clf.annotate_store(path)
+            clf.annotate(path)
         assert path.read_bytes() == before
         path.unlink()
 
 
 def test_a_store_that_is_none_is_refused(tmp_path, cohort, clf):
     with pytest.raises(FileNotFoundError):
-        clf.annotate_store(tmp_path / "nothing.h5ad")
+        clf.annotate(tmp_path / "nothing.h5ad")
     text = tmp_path / "text.h5ad"
     text.write_text("no store")
     with pytest.raises(InvalidInputError, match="no h5ad file"):
-        clf.annotate_store(text)
+        clf.annotate(text)
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(InvalidInputError, match="no zarr store"):
-        clf.annotate_store(tmp_path / "empty.zarr")
+        clf.annotate(tmp_path / "empty.zarr")
     with h5py.File(tmp_path / "other.h5ad", "w") as file:
         file.create_group("obs")
     with pytest.raises(InvalidInputError, match="no AnnData"):
-        clf.annotate_store(tmp_path / "other.h5ad")
+        clf.annotate(tmp_path / "other.h5ad")
     path = written(cohort, tmp_path)
     with pytest.raises(MissingKeyError, match="blasts"):
-        GradientExplainer(clf).explain_store(path, cells="blasts")
+        GradientExplainer(clf).explain(path, cells="blasts")
     with pytest.raises(InvalidInputError, match="True or False"):
-        GradientExplainer(clf).explain_store(path, cells="event")
+        GradientExplainer(clf).explain(path, cells="event")
     with pytest.raises(InvalidInputError, match="only 'plain'"):
-        GradientExplainer(clf, method="smooth").explain_store(path)
+        GradientExplainer(clf, method="smooth").explain(path)
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_half_written_results_do_not_stay(tmp_path, cohort, clf, kind, monkeypatch):
     path = written(cohort, tmp_path, kind)
-    monkeypatch.setattr(_stores.CellStore, "add_record", lambda *_: 1 / 0)
+    monkeypatch.setattr(store_module.CellStore, "add_record", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        clf.annotate_store(path)
+        clf.annotate(path)
     got = READ[kind](path)
     assert sorted(got.obs.columns) == sorted(cohort.obs.columns)
     assert set(got.obsm) == set(cohort.obsm)

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._cells.store import FileRows
+from fcm_estimators._cells.rows import FileRows
 from fcm_estimators._fitting import net as _training
 from fcm_estimators.datasets import simulate_cohort
-from fcm_estimators.nn import PolygonFormer, ReluFormer, streamed, streamed_contexts
+from fcm_estimators.nn import PolygonFormer, ReluFormer, streamed
 from fcm_estimators.nn.sources import PackedCells, Stored
-from fcm_estimators.nn.streaming import Stream
+from fcm_estimators.nn.streaming import Stream, streamed_contexts
 
 N_MARKERS = 5
 

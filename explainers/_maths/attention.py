@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +70,8 @@ def relative_attention(
     """
     # The sum over cells of what they receive, from the mean of the keys.
     given = (stream.contexts[layer].key[0] * reader).sum(1)
-    weight = torch.block_diag(*(reader / torch.where(given > 0, given, 1.0)[:, None])).T
+    shares = reader / torch.where(given > 0, given, 1.0)[:, None]
+    weight: Tensor = torch.block_diag(*shares).T  # type: ignore[no-untyped-call]
     chunks = (
         (start, stop, torch.relu(k).double() @ weight)
         for start, stop, _, k in stream.looking(layer)
@@ -139,3 +141,19 @@ def _factors(stream: Stream, layer: int) -> Iterator[tuple[int, int, Tensor, Ten
     for start, stop, q, k in stream.looking(layer):
         ratio = query_readers(q, stream.contexts[layer], 0, n_heads, eps)
         yield start, stop, ratio.double(), split_heads(torch.relu(k), n_heads).double()
+
+
+def assigned_heads(relative: np.ndarray) -> np.ndarray:
+    """Head that attends to each cell most: number, -1 for none, -2 for cells not analysed.
+
+    Parameters
+    ----------
+    relative : ndarray of shape (n_cells, n_heads)
+        Received attention relative to uniform.
+    """
+    missing = np.isnan(relative).any(1)
+    filled = np.nan_to_num(relative)
+    best: np.ndarray = filled.argmax(1)
+    best[filled.max(1) <= 1] = -1
+    best[missing] = -2
+    return best

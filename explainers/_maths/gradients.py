@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from explainers._outputs import ClassOutput, Output, VertexOutput
-from fcm_estimators.nn import AttentionContext, SetModule
+from explainers._maths.outputs import ClassOutput, Output, VertexOutput
+from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.relu_attention import AttentionContext
 from fcm_estimators.nn.sources import Rows
 from fcm_estimators.nn.streaming import Stream
 
@@ -46,7 +47,7 @@ def own_gradient(
     """
     out = torch.zeros_like(x)
     rows = cells.nonzero().squeeze(1)
-    for chunk in rows.split(_CHUNK):
+    for chunk in torch.split(rows, _CHUNK):
         moved = x[chunk].detach().requires_grad_()
         total = output(module(moved, contexts=contexts)).sum()
         (out[chunk],) = torch.autograd.grad(total, moved)

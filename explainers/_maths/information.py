@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import mutual_info_score
 
 
 def conditional_information(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> float:
@@ -16,12 +17,14 @@ def conditional_information(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> 
     a, b, given : ndarray of int of shape (n,)
         Codes from 0.
     """
-    total = 0.0
-    for g in np.unique(given):
-        inside = given == g
-        joint = _counts(a[inside], b[inside], a.max() + 1, b.max() + 1)
-        total += inside.sum() * _information(joint)
-    return total / len(a)
+    shape = (a.max() + 1, b.max() + 1)
+    nats = 0.0
+    for value in np.unique(given):
+        rows = given == value
+        pairs = np.ravel_multi_index((a[rows], b[rows]), shape)
+        counts = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+        nats += rows.sum() * mutual_info_score(None, None, contingency=counts)
+    return float(nats / (len(a) * np.log(2)))
 
 
 def permuted_information(
@@ -74,14 +77,3 @@ def enrichment(head: pd.Categorical, population: np.ndarray) -> pd.DataFrame:
         "log_odds": log_odds.ravel(),
     }
     return pd.DataFrame(columns, index=index).reset_index()
-
-
-def _counts(a: np.ndarray, b: np.ndarray, n_a: int, n_b: int) -> np.ndarray:
-    return np.bincount(a * n_b + b, minlength=n_a * n_b).reshape(n_a, n_b)
-
-
-def _information(joint: np.ndarray) -> float:
-    p = joint / joint.sum()
-    outer = p.sum(1, keepdims=True) * p.sum(0, keepdims=True)
-    some = p > 0
-    return float((p[some] * np.log2(p[some] / outer[some])).sum())

@@ -20,7 +20,7 @@ def summarise(
     n_bootstrap: int,
     seed: int,
 ) -> pd.DataFrame:
-    """Tabulate gradients; see :meth:`explainers.GradientExplainer.summary`.
+    """Tabulate gradients; see :func:`explainers.gradient_summary`.
 
     Parameters
     ----------

@@ -13,8 +13,9 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
+from explainers._maths.attention import assigned_heads
 from explainers._populations import population_labels
-from explainers.attention import AttentionExplainer, assigned_heads
+from explainers.attention import AttentionExplainer
 from explainers.faithfulness._common import (
     CLEARLY,
     as_tensor,
@@ -25,10 +26,9 @@ from explainers.faithfulness._common import (
     require_classifier,
     require_explainer,
 )
-from fcm_estimators._base.estimator import spans
-from fcm_estimators._cells.samples import Samples
-from fcm_estimators.nn import AttentionContext, ReluFormerLayer
-from fcm_estimators.nn.relu_attention import attention_context
+from fcm_estimators.inference import Samples
+from fcm_estimators.nn.relu_attention import AttentionContext, attention_context
+from fcm_estimators.nn.reluformer import ReluFormerLayer
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def head_ablation(
     require_explainer(explainer, AttentionExplainer, what="head_ablation")
     require_classifier(explainer, "head_ablation")
     samples = read(explainer, adata)
-    layer = explainer._layer()
+    layer = explainer.plan().net_layer
     labels = population_labels(adata, population)[samples.rows]
     relative = explained(explainer, samples)
     assigned = assigned_heads(relative)
@@ -164,14 +164,14 @@ def _logits(
             cut.value.bias[rows] = 0
     with torch.no_grad():
         parts = [
-            module(as_tensor(explainer, samples.x[start:stop])) for start, stop in spans(samples)
+            module(as_tensor(explainer, samples.x[start:stop])) for start, stop in samples.spans()
         ]
     return torch.cat(parts)
 
 
 def _shuffled(mask: np.ndarray, samples: Samples, rng: np.random.Generator) -> np.ndarray:
     """As many cells of each sample, at random."""
-    return np.concatenate([rng.permutation(mask[start:stop]) for start, stop in spans(samples)])
+    return np.concatenate([rng.permutation(mask[start:stop]) for start, stop in samples.spans()])
 
 
 def _hiding(
@@ -202,7 +202,7 @@ def _hiding(
         with torch.no_grad():
             parts = [
                 run(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, kept)))
-                for start, stop in spans(samples)
+                for start, stop in samples.spans()
             ]
         return float((centred(torch.cat(parts)) - centred(before)).abs().mean())
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,16 +11,15 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor
 
+from explainers._gradient_plan import Integrated
 from explainers.attention import AttentionExplainer
 from explainers.gradient import GradientExplainer
-from fcm_estimators._base.estimator import SetEstimator
-from fcm_estimators._cells.samples import Samples
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.inference import Samples, fitted_net, net_for, read_samples
 from fcm_estimators.nn import SetModule
 
 Explainer = GradientExplainer | AttentionExplainer
-AnyExplainer = TypeVar("AnyExplainer", bound=Explainer)
 
 # A control counts as clearly worse from this many of its standard deviations.
 CLEARLY = 4.0
@@ -46,8 +43,7 @@ def require_classifier(explainer: Explainer, what: str) -> None:
 
 def read(explainer: Explainer, adata: AnnData) -> Samples:
     """Samples as the explainer's estimator reads them."""
-    explainer.estimator._require_fitted()
-    return explainer.estimator._read_to_predict(adata, None)
+    return read_samples(explainer.estimator, adata)
 
 
 def explained(
@@ -63,39 +59,28 @@ def explained(
     """
     everything = np.ones(len(samples.x), dtype=bool)
     if isinstance(explainer, AttentionExplainer):
-        return explainer._attribute(samples, everything).relative.astype(np.float64)
-    values = explainer._attribute(samples, explainer._resolve(), everything, points)
-    values = values.astype(np.float64)
-    if explainer.method != "integrated" and explainer.units == "layer":
+        return explainer.plan().of_samples(samples, everything).relative.astype(np.float64)
+    plan = explainer.plan()
+    values = plan.of_samples(samples, everything, points).astype(np.float64)
+    if not isinstance(plan.method, Integrated) and plan.units == "layer":
         values = values * input_scale(explainer)
     return values
 
 
 def input_scale(explainer: Explainer) -> np.ndarray:
     """Training SD of each marker, float64."""
-    return explainer.estimator.net_.module_.input_scale.double().numpy(force=True)
+    return fitted_net(explainer.estimator).input_scale.double().numpy(force=True)
 
 
 def input_mean(explainer: Explainer) -> np.ndarray:
     """Training mean of each marker, float64."""
-    return explainer.estimator.net_.module_.input_mean.double().numpy(force=True)
-
-
-def with_estimator(explainer: AnyExplainer, estimator: SetEstimator) -> AnyExplainer:
-    """Return the same explainer of another model."""
-    other = copy.copy(explainer)
-    other.estimator = estimator
-    return other
+    return fitted_net(explainer.estimator).input_mean.double().numpy(force=True)
 
 
 def reordered(samples: Samples, seed: int) -> tuple[Samples, np.ndarray]:
     """Samples with their cells in another order, and that order."""
     rng = np.random.default_rng(seed)
-    parts = [
-        start + rng.permutation(stop - start)
-        for start, stop in zip(samples.offsets[:-1], samples.offsets[1:], strict=True)
-    ]
-    order = np.concatenate(parts)
+    order = np.concatenate([i + rng.permutation(j - i) for i, j in samples.spans()])
     return dataclasses.replace(samples, x=samples.x[order], rows=samples.rows[order]), order
 
 
@@ -124,12 +109,12 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def net_of(explainer: Explainer, samples: Samples) -> SetModule:
     """Return the explained net in the precision of the samples."""
-    return explainer.estimator._module(samples.x.dtype)
+    return net_for(fitted_net(explainer.estimator), samples.x.dtype)
 
 
 def as_tensor(explainer: Explainer, x: np.ndarray) -> Tensor:
     """Cells on the device of the explained net."""
-    return torch.from_numpy(x).to(explainer.estimator.net_.module_.input_mean.device)
+    return torch.from_numpy(x).to(fitted_net(explainer.estimator).input_mean.device)
 
 
 def centred(logits: Tensor) -> Tensor:

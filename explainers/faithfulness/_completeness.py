@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from explainers._outputs import ClassOutput
+from explainers._gradient_plan import Integrated
+from explainers._maths.outputs import ClassOutput
 from explainers.faithfulness._common import (
     as_tensor,
     explained,
@@ -22,7 +23,6 @@ from explainers.faithfulness._common import (
     require_explainer,
 )
 from explainers.gradient import GradientExplainer
-from fcm_estimators._base.estimator import spans
 from fcm_estimators.exceptions import InvalidInputError
 
 _LARGEST_GAP = 0.05
@@ -99,12 +99,12 @@ def completeness(
     Sundararajan et al., *Axiomatic attribution for deep networks*, arXiv 1703.01365.
     """
     require_explainer(explainer, GradientExplainer, what="completeness")
-    if explainer._mode() == "context":
+    if explainer.plan().mode == "context":
         raise InvalidInputError(
             "mode='context' is the part of 'set' that 'own' leaves out, and adds up to no change "
             "of its own; use mode 'own' or 'set'."
         )
-    if explainer.method == "integrated":
+    if isinstance(explainer.plan().method, Integrated):
         explainer = copy.copy(explainer)
         explainer.method = "plain"
     samples = read(explainer, adata)
@@ -115,21 +115,21 @@ def completeness(
         points = (mean + (k + 0.5) / n_steps * step).astype(samples.x.dtype)
         total += (explained(explainer, samples, points) * step / scale).sum(1) / n_steps
     change = _change(explainer, samples)
-    if explainer._mode() == "own":
+    if explainer.plan().mode == "own":
         return Completeness(total, change, "cell")
     return Completeness(np.add.reduceat(total, samples.offsets[:-1]), change, "sample")
 
 
 def _change(explainer: GradientExplainer, samples: Any) -> np.ndarray:
     """Output of each cell, or sum of a sample, less that with all cells at the training mean."""
-    output = explainer._resolve()
+    output = explainer.plan().output
     module = net_of(explainer, samples)
     parts = []
     with torch.no_grad():
-        for start, stop in spans(samples):
+        for start, stop in samples.spans():
             x = as_tensor(explainer, samples.x[start:stop])
             baseline = module.input_mean.expand_as(x)
-            if explainer._mode() == "own" and isinstance(output, ClassOutput):
+            if explainer.plan().mode == "own" and isinstance(output, ClassOutput):
                 contexts = module.contexts(x)
                 parts.append(output(module(x)) - output(module(baseline, contexts=contexts)))
             else:

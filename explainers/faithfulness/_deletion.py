@@ -12,7 +12,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from explainers._outputs import ClassOutput
+from explainers._gradient_plan import Integrated
+from explainers._maths.outputs import ClassOutput
 from explainers.attention import AttentionExplainer
 from explainers.faithfulness._common import (
     CLEARLY,
@@ -28,8 +29,7 @@ from explainers.faithfulness._common import (
     require_explainer,
 )
 from explainers.gradient import GradientExplainer
-from fcm_estimators._base.estimator import spans
-from fcm_estimators._cells.samples import Samples
+from fcm_estimators.inference import Samples
 
 Effect = Callable[[np.ndarray], float]
 
@@ -66,7 +66,7 @@ class Deletion:
     def area(self, curve: np.ndarray) -> np.ndarray:
         """Mean height of a curve, the larger the better."""
         mean = np.trapezoid(curve, self.share, axis=-1) / self.share[-1]
-        return -mean if self.sinks else mean
+        return np.asarray(-mean if self.sinks else mean)
 
     @property
     def holds(self) -> bool:
@@ -147,8 +147,9 @@ def deletion(
     distance = None
     if isinstance(explainer, GradientExplainer):
         away = (samples.x - input_mean(explainer)) / input_scale(explainer)
-        score = values if explainer.method == "integrated" else values * away
-        name, last, effect = explainer._resolve().name, 1.0, _entries(explainer, samples)
+        contributions = isinstance(explainer.plan().method, Integrated)
+        score = values if contributions else values * away
+        name, last, effect = explainer.plan().output.name, 1.0, _entries(explainer, samples)
         sinks = True
     else:
         require_classifier(explainer, "deletion of attended cells")
@@ -156,7 +157,7 @@ def deletion(
         name, last, effect = "mean change of the logits", 0.9, _cells(explainer, samples)
         sinks = False
     share = np.linspace(0, last, n_points)
-    sample = np.repeat(np.arange(len(samples.names)), np.diff(samples.offsets))
+    sample = samples.sample_of_cell
     if score.ndim == 2:
         sample = np.repeat(sample[:, None], score.shape[1], axis=1)
 
@@ -190,13 +191,13 @@ def _places(score: np.ndarray, sample: np.ndarray, rng: np.random.Generator) -> 
 
 def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
     """Mean output when some entries are set to the training mean."""
-    output, module = explainer._resolve(), net_of(explainer, samples)
+    output, module = explainer.plan().output, net_of(explainer, samples)
     mean = input_mean(explainer).astype(samples.x.dtype)
 
     def one(x: Tensor, moved: Tensor) -> Tensor:
-        if isinstance(output, ClassOutput) and explainer._mode() == "own":
+        if isinstance(output, ClassOutput) and explainer.plan().mode == "own":
             return output.mean(module, moved, module.contexts(x))
-        if isinstance(output, ClassOutput) and explainer._mode() == "context":
+        if isinstance(output, ClassOutput) and explainer.plan().mode == "context":
             return output.mean(module, x, module.contexts(moved))
         return output.mean(module, moved)
 
@@ -205,7 +206,7 @@ def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
         with torch.no_grad():
             total = [
                 one(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, moved)))
-                for start, stop in spans(samples)
+                for start, stop in samples.spans()
             ]
         return float(torch.stack(total).mean())
 
@@ -216,7 +217,7 @@ def _cells(explainer: AttentionExplainer, samples: Samples) -> Effect:
     """Mean absolute change of the logits when some cells are hidden from the contexts."""
     module = net_of(explainer, samples)
     with torch.no_grad():
-        blocks = [as_tensor(explainer, samples.x[start:stop]) for start, stop in spans(samples)]
+        blocks = [as_tensor(explainer, samples.x[start:stop]) for start, stop in samples.spans()]
         before = [centred(module(x)) for x in blocks]
 
     def effect(gone: np.ndarray) -> float:
@@ -226,7 +227,7 @@ def _cells(explainer: AttentionExplainer, samples: Samples) -> Effect:
                 (centred(module(x, context_weight=as_tensor(explainer, kept[start:stop]))) - old)
                 .abs()
                 .mean()
-                for x, old, (start, stop) in zip(blocks, before, spans(samples), strict=True)
+                for x, old, (start, stop) in zip(blocks, before, samples.spans(), strict=True)
             ]
         return float(torch.stack(change).mean())
 

@@ -15,6 +15,7 @@ from anndata import AnnData
 from sklearn.base import clone
 from torch import nn
 
+from explainers._twins import of_untrained, with_estimator
 from explainers.attention import AttentionExplainer
 from explainers.faithfulness._common import (
     Explainer,
@@ -24,10 +25,9 @@ from explainers.faithfulness._common import (
     require_classifier,
     require_explainer,
     similarity,
-    with_estimator,
 )
 from explainers.gradient import GradientExplainer
-from fcm_estimators._cells.samples import Samples, read_labels
+from fcm_estimators.inference import Samples, fitted_net, read_labels, with_net
 
 # An explanation of the same model has to be the same, but for rounding.
 _REPEATS = 0.99
@@ -185,17 +185,17 @@ def parameter_randomisation(
     samples = read(explainer, adata)
     trained = explained(explainer, samples)
     estimator = explainer.estimator
-    module = estimator.net_.module_
+    module = fitted_net(estimator)
     blocks = ["output", *[f"layer {i}" for i in reversed(range(len(module.layers)))]]
     table = np.empty((n_repeats, 1 + len(blocks)))
     table[:, 0] = _repeat(explainer, samples, trained, random_state)
     changed = np.zeros(1 + len(blocks), dtype=int)
     for r in range(n_repeats):
-        fresh = estimator._untrained(random_state + r).net_.module_
+        fresh = fitted_net(estimator.untrained_twin(random_state + r))
         mixed = copy.deepcopy(module)
         for i, block in enumerate(blocks, start=1):
             _block(mixed, block).load_state_dict(_block(fresh, block).state_dict())
-            other = with_estimator(explainer, estimator._with_module(mixed))
+            other = with_estimator(explainer, with_net(estimator, mixed))
             table[r, i] = similarity(explainer, trained, explained(other, samples))
             changed[i] = _n_changed(module, mixed)
     return ParameterRandomisation(
@@ -275,10 +275,7 @@ def _repeat(explainer: Explainer, samples: Samples, before: np.ndarray, seed: in
 
 def _floor(explainer: Explainer, samples: Samples, n: int, seed: int) -> np.ndarray:
     """Similarity of all pairs of n untrained nets."""
-    values = [
-        explained(with_estimator(explainer, explainer.estimator._untrained(seed + i)), samples)
-        for i in range(n)
-    ]
+    values = [explained(of_untrained(explainer, seed + i), samples) for i in range(n)]
     return np.array([similarity(explainer, a, b) for a, b in combinations(values, 2)])
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score
 
-from explainers.attention import AttentionExplainer, assigned_heads
+from explainers._maths.attention import assigned_heads
+from explainers.attention import AttentionExplainer
 from explainers.faithfulness._common import (
     CLEARLY,
     Explainer,

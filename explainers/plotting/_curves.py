@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from explainers.plotting._style import GREY, HUES, new_axes
+from explainers.plotting.style import GREY, HUES, new_axes
 
 if TYPE_CHECKING:
     from explainers.faithfulness import (

@@ -12,9 +12,9 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from explainers.plotting._style import categories, colours, new_axes, raw_ticks
-from fcm_estimators._checks import require_key
-from fcm_estimators.exceptions import InvalidInputError
+from explainers.plotting.style import categories, colours, draw_arrows, new_axes, raw_ticks
+from fcm_estimators.exceptions import InvalidInputError, require_key
+from fcm_estimators.keys import ClassKeys, GradientKeys
 from fcm_estimators.preprocessing.ticks import marker_column
 
 # Points of one picture; a random choice of more cells looks the same.
@@ -56,8 +56,8 @@ class GradientFieldDisplay:
         x: str,
         y: str,
         *,
-        key: str = "gradient",
-        color: str = "reluformer",
+        key: str = GradientKeys.key,
+        color: str = ClassKeys.key,
         n_bins: int = 16,
         min_cells: int = 10,
         random_state: int = 0,
@@ -171,25 +171,18 @@ class GradientFieldDisplay:
         table = self.arrows
         if table.empty:
             return
-        # Both axes in the same unit, so that the angle drawn is the angle in the plane of the
-        # values; the view must not move afterwards.
         length = np.hypot(table["dx"], table["dy"])
         longest = float(np.quantile(length, 0.95))
         width = float(min(np.ptp(self.cells["x"]), np.ptp(self.cells["y"]))) / 12
         factor = arrow_length * width / longest if longest > 0 else 0.0
-        self.quiver_ = ax.quiver(
-            table["x"],
-            table["y"],
-            table["dx"] * factor,
-            table["dy"] * factor,
+        self.quiver_ = draw_arrows(
+            ax,
+            table,
+            factor,
             color=[hues[g] for g in table["group"]],
-            angles="xy",
-            scale_units="xy",
-            scale=1,
             width=0.005,
             edgecolor="black",
             linewidth=0.5,
-            zorder=3,
         )
 
     def frame(self) -> pd.DataFrame:

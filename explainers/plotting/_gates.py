@@ -13,11 +13,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.patches import Polygon
 
 from explainers.plotting._field import plane_units
-from explainers.plotting._style import HUES, new_axes, raw_ticks
-from fcm_estimators._checks import require_key
-from fcm_estimators.exceptions import InvalidInputError
+from explainers.plotting.style import HUES, draw_arrows, new_axes, raw_ticks
+from fcm_estimators.exceptions import InvalidInputError, require_key
 from fcm_estimators.gating import GatingTree, PolygonGate
-from fcm_estimators.gating._gates import ROOT
 from fcm_estimators.gating.pictures import outline_in_data, picture_limits
 from fcm_estimators.preprocessing.ticks import marker_column
 
@@ -89,7 +87,7 @@ class GateDisplay:
         polygon = _polygon(tree, gate)
         parents = tree.apply(adata)
         inside = np.ones(adata.n_obs, dtype=bool)
-        if polygon.parent != ROOT:
+        if polygon.parent:
             inside = parents[polygon.parent].to_numpy()
         columns = [marker_column(adata, m) for m in polygon.markers]
         places = np.asarray(adata.X[:, columns], dtype=np.float64)
@@ -167,21 +165,8 @@ class GateDisplay:
         return picture_limits(cells, corners)
 
     def _draw_arrows(self, ax: Axes, width: float) -> None:
-        table = self.arrows
-        longest = float(np.hypot(table["dx"], table["dy"]).max())
-        factor = width / longest
-        self.quiver_ = ax.quiver(
-            table["x"],
-            table["y"],
-            table["dx"] * factor,
-            table["dy"] * factor,
-            color=HUES[2],
-            angles="xy",
-            scale_units="xy",
-            scale=1,
-            width=0.004,
-            zorder=3,
-        )
+        longest = float(np.hypot(self.arrows["dx"], self.arrows["dy"]).max())
+        self.quiver_ = draw_arrows(ax, self.arrows, width / longest, color=HUES[2], width=0.004)
 
     def frame(self) -> pd.DataFrame:
         """Return the outlines as a table: ``outline``, ``x``, ``y``."""

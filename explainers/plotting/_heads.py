@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from explainers.plotting._style import categories, colours
-from fcm_estimators._checks import require_key
+from explainers._populations import embedding_of
+from explainers.plotting.style import categories, colours
+from fcm_estimators.exceptions import require_key
+from fcm_estimators.keys import AttentionKeys
 
 _SHOWN = 100_000
 # Received attention beyond this many times uniform is drawn in one colour.
@@ -39,7 +41,12 @@ class AttentionHeadsDisplay:
 
     @classmethod
     def from_adata(
-        cls, adata: AnnData, *, basis: str = "umap", key: str = "attention", random_state: int = 0
+        cls,
+        adata: AnnData,
+        *,
+        basis: str = "umap",
+        key: str = AttentionKeys.key,
+        random_state: int = 0,
     ) -> Self:
         """Gather the picture from explained cells.
 
@@ -58,14 +65,13 @@ class AttentionHeadsDisplay:
         MissingKeyError
             Not explained, or no such embedding; the message names what there is.
         """
-        require_key(f"{key}_head", adata.obs.columns, "the obs column")
-        bases = [name[2:] for name in adata.obsm.keys() if name.startswith("X_")]  # noqa: SIM118
-        require_key(basis, bases, "the embedding")
-        layer = int(adata.uns[key]["layer"])
-        received = adata.obsm[f"{key}_layer{layer}"]
-        places = np.asarray(adata.obsm[f"X_{basis}"])[:, :2]
+        keys = AttentionKeys(key)
+        require_key(keys.head, adata.obs.columns, "the obs column")
+        places = embedding_of(adata, basis)[:, :2]
+        layer = int(adata.uns[keys.record]["net_layer"])
+        received = adata.obsm[keys.received(layer)]
         table = pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names)
-        table["head"] = adata.obs[f"{key}_head"]
+        table["head"] = adata.obs[keys.head]
         table = pd.concat([table, received], axis=1).dropna()
         # In random order, so that no group is drawn on top of the others.
         shown = table.sample(min(len(table), _SHOWN), random_state=random_state)

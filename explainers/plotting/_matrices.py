@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from explainers.plotting._style import new_axes
+from explainers.plotting.style import new_axes
 from fcm_estimators.exceptions import InvalidInputError
 
 if TYPE_CHECKING:
@@ -105,20 +105,10 @@ class HeadMatrixDisplay:
     def from_head_ablation(cls, result: HeadAblation) -> Self:
         """Attention as colour, change of the logits without the head as text."""
         effects = result.effects
+        numbers = zip(effects["change"], effects["switched"], strict=True)
+        text = [f"{change:.2f}\n{switched:.1%}" for change, switched in numbers]
         return cls(
-            pd.DataFrame(
-                {
-                    "head": effects["head"],
-                    "population": effects["population"],
-                    "value": effects["attention"],
-                    "label": [
-                        f"{change:.2f}\n{switched:.1%}"
-                        for change, switched in zip(
-                            effects["change"], effects["switched"], strict=True
-                        )
-                    ],
-                }
-            ),
+            _fields(effects, "attention", text),
             "received attention (1 = uniform)",
             "without the head: change of the logits, share of cells that switch class",
         )
@@ -127,18 +117,10 @@ class HeadMatrixDisplay:
     def from_specialisation(cls, result: Specialisation) -> Self:
         """Log odds of assigned head and population as colour, cells as text."""
         table = result.enrichment
+        numbers = zip(table["n_cells"], table["share_of_head"], strict=True)
+        text = [f"{n_cells:,}\n{share:.0%}" for n_cells, share in numbers]
         return cls(
-            pd.DataFrame(
-                {
-                    "head": table["head"],
-                    "population": table["population"],
-                    "value": table["log_odds"],
-                    "label": [
-                        f"{n:,}\n{s:.0%}"
-                        for n, s in zip(table["n_cells"], table["share_of_head"], strict=True)
-                    ],
-                }
-            ),
+            _fields(table, "log_odds", text),
             "log odds ratio",
             "cells, and their share of the head's cells",
         )
@@ -169,6 +151,12 @@ class HeadMatrixDisplay:
     def frame(self) -> pd.DataFrame:
         """Return the table drawn."""
         return self.table.copy()
+
+
+def _fields(table: pd.DataFrame, value: str, text: list[str]) -> pd.DataFrame:
+    """Table of a HeadMatrixDisplay: colour from a column, and the text of each field."""
+    found = table[["head", "population", value]].rename(columns={value: "value"})
+    return found.assign(label=text)
 
 
 def _write(ax: Axes, text: list[list[str]], depth: np.ndarray) -> None:

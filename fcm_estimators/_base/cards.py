@@ -1,64 +1,64 @@
-"""Model card and data card: what a model is and what it was trained on, in words and numbers.
+"""Model card and data card: a description of a model and of its training data.
 
-They name classes, gates and markers, and neither samples nor patients.
+The cards name classes, gates and markers. They name no samples and no patients.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._version import __version__
+from fcm_estimators.nn import SetModule
+from fcm_estimators.preprocessing.recorded import MarkerState
 
-if TYPE_CHECKING:
-    from fcm_estimators._base.estimator import SetEstimator
-
-# Card, section, entry, text.
+# Card -> section -> entry -> text.
 Cards = dict[str, dict[str, dict[str, str]]]
 
-_INTENDED = {
+_INTENDED_USE = {
     "for": "Research on flow and mass cytometry, with an expert who looks at the result.",
     "not for": "Diagnosis or treatment of patients: this is not a medical device.",
-    "reads": "Whole samples. A subset of a sample's cells is another sample.",
+    "reads": "Whole samples. The model treats a subset of a sample as another sample.",
     "does not know": (
-        "Populations, panels and instruments that were not in training. Warnings of samples far "
-        "from training are a reason to look; that there is none proves nothing."
+        "Populations, panels and instruments that were not in training. A warning that a sample is "
+        "far from training is a reason to look. The absence of a warning proves nothing."
     ),
 }
 
 
 def training_record(
-    samples: Samples, marked: Mapping[str, np.ndarray], valid: list[int], with_patients: bool
+    samples: Samples, groups: Mapping[str, np.ndarray], valid: list[int], with_patients: bool
 ) -> dict[str, Any]:
-    """Numbers of one training, JSON-safe.
+    """Numbers that describe one training; JSON-safe.
 
     Parameters
     ----------
     samples : Samples
-        All of them, validation included.
-    marked : mapping of str to bool ndarray of shape (N,)
-        Cells of each class, or inside each gate, in the order of ``samples.x``.
+        All samples, validation included.
+    groups : mapping of str to bool ndarray of shape (N,)
+        Cells of each class or gate, in the order of ``samples.x``.
     valid : list of int
         Positions of the validation samples.
     with_patients : bool
-        Whether patients were named.
+        Whether the data name patients.
     """
     sizes = np.diff(samples.offsets)
-    of_cell = samples.sample_of_cell
+    sample = samples.sample_of_cell
     return {
         "n_samples": len(samples.names),
         "n_patients": len(np.unique(samples.patients.astype(str))) if with_patients else None,
         "n_validation_samples": len(valid),
         "n_cells": int(sizes.sum()),
         "cells_per_sample": [int(sizes.min()), int(np.median(sizes)), int(sizes.max())],
-        "cells": {name: int(inside.sum()) for name, inside in marked.items()},
-        "samples": {name: len(np.unique(of_cell[inside])) for name, inside in marked.items()},
+        "cells": {name: int(mask.sum()) for name, mask in groups.items()},
+        "samples": {name: len(np.unique(sample[mask])) for name, mask in groups.items()},
         "versions": {
             "fcm-estimators": __version__,
             "python": platform.python_version(),
@@ -67,74 +67,100 @@ def training_record(
     }
 
 
-def cards(model: SetEstimator) -> Cards:
-    """Model card and data card of a fitted estimator."""
-    last = model.history_.iloc[-1]
-    training = model.training_[-1]
-    seed = model.random_state
-    first = {
+def make_cards(
+    name: str,
+    params: Mapping[str, Any],
+    net: SetModule,
+    history: pd.DataFrame,
+    trainings: Sequence[Mapping[str, Any]],
+    markers: Mapping[str, MarkerState | None],
+    entries: Mapping[str, str],
+) -> Cards:
+    """Model card and data card of a fitted estimator.
+
+    Parameters
+    ----------
+    name : str
+        Class of the estimator.
+    params : mapping
+        Parameters of the estimator.
+    net : SetModule
+    history : DataFrame
+        One row per epoch.
+    trainings : sequence of dict
+        One :func:`training_record` per training.
+    markers : mapping of M markers to MarkerState or None
+        In the order of the net. None: the state is not recorded.
+    entries : mapping of str to str
+        Entries that only this class of estimator has.
+    """
+    last, training, seed = history.iloc[-1], trainings[-1], params["random_state"]
+    model_card = {
         "Model": {
-            "class": type(model).__name__,
+            "class": name,
             "net": (
-                f"{model.n_layers} layers of linear ReLU attention, {model.n_heads} heads, width "
-                f"{model.hidden_dim}; {sum(p.numel() for p in model.net_.module_.parameters()):,} "
+                f"{params['n_layers']} layers of linear ReLU attention, {params['n_heads']} heads, "
+                f"width {params['hidden_dim']}; {sum(p.numel() for p in net.parameters()):,} "
                 "parameters"
             ),
             "method": "Kowarsch et al., arXiv 2307.14581; independent implementation",
-            **model._card_entries(),
+            **entries,
         },
         "Training": {
-            "epochs": f"{len(model.history_)}"
-            + (f" in {len(model.training_)} trainings" if len(model.training_) > 1 else ""),
+            "epochs": f"{len(history)}"
+            + (f" in {len(trainings)} trainings" if len(trainings) > 1 else ""),
             **{
-                name.replace("_", " "): f"{last[name]:.4g}"
-                for name in ("train_loss", "valid_loss")
-                if name in last and np.isfinite(last[name])
+                loss.replace("_", " "): f"{last[loss]:.4g}"
+                for loss in ("train_loss", "valid_loss")
+                if loss in last and np.isfinite(last[loss])
             },
-            "validation": _validation(training),
-            "augmentation": f"{model.augmentation:g} times the standard distortions",
-            "random state": str(seed) if isinstance(seed, Integral) else "no number given",
+            "validation": _validation_entry(training),
+            "augmentation": f"{params['augmentation']:g} times the standard distortions",
+            "random state": str(seed) if isinstance(seed, Integral) else "not an integer",
             "versions": ", ".join(f"{k} {v}" for k, v in training["versions"].items()),
         },
-        "Intended use": dict(_INTENDED),
+        "Intended use": dict(_INTENDED_USE),
     }
-    second = {
-        "Training data" if i == len(model.training_) - 1 else f"Earlier training {i + 1}": _data(t)
-        for i, t in reversed(list(enumerate(model.training_)))
+    data_card = {"Training data": _data_entries(training)}
+    for i in reversed(range(len(trainings) - 1)):
+        data_card[f"Earlier training {i + 1}"] = _data_entries(trainings[i])
+    mean, scale = net.input_mean.tolist(), net.input_scale.tolist()
+    data_card["Markers"] = {
+        marker: _marker_entry(state, *numbers)
+        for (marker, state), *numbers in zip(markers.items(), mean, scale, strict=True)
     }
-    second["Markers"] = {marker: _marker(model, marker) for marker in model.markers_}
-    return {"Model card": first, "Data card": second}
+    return {"Model card": model_card, "Data card": data_card}
 
 
 def as_markdown(title: str, sections: Mapping[str, Mapping[str, str]]) -> str:
-    """One card as Markdown, a table per section."""
+    """One card as Markdown, with one table per section."""
     lines = [f"# {title}"]
     for name, entries in sections.items():
         lines += ["", f"## {name}", "", "| | |", "|---|---|"]
-        lines += [f"| {_cell(key)} | {_cell(text)} |" for key, text in entries.items()]
+        lines += [f"| {_escaped(key)} | {_escaped(text)} |" for key, text in entries.items()]
     return "\n".join(lines) + "\n"
 
 
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _validation(training: Mapping[str, Any]) -> str:
+def _validation_entry(training: Mapping[str, Any]) -> str:
     n_valid = training["n_validation_samples"]
     if not n_valid:
-        return "none: all samples were trained on, no epoch was chosen"
-    apart = "patients" if training["n_patients"] is not None else "samples"
-    return f"{n_valid} of {training['n_samples']} samples held out, split by {apart}"
+        return "none: all samples were used for training, and the last epoch was kept"
+    unit = "patients" if training["n_patients"] is not None else "samples"
+    return f"{n_valid} of {training['n_samples']} samples held out, split by {unit}"
 
 
-def _data(training: Mapping[str, Any]) -> dict[str, str]:
-    low, middle, high = training["cells_per_sample"]
+def _data_entries(training: Mapping[str, Any]) -> dict[str, str]:
+    low, median, high = training["cells_per_sample"]
     found = {
         "samples": f"{training['n_samples']:,}",
         "patients": "not named"
         if training["n_patients"] is None
         else f"{training['n_patients']:,}",
-        "cells": f"{training['n_cells']:,}; per sample {low:,} to {high:,}, median {middle:,}",
+        "cells": f"{training['n_cells']:,}; per sample {low:,} to {high:,}, median {median:,}",
     }
     for name, count in training["cells"].items():
         n_samples = training["samples"][name]
@@ -142,8 +168,7 @@ def _data(training: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _marker(model: SetEstimator, marker: str) -> str:
-    mean, scale = model._scale_of(marker)
-    transform, compensated = model._states.get(marker, ("not recorded", False))
-    state = f"{transform}, compensated" if compensated else transform
-    return f"{state}; mean {mean:.4g}, SD within samples {scale:.4g}"
+def _marker_entry(state: MarkerState | None, mean: float, scale: float) -> str:
+    transform, compensated = state or ("not recorded", False)
+    text = f"{transform}, compensated" if compensated else transform
+    return f"{text}; mean {mean:.4g}, SD within samples {scale:.4g}"

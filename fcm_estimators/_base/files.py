@@ -1,6 +1,6 @@
-"""Fitted estimators as a directory: weights as safetensors, everything else as JSON.
+"""Saved models: a directory with the weights as safetensors and everything else as JSON.
 
-Nothing is pickled, so loading a model never runs code that came with it.
+Nothing is pickled, so loading a model never runs code from its files.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -18,32 +17,45 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from fcm_estimators._base.cards import Cards, as_markdown
 from fcm_estimators._files import write_whole
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import ModelFormatError
 
 FORMAT = "fcm-estimators model"
-FORMAT_VERSION = 1
+# Version 2 stores the temperature and the adjustment of gates as separate tensors.
+FORMAT_VERSION = 2
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 
 
+class SavedState(NamedTuple):
+    """JSON-safe description of an estimator.
+
+    Attributes
+    ----------
+    class_name : str
+    params, fitted : dict
+        Parameters and fitted attributes, as :func:`to_json` makes them.
+    """
+
+    class_name: str
+    params: dict[str, Any]
+    fitted: dict[str, Any]
+
+
 def write_model(
-    path: str | os.PathLike,
-    tensors: dict[str, Tensor],
-    state: dict[str, Any],
-    texts: Mapping[str, str],
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], state: SavedState, cards: Cards
 ) -> None:
-    """Write weights, description and texts; each file appears whole or not at all.
+    """Write weights, description and cards. Each file is written whole or not at all.
 
     Parameters
     ----------
     path : path
-        Directory, made where it does not exist. A model in it is replaced.
+        Directory. It is created if it does not exist, and a model in it is replaced.
     tensors : dict of Tensor
-    state : dict
-        JSON-safe description of the estimator.
-    texts : mapping of file name to str
-        For people; not read again.
+    state : SavedState
+    cards : dict
+        Text for people; :func:`read_model` does not read it.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,25 +65,28 @@ def write_model(
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        **state,
+        "class": state.class_name,
+        "params": state.params,
+        "fitted": state.fitted,
     }
     text = json.dumps(description, indent=1, sort_keys=True).encode()
     write_whole(folder / _WEIGHTS, weights)
     write_whole(folder / _DESCRIPTION, text)
-    for name, content in texts.items():
-        write_whole(folder / name, content.encode())
+    for name, sections in cards.items():
+        file = folder / f"{name.upper().replace(' ', '_')}.md"
+        write_whole(file, as_markdown(name, sections).encode())
 
 
 def read_model(
-    path: str | os.PathLike, class_name: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and description, checked for completeness and version.
+    path: str | os.PathLike[str], class_name: str
+) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Read weights, parameters and fitted attributes; check that they are complete.
 
     Raises
     ------
     ModelFormatError
-        No model there; a file is missing, cut short or altered; the format is newer; or the
-        model is of another class.
+        There is no model in the directory; a file is missing, truncated or altered; the format is
+        older or newer; or the model is of another class.
     """
     folder = Path(path)
     text = _read(folder / _DESCRIPTION, folder)
@@ -87,13 +102,7 @@ def read_model(
             f"{_DESCRIPTION} in {folder} does not describe a model of this package; expected "
             f"format {FORMAT!r}."
         )
-    version = description.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ModelFormatError(
-            f"The model in {folder} has format version {version!r} (written by fcm-estimators "
-            f"{description.get('package_version')}); this is {__version__}, which reads up to "
-            f"{FORMAT_VERSION}. Update the package."
-        )
+    _require_known_version(folder, description)
     if description.get("class") != class_name:
         raise ModelFormatError(
             f"The model in {folder} is a {description.get('class')}; load it with "
@@ -102,13 +111,33 @@ def read_model(
     weights = _read(folder / _WEIGHTS, folder)
     if hashlib.sha256(weights).hexdigest() != description.get("weights_sha256"):
         raise ModelFormatError(
-            f"{_WEIGHTS} in {folder} ({len(weights)} bytes) does not have the checksum that "
-            f"{_DESCRIPTION} names; it is cut short or of another model. Copy the directory again."
+            f"{_WEIGHTS} in {folder} ({len(weights)} bytes) does not have the checksum in "
+            f"{_DESCRIPTION}; it is truncated or belongs to another model. Copy the directory "
+            "again."
         )
     try:
-        return load_tensors(weights), description
+        tensors = load_tensors(weights)
     except SafetensorError as error:
         raise ModelFormatError(f"{_WEIGHTS} in {folder} cannot be read: {error}") from error
+    try:
+        return tensors, from_json(description["params"]), from_json(description["fitted"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFormatError(
+            f"{_DESCRIPTION} in {folder} is incomplete or altered ({type(error).__name__}: "
+            f"{error}). Copy the directory again, or train anew."
+        ) from error
+
+
+def _require_known_version(folder: Path, description: dict[str, Any]) -> None:
+    version = description.get("format_version")
+    if version == FORMAT_VERSION:
+        return
+    newer = not isinstance(version, int) or version > FORMAT_VERSION
+    raise ModelFormatError(
+        f"The model in {folder} has format version {version!r} (written by fcm-estimators "
+        f"{description.get('package_version')}); this is {__version__}, which reads "
+        f"{FORMAT_VERSION}. {'Update the package' if newer else 'Train the model anew'}."
+    )
 
 
 def _read(path: Path, folder: Path) -> bytes:
@@ -118,12 +147,12 @@ def _read(path: Path, folder: Path) -> bytes:
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such directory"
         raise ModelFormatError(
             f"No model at {folder}: {path.name} cannot be read ({error.strerror}); found {found}. "
-            f"A model directory holds {_WEIGHTS} and {_DESCRIPTION}, as save() writes them."
+            f"A model directory holds {_WEIGHTS} and {_DESCRIPTION}; save() writes both."
         ) from error
 
 
 def to_json(value: Any) -> Any:
-    """Turn numpy values into JSON ones; raises TypeError for what JSON cannot hold."""
+    """Turn numpy values into JSON values; raise TypeError for other types."""
     if isinstance(value, np.ndarray):
         return [to_json(v) for v in value.tolist()]
     if isinstance(value, np.generic):
@@ -131,7 +160,7 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(v) for v in value]
     if isinstance(value, dict):
-        # Pairs, because JSON keys are text and class labels need not be.
+        # Pairs, because JSON keys are text and class labels may have other types.
         return {"pairs": [[to_json(k), to_json(v)] for k, v in value.items()]}
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
@@ -139,7 +168,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Undo :func:`to_json`, arrays staying lists."""
+    """Undo :func:`to_json`; arrays stay lists."""
     if isinstance(value, dict):
         return {from_json(k): from_json(v) for k, v in value["pairs"]}
     if isinstance(value, list):

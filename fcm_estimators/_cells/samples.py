@@ -1,19 +1,32 @@
-"""The one place that turns AnnData, DataFrames and arrays into packed samples."""
+"""Packed samples, and their reading from AnnData, DataFrames and arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from numpy.typing import ArrayLike
 from sklearn.utils import column_or_1d
 
-from fcm_estimators._checks import listed, marker_positions, require_finite, require_key
+from fcm_estimators._checks import (
+    as_flags,
+    listed,
+    marker_positions,
+    require_finite,
+    require_key,
+)
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.keys import EXPERT_GATES
+
+# Cells in rows, and a value for each of them, as callers pass them.
+CellData: TypeAlias = AnnData | pd.DataFrame | ArrayLike
+PerCell: TypeAlias = ArrayLike | pd.Series | pd.DataFrame | pd.Categorical | pd.Index | None
 
 # Kinds of channel that a model reads unless told otherwise.
 _DEFAULT_KINDS = ("scatter", "fluorescence", "mass")
@@ -21,7 +34,7 @@ _DEFAULT_KINDS = ("scatter", "fluorescence", "mass")
 
 @dataclass(frozen=True)
 class Samples:
-    """Cells of several samples in one block, and the way back to the caller's rows.
+    """Cells of several samples in one block, with their rows in the user's data.
 
     Attributes
     ----------
@@ -32,12 +45,12 @@ class Samples:
     names : ndarray of shape (S,)
         Sample ids, by first appearance.
     patients : ndarray of shape (S,)
-        Patient of each sample; the sample id where no patient was named.
+        Patient of each sample; the sample id if the data name no patients.
     markers : list of M str
     rows : ndarray of int of shape (N,)
-        The caller's row of each row of ``x``.
+        Row in the user's data of each row of ``x``.
     n_rows : int
-        The caller's number of rows, cells outside the subset included.
+        Number of rows of the user's data, including cells outside the subset.
     """
 
     x: np.ndarray
@@ -53,19 +66,28 @@ class Samples:
         """Position in ``names`` of each row of ``x``."""
         return np.repeat(np.arange(len(self.names)), np.diff(self.offsets))
 
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Start and stop of the rows of each sample in ``x``."""
+        return pairwise(self.offsets)
+
     def scatter(self, values: np.ndarray, fill: Any) -> np.ndarray:
-        """Put a value per analysed cell back into the caller's order; ``fill`` elsewhere."""
+        """Values of analysed cells in the order of the user's rows, with ``fill`` elsewhere."""
         out = np.full((self.n_rows, *values.shape[1:]), fill, dtype=values.dtype)
         out[self.rows] = values
         return out
 
-    def take(self, chosen: Sequence[int]) -> Samples:
-        """Return some of the samples, by position."""
+    def cells_of(self, chosen: Sequence[int]) -> np.ndarray:
+        """Rows of ``x`` that belong to some of the samples, given by position."""
         spans = [np.arange(self.offsets[s], self.offsets[s + 1]) for s in chosen]
-        picked = np.concatenate(spans)
+        return np.concatenate([*spans, np.empty(0, dtype=np.intp)])
+
+    def take(self, chosen: Sequence[int]) -> Samples:
+        """Return some of the samples, given by position."""
+        picked = self.cells_of(chosen)
+        sizes = np.diff(self.offsets)[list(chosen)]
         return Samples(
             self.x[picked],
-            [0, *np.cumsum([len(span) for span in spans]).tolist()],
+            [0, *np.cumsum(sizes).tolist()],
             self.names[list(chosen)],
             self.patients[list(chosen)],
             self.markers,
@@ -76,17 +98,17 @@ class Samples:
 
 @dataclass(frozen=True)
 class Source:
-    """Where in the caller's data to look; the reading parameters of an estimator.
+    """Parameters of an estimator that say what to read from the user's data.
 
     Parameters
     ----------
     sample_key, patient_key, subset_key : str, int or None
-        Column of ``obs`` (AnnData), of the table (DataFrame), or number (array).
+        Column of ``obs`` (AnnData) or of the table (DataFrame), or column number (array).
     label_key : str or None
-        Column that holds labels, hence no marker.
+        Column that holds labels and is therefore not a marker.
     layer : str or None
     aliases : mapping or None
-        Name in the data -> name the model uses.
+        Name in the data -> name in the model.
     """
 
     sample_key: Hashable = None
@@ -108,21 +130,21 @@ def read_samples(
     source: Source,
     *,
     markers: Sequence[str] | None = None,
-    groups: Any = None,
+    groups: PerCell = None,
 ) -> Samples:
     """Read samples from AnnData, a DataFrame or a numeric array.
 
     Parameters
     ----------
     data : AnnData, DataFrame or ndarray
-        Cells in rows. An array has passed scikit-learn's validation.
+        Cells in rows. An array must have passed scikit-learn's validation.
     source : Source
     markers : sequence of str, optional
-        Markers to read, in this order. Default: scatter, stained fluorescence and mass channels
-        of an AnnData whose ``var["kind"]`` says so, else all columns; never Time. For an array,
-        all columns that are no key.
+        Markers to read, in this order. Default: the scatter, stained fluorescence and mass
+        channels of an AnnData with ``var["kind"]``, else all columns except Time. From an array,
+        all columns that are not keys are read.
     groups : array-like of shape (n_cells,), optional
-        Sample id of each cell; instead of ``source.sample_key``.
+        Sample id of each cell, instead of ``source.sample_key``.
 
     Returns
     -------
@@ -131,19 +153,21 @@ def read_samples(
     Raises
     ------
     InvalidInputError
-        No cells; values that are not finite, real numbers; ids that are missing; ids given twice.
+        There are no cells; a value is not a finite real number; a sample or patient id is missing;
+        a sample has more than one patient; or sample ids are given twice.
     MissingKeyError, MarkerMismatchError
-        A named column, layer or marker that is not there.
+        A named column, layer or marker is missing.
     """
     n_rows = data.shape[0]
     if n_rows == 0:
         raise InvalidInputError(
-            "Found 0 cells, and at least one is needed. Check the filter applied before."
+            "Found 0 cells, and at least one is needed. Check how the cells were filtered."
         )
     inside = _subset(data, source)
     ids = _sample_ids(data, source, groups)
-    patients = column(data, source.patient_key, "patient_key") if _has(source.patient_key) else ids
-    if _has(source.patient_key):
+    patients = ids
+    if source.patient_key is not None:
+        patients = column(data, source.patient_key, "patient_key")
         _require_complete(patients, "patient id", source.patient_key)
     names = _marker_names(data, source)
     wanted = _default_markers(data, source, names) if markers is None else list(markers)
@@ -156,7 +180,7 @@ def read_samples(
     rows = np.arange(n_rows) if inside is None else np.flatnonzero(inside)
     if len(rows) == 0:
         raise InvalidInputError(
-            f"subset_key={source.subset_key!r} leaves 0 of {n_rows} cells; nothing to analyse."
+            f"subset_key={source.subset_key!r} leaves 0 of {n_rows} cells to analyse."
         )
     codes, sample_names = pd.factorize(ids[rows])
     order = np.argsort(codes, kind="stable")
@@ -170,8 +194,13 @@ def read_samples(
     return Samples(x, offsets, np.asarray(sample_names), patient_of_sample, wanted, rows, n_rows)
 
 
+def model_names(names: Iterable[Any], aliases: Mapping[str, str] | None) -> list[str]:
+    """Names in the model of some names in the data."""
+    return [(aliases or {}).get(str(name), str(name)) for name in names]
+
+
 def column(data: Any, key: Hashable, what: str) -> np.ndarray:
-    """One column of ``obs``, of a table, or of an array, as an object or numeric array."""
+    """One column of ``obs``, of a table or of an array, as an array."""
     if isinstance(data, AnnData):
         require_key(key, data.obs.columns, f"{what}: the obs column")
         return _plain(data.obs[key])
@@ -180,10 +209,11 @@ def column(data: Any, key: Hashable, what: str) -> np.ndarray:
         return _plain(data[key])
     if not isinstance(key, (int, np.integer)) or not 0 <= key < data.shape[1]:
         raise MissingKeyError(
-            f"{what}={key!r} does not name a column of an array with {data.shape[1]} columns; "
-            "give a column number, or pass a DataFrame or AnnData."
+            f"{what}={key!r} is not a column of an array with {data.shape[1]} columns. Give a "
+            "column number, or pass a DataFrame or AnnData."
         )
-    return data[:, key]
+    values: np.ndarray = data[:, key]
+    return values
 
 
 def _plain(values: pd.Series) -> np.ndarray:
@@ -192,36 +222,26 @@ def _plain(values: pd.Series) -> np.ndarray:
     return values.to_numpy()
 
 
-def _has(key: Hashable) -> bool:
-    return key is not None
-
-
 def _subset(data: Any, source: Source) -> np.ndarray | None:
     key = source.subset_key
     if key is None:
         return None
-    gates = data.obsm.get("gates") if isinstance(data, AnnData) else None
+    gates = data.obsm.get(EXPERT_GATES) if isinstance(data, AnnData) else None
     if isinstance(gates, pd.DataFrame) and key not in data.obs and key in gates:
         inside = gates[key].to_numpy()
     else:
         inside = column(data, key, "subset_key")
-    values = pd.Series(inside)
-    if values.isna().any() or not values.isin([0, 1]).all():
-        raise InvalidInputError(
-            f"subset_key={key!r} must be True or False for every cell; found "
-            f"{listed(pd.unique(values)[:6])}."
-        )
-    return values.astype(bool).to_numpy()
+    return as_flags(inside, f"subset_key={key!r}")
 
 
-def _sample_ids(data: Any, source: Source, groups: Any) -> np.ndarray:
+def _sample_ids(data: Any, source: Source, groups: PerCell) -> np.ndarray:
     if groups is not None:
         if source.sample_key is not None:
             raise InvalidInputError(
                 f"Sample ids were given twice: groups= and sample_key={source.sample_key!r}. "
                 "Pass one of them."
             )
-        ids = column_or_1d(
+        ids: np.ndarray = column_or_1d(
             np.asarray(groups) if not isinstance(groups, pd.Series) else _plain(groups)
         )
         if len(ids) != data.shape[0]:
@@ -242,7 +262,7 @@ def _require_complete(ids: np.ndarray, what: str, where: Hashable) -> None:
     if n_missing:
         raise InvalidInputError(
             f"{n_missing} of {len(ids)} cells have no {what} (NaN) in {where!r}. Every cell "
-            "belongs to one; remove those cells or fill the column."
+            "needs one. Remove those cells or fill the column."
         )
 
 
@@ -253,8 +273,8 @@ def _require_one_patient(
     if differs.any():
         sample = np.repeat(np.arange(len(names)), counts)[np.flatnonzero(differs)[0]]
         raise InvalidInputError(
-            f"Sample {names[sample]!r} has cells of more than one patient; a sample belongs to "
-            "one patient. Check patient_key and sample_key."
+            f"Sample {names[sample]!r} has cells of more than one patient, but a sample belongs "
+            "to one patient. Check patient_key and sample_key."
         )
 
 
@@ -262,16 +282,14 @@ def _marker_names(data: Any, source: Source) -> list[str]:
     if isinstance(data, np.ndarray):
         return [f"column {i}" for i in range(data.shape[1])]
     if isinstance(data, AnnData):
-        names = [str(name) for name in data.var_names]
-    else:
-        names = [str(name) for name in data.columns if name not in source.keys]
-    aliases = source.aliases or {}
-    return [aliases.get(name, name) for name in names]
+        return model_names(data.var_names, source.aliases)
+    names = [name for name in data.columns if name not in source.keys]
+    return model_names(names, source.aliases)
 
 
 def _default_markers(data: Any, source: Source, names: list[str]) -> list[str]:
     if isinstance(data, AnnData) and "kind" in data.var:
-        # As text: a stored AnnData comes back with categorical columns.
+        # As text, because files return text columns as categorical ones.
         kind = data.var["kind"].astype(str)
         keep = kind.isin(_DEFAULT_KINDS).to_numpy()
         if "marker" in data.var:
@@ -289,7 +307,7 @@ def _default_markers(data: Any, source: Source, names: list[str]) -> list[str]:
 
 
 def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Rows and columns of the values as one float block; the caller's data are not touched."""
+    """Rows and columns of the values as one float block. The user's data do not change."""
     if isinstance(data, AnnData):
         if source.layer is not None:
             require_key(source.layer, data.layers.keys(), "layer: the layer")
@@ -297,18 +315,18 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
         if block is None:
             raise InvalidInputError("adata.X is None; name the layer to read with layer=...")
         if not isinstance(block, np.ndarray) and not sp.issparse(block):
-            block = block[:]  # backed: a store's array, read once
+            block = block[:]  # a backed AnnData: read the array of the file once
         if sp.issparse(block):
             block = block.tocsr()[rows][:, positions].toarray()
             rows, positions = np.arange(len(rows)), np.arange(len(positions))
     elif isinstance(data, pd.DataFrame):
         markers = data.drop(columns=[key for key in source.keys if key in data.columns])
         used = markers.iloc[:, positions]
-        words = [str(c) for c, t in used.dtypes.items() if not pd.api.types.is_numeric_dtype(t)]
-        if words:
+        text = [str(c) for c, t in used.dtypes.items() if not pd.api.types.is_numeric_dtype(t)]
+        if text:
             raise InvalidInputError(
-                f"Marker column(s) {listed(words)} are not numeric. Name the columns that are no "
-                "markers as sample_key, patient_key, label_key or subset_key, or list markers."
+                f"Marker column(s) {listed(text)} are not numeric. If a column is not a marker, "
+                "name it as sample_key, patient_key, label_key or subset_key, or list the markers."
             )
         block, positions = used.to_numpy(), np.arange(len(positions))
     else:
@@ -319,34 +337,34 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
             "supported, and text must be converted first."
         )
     dtype = np.float64 if block.dtype == np.float64 else np.float32
-    everything = len(rows) == len(block) and (np.diff(rows) == 1).all()
-    columns = np.array_equal(positions, np.arange(block.shape[1]))
-    picked = block if everything else block[rows]
-    picked = picked if columns else picked[:, positions]
+    all_rows = len(rows) == len(block) and (np.diff(rows) == 1).all()
+    all_columns = np.array_equal(positions, np.arange(block.shape[1]))
+    picked = block if all_rows else block[rows]
+    picked = picked if all_columns else picked[:, positions]
     return np.ascontiguousarray(picked, dtype=dtype)
 
 
-def read_labels(data: Any, y: Any, label_key: Hashable, n_rows: int) -> np.ndarray:
+def read_labels(data: Any, y: PerCell, label_key: Hashable, n_rows: int) -> np.ndarray:
     """Labels of all ``n_rows`` rows: from ``y``, else from the column ``label_key``.
 
     Raises
     ------
     InvalidInputError
-        Neither given, or of another length than the data.
+        Both are None, or ``y`` has another length than the data.
     """
     if y is None:
         if label_key is None:
             raise InvalidInputError(
-                "This estimator requires y to be passed, but the target y is None: give "
-                "fit(X, y) or name a column with label_key=..."
+                "This estimator requires y to be passed, but the target y is None. Call "
+                "fit(X, y), or name a column with label_key=..."
             )
         return column(data, label_key, "label_key")
     if isinstance(y, (pd.Series, pd.Categorical, pd.Index)):
         y = _plain(pd.Series(y))
-    y = column_or_1d(y, warn=True)
-    if len(y) != n_rows:
+    labels: np.ndarray = column_or_1d(y, warn=True)
+    if len(labels) != n_rows:
         raise InvalidInputError(
-            f"y has {len(y)} labels for {n_rows} cells; one per cell is needed "
-            "(NaN where a cell has none)."
+            f"y has {len(labels)} labels for {n_rows} cells; one per cell is needed "
+            "(NaN means no label)."
         )
-    return y
+    return labels

@@ -1,7 +1,7 @@
-"""Random distortions of whole samples: what another instrument, stain or day does to them.
+"""Random distortions of whole samples, like those of another instrument, stain or day.
 
-A draw of a training sample gets one distortion, the same for all its cells, so the net can only
-recognise populations by reading the distortion off the sample itself.
+Each draw of a training sample gets one distortion, the same for all its cells. The net therefore
+has to estimate the distortion from the sample itself to recognise populations.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Knots of the monotone warp in training SD; outside them the end slopes go on.
+from fcm_estimators._cells.samples import Samples
+
+# Knots of the monotone warp in training SD. Beyond them the end slopes continue.
 _KNOTS = np.array([-1.5, -0.75, 0.0, 0.75, 1.5, 2.25])
 
 
@@ -18,8 +20,8 @@ _KNOTS = np.array([-1.5, -0.75, 0.0, 0.75, 1.5, 2.25])
 class Augmentation:
     """Sizes of the distortions, in training SD of a marker.
 
-    Part of the draws stay as measured: a net that only ever sees distorted samples draws its
-    boundaries less finely.
+    Some draws stay as measured, because a net that sees only distorted samples learns coarser
+    boundaries.
 
     Parameters
     ----------
@@ -32,14 +34,14 @@ class Augmentation:
     warp : float
         SD of the logarithm of the local slopes of a monotone, piecewise linear warp.
     mixing : float
-        SD of the share of every other marker that leaks into a marker.
+        SD of the share of each other marker that is added to a marker.
     composition : float
         Probability that a draw changes the shares of the classes.
     composition_spread : float
         SD of the logarithm of the factor on each class's share.
     dilution : float
-        Probability that a draw makes one class rare, down to 1e-4 of its share: how a sample
-        with little residual disease looks, made from one with much.
+        Probability that a draw makes one class rare, down to 1e-4 of its share. A sample with
+        much residual disease then resembles one with little.
     """
 
     probability: float = 0.5
@@ -52,7 +54,7 @@ class Augmentation:
     dilution: float = 0.3
 
     def scaled(self, strength: float) -> Augmentation:
-        """Return the same distortions, ``strength`` times as large."""
+        """Return distortions that are ``strength`` times as large."""
         return replace(
             self,
             shift=self.shift * strength,
@@ -83,20 +85,20 @@ class Augmentation:
         offset = self.shift * rng.normal(size=n_markers)
         leak = self.mixing * rng.normal(size=(n_markers, n_markers))
         np.fill_diagonal(leak, 0)
-        # A warp through the origin: the slope of each stretch, times how much of it a cell has.
+        # A warp through the origin: each knot changes the slope for the values above it.
         warped = slopes[0] * z
         for knot, change in zip(_KNOTS, np.diff(slopes, axis=0), strict=True):
             warped += change * (np.maximum(z - knot, 0) - max(-knot, 0))
-        out = gain * (warped + warped @ leak) + offset
-        return out.astype(z.dtype, copy=False)
+        moved = gain * (warped + warped @ leak) + offset
+        return np.asarray(moved, dtype=z.dtype)
 
     def class_factors(self, n_groups: int, rng: np.random.Generator) -> np.ndarray | None:
-        """Factor on the share of each class for this draw, or None to leave them.
+        """Factors on the shares of the classes for one draw; None leaves the shares unchanged.
 
         Parameters
         ----------
         n_groups : int
-            Classes, unlabelled cells counted as one.
+            Number of classes, where unlabelled cells count as one class.
         rng : numpy.random.Generator
 
         Returns
@@ -111,3 +113,27 @@ class Augmentation:
             factors[rng.integers(n_groups)] = 10 ** rng.uniform(-4, 0)
             return factors
         return None
+
+
+def distorted_samples(
+    samples: Samples,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+) -> Samples:
+    """Samples as if measured on another day; each sample gets its own distortion.
+
+    Parameters
+    ----------
+    samples : Samples
+    mean, scale : ndarray of shape (M,)
+        Mean and SD of the training samples.
+    augmentation : Augmentation
+    rng : numpy Generator
+    """
+    always = replace(augmentation, probability=1.0)
+    z = (samples.x - mean) / scale
+    parts = [always.distort(z[start:stop], rng) for start, stop in samples.spans()]
+    x = (np.concatenate(parts) * scale + mean).astype(samples.x.dtype, copy=False)
+    return replace(samples, x=x)

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from scipy.special import logsumexp
 
 _GRID = np.round(np.arange(-12, 12.05, 0.05), 2)  # log-odds
 _NEGLIGIBLE = 1e-3  # difference in F1
-# Beyond these a few held-out cells that are told apart without error would set the temperature.
+# Limits, because held-out cells without any error would make the temperature extreme.
 _LOG_TEMPERATURES = np.linspace(np.log(0.5), np.log(10), 121)
 
 
 def best_temperature(logits: np.ndarray, codes: np.ndarray, sample: np.ndarray) -> float:
-    """Number by which to divide logits, so that the probabilities are those of held-out cells.
+    """Temperature that calibrates the probabilities of held-out cells.
 
-    Each sample has one with which its cross-entropy is least (Guo et al., ICML 2017); the median
-    over samples is taken, so that a single hard patient does not set it, and never less than 1:
-    what a few easy patients leave of errors is no reason for more confidence.
+    Logits are divided by the temperature. The best temperature of a sample minimises its
+    cross-entropy (Guo et al., ICML 2017). The result is the median over samples, so a single
+    difficult patient does not determine it. It is at least 1: a few easy patients do not justify
+    more confidence.
 
     Parameters
     ----------
     logits : ndarray of shape (n, C)
     codes : ndarray of int of shape (n,)
-        Classes.
+        Class of each cell.
     sample : ndarray of int of shape (n,)
+        Sample of each cell.
 
     Returns
     -------
     float
-        Within 1 to 10.
+        From 1 to 10.
     """
     logits = logits.astype(np.float64)
     _, position = np.unique(sample, return_inverse=True)
@@ -41,11 +46,11 @@ def best_temperature(logits: np.ndarray, codes: np.ndarray, sample: np.ndarray) 
 
 
 def best_f1_threshold(log_odds: np.ndarray, positive: np.ndarray, sample: np.ndarray) -> float:
-    """Log-odds nearest to 0 whose mean F1 over samples is not clearly below the best one.
+    """Threshold of log-odds nearest to 0 whose mean F1 is not clearly below the best mean F1.
 
-    Not clearly: by no more than the standard error of the difference over samples, or 0.001. A
-    few held-out samples seldom show that another threshold than even odds is better, and where
-    they do not, even odds are kept, which a calibrated model needs no samples to find.
+    The mean is over samples. A difference is clear if it exceeds both its standard error over
+    samples and 0.001. A few held-out samples seldom show that another threshold is better than
+    even odds. If they do not, even odds are kept, which suit a calibrated model.
 
     Parameters
     ----------
@@ -56,7 +61,7 @@ def best_f1_threshold(log_odds: np.ndarray, positive: np.ndarray, sample: np.nda
     Returns
     -------
     float
-        0 where no sample has positives.
+        0 if no sample has positive cells.
     """
     scores = []
     for s in np.unique(sample):
@@ -66,27 +71,48 @@ def best_f1_threshold(log_odds: np.ndarray, positive: np.ndarray, sample: np.nda
             continue
         values = log_odds[inside]
         reached = np.searchsorted(_GRID, values, side="right")
-        scores.append(2 * _at_least(reached[truth]) / (_at_least(reached) + truth.sum()))
+        scores.append(2 * _n_reaching(reached[truth]) / (_n_reaching(reached) + truth.sum()))
     if not scores:
         return 0.0
     table = np.array(scores)
     mean = table.mean(0)
     best = int(mean.argmax())
-    lost = table[:, [best]] - table
-    error = lost.std(0, ddof=1) / np.sqrt(len(table)) if len(table) > 1 else np.zeros(len(_GRID))
-    allowed = _GRID[lost.mean(0) <= np.maximum(error, _NEGLIGIBLE)]
+    loss = table[:, [best]] - table
+    error = loss.std(0, ddof=1) / np.sqrt(len(table)) if len(table) > 1 else np.zeros(len(_GRID))
+    allowed = _GRID[loss.mean(0) <= np.maximum(error, _NEGLIGIBLE)]
     return float(allowed[np.abs(allowed).argmin()])
 
 
-def _at_least(reached: np.ndarray) -> np.ndarray:
-    """For every grid value, how many cells reach it; ``reached`` counts the values per cell."""
+def _n_reaching(reached: np.ndarray) -> np.ndarray:
+    """Number of cells that reach each grid value.
+
+    ``reached`` holds the number of grid values that each cell reaches.
+    """
     counts = np.bincount(reached, minlength=len(_GRID) + 1)
     return counts[::-1].cumsum()[::-1][1:]
 
 
 def false_positive_threshold(log_odds: np.ndarray, positive: np.ndarray, rate: float) -> float:
-    """Smallest log-odds that at most a share ``rate`` of the negative cells reach."""
+    """Smallest threshold of log-odds that at most a share ``rate`` of negative cells reaches."""
     negatives = np.sort(log_odds[~positive])
     allowed = int(np.floor(rate * len(negatives)))
-    # The cell just below the allowed ones must stay negative, and so must its ties.
+    # The highest cell that must stay negative, and all ties with it, lie below the threshold.
     return float(np.nextafter(negatives[len(negatives) - allowed - 1], np.inf))
+
+
+def labelled_subset(codes: np.ndarray, offsets: Sequence[int], n_cells: int) -> np.ndarray:
+    """Mask of about ``n_cells`` labelled cells, evenly spaced, the same number per sample.
+
+    Parameters
+    ----------
+    codes : ndarray of int of shape (N,)
+        Class codes; -1 for cells without label.
+    offsets : sequence of S + 1 int
+    n_cells : int
+    """
+    chosen = np.zeros(len(codes), dtype=bool)
+    n_samples = len(offsets) - 1
+    for start, stop in pairwise(offsets):
+        rows = start + np.flatnonzero(codes[start:stop] >= 0)
+        chosen[rows[:: 1 + len(rows) * n_samples // n_cells]] = True
+    return chosen

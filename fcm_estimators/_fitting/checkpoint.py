@@ -1,4 +1,4 @@
-"""Training that can be interrupted: its state after every epoch, in a directory."""
+"""Checkpoints: the state of training after each epoch, in a directory."""
 
 from __future__ import annotations
 
@@ -24,66 +24,66 @@ _STATE = "training.json"
 _FORMAT = "fcm-estimators training"
 
 
-class Checkpoint(Callback):
-    """Write the state of training after every epoch, and begin from what is there.
+class Checkpoint(Callback):  # type: ignore[misc]  # skorch has no types
+    """Write the state of training after each epoch, and resume from a state in the directory.
 
-    Comes after the callbacks that count, so that what they count is up to date.
+    List this callback after those whose state it saves, so that their state is up to date.
 
     Parameters
     ----------
     folder : Path
     identity : dict
-        What has to be equal for a training to be the same.
+        Entries that are equal if and only if two trainings are the same.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder, self.identity = folder, identity
 
     def n_epochs_done(self) -> int:
-        """Epochs of an earlier run of the same training, 0 where there is none.
+        """Number of epochs of an earlier run of the same training; 0 without one.
 
         Raises
         ------
         InvalidInputError
-            The directory is of another training.
+            The directory holds another training.
         ModelFormatError
-            It is damaged.
+            The directory is damaged.
         """
         self.restored_ = self._read()
         return 0 if self.restored_ is None else len(self.restored_[0]["history"])
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Take over the state of the earlier run."""
+        """Restore the state of the earlier run."""
         if self.restored_ is None:
             return
         state, tensors = self.restored_
         self.restored_ = None
-        net.module_.load_state_dict(_part(tensors, "module"))
+        net.module_.load_state_dict(_with_prefix(tensors, "module"))
         for row in state["history"]:
             net.history.append({**row, "batches": []})
         slots: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in _part(tensors, "optimizer").items():
+        for name, value in _with_prefix(tensors, "optimizer").items():
             slot, key = name.split(".")
             slots.setdefault(int(slot), {})[key] = value
         groups = net.optimizer_.state_dict()["param_groups"]
         net.optimizer_.load_state_dict({"state": slots, "param_groups": groups})
-        scheduler = _callback(net, LRScheduler).lr_scheduler_
+        scheduler = _callback_of(net, LRScheduler).lr_scheduler_
         rates = [base * scheduler.lr_lambdas[0](state["n_steps"]) for base in scheduler.base_lrs]
-        scheduler.last_epoch, scheduler._last_lr = state["n_steps"], rates
+        scheduler.last_epoch, scheduler._last_lr = state["n_steps"], rates  # noqa: SLF001  torch offers no other way
         for group, rate in zip(net.optimizer_.param_groups, rates, strict=True):
             group["lr"] = rate
         for callback in (c for _, c in net.callbacks_):
             if hasattr(callback, "best_score_") and callback.name in state["best_scores"]:
                 callback.best_score_ = state["best_scores"][callback.name]
-        stop = _callback(net, EarlyStopping)
+        stop = _callback_of(net, EarlyStopping)
         if stop is not None:
             stop.misses_, stop.best_epoch_ = state["misses"], state["best_epoch"]
             stop.dynamic_threshold_ = state["dynamic_threshold"]
-            stop.best_model_weights_ = _part(tensors, "best") or None
+            stop.best_model_weights_ = _with_prefix(tensors, "best") or None
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Write the state; the one before is removed once it is complete."""
-        scheduler = _callback(net, LRScheduler).lr_scheduler_
+        """Write the state, then remove the previous one."""
+        scheduler = _callback_of(net, LRScheduler).lr_scheduler_
         tensors = {f"module.{k}": v for k, v in net.module_.state_dict().items()}
         for slot, values in net.optimizer_.state_dict()["state"].items():
             tensors.update({f"optimizer.{slot}.{k}": torch.as_tensor(v) for k, v in values.items()})
@@ -92,13 +92,13 @@ class Checkpoint(Callback):
             "identity": self.identity,
             "n_steps": scheduler.last_epoch,
             "history": [
-                {k: _number(v) for k, v in row.items() if k != "batches"} for row in net.history
+                {k: _plain(v) for k, v in row.items() if k != "batches"} for row in net.history
             ],
             "best_scores": {
                 c.name: float(c.best_score_) for _, c in net.callbacks_ if hasattr(c, "best_score_")
             },
         }
-        stop = _callback(net, EarlyStopping)
+        stop = _callback_of(net, EarlyStopping)
         if stop is not None:
             best = stop.best_model_weights_ or {}
             tensors.update({f"best.{k}": v for k, v in best.items()})
@@ -127,25 +127,25 @@ class Checkpoint(Callback):
                 raise ValueError(f"its format is {state['format']!r}")
             name = str(state["tensors"])
             if Path(name).name != name:
-                raise ValueError(f"it names {name!r}, which is no file of its directory")
+                raise ValueError(f"it names {name!r}, which is not a file in its directory")
             content = (self.folder / name).read_bytes()
             if hashlib.sha256(content).hexdigest() != state["sha256"]:
                 raise ValueError(f"{name} does not have the recorded checksum")
             tensors = load_tensors(content)
-            found = state["identity"]
+            identity = state["identity"]
             len(state["history"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelFormatError(
                 f"The training in {self.folder} cannot be continued: {error}. Remove that "
-                "directory to begin anew."
+                "directory to start again."
             ) from error
-        if found != self.identity:
+        if identity != self.identity:
             differing = sorted(
-                k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k)
+                k for k in {*identity, *self.identity} if identity.get(k) != self.identity.get(k)
             )
             raise InvalidInputError(
                 f"The training in {self.folder} is another one: {', '.join(differing)} differ(s). "
-                "Remove that directory, or name another as checkpoint."
+                "Remove that directory, or pass another one as checkpoint."
             )
         return state, tensors
 
@@ -156,16 +156,16 @@ class Checkpoint(Callback):
 def training_identity(
     params: dict[str, Any], class_name: str, draws: SampleDraws, module: torch.nn.Module
 ) -> dict[str, Any]:
-    """What makes a training the same: parameters, data, first weights, version.
+    """Entries that identify a training: parameters, data, initial weights and version.
 
     Parameters
     ----------
     params : dict
-        Of the estimator, those that change the result.
+        Parameters of the estimator that change the result.
     class_name : str
     draws : SampleDraws
     module : Module
-        Before training.
+        The net before training.
     """
     data = hashlib.sha256(repr(list(draws.offsets)).encode())
     inputs, target = draws[0]
@@ -184,7 +184,7 @@ def training_identity(
     }
 
 
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix(f"{prefix}."): value
         for name, value in tensors.items()
@@ -192,9 +192,9 @@ def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
     }
 
 
-def _callback(net: NeuralNet, kind: type) -> Any:
+def _callback_of(net: NeuralNet, kind: type) -> Any:
     return next((c for _, c in net.callbacks_ if isinstance(c, kind)), None)
 
 
-def _number(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic | torch.Tensor) else value

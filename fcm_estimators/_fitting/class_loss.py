@@ -1,4 +1,4 @@
-"""The loss by which classes are learnt."""
+"""The loss of the classifier."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 class CellLoss(nn.Module):
-    """Cross-entropy of labelled cells, each sample with equal weight; Brier score in validation.
+    """Cross-entropy in training, Brier score in validation; each sample has equal weight.
 
-    The Brier score is bounded: a few cells that are wrong with great confidence, which longer
-    training makes more confident still, do not decide which epoch is best.
+    The Brier score is bounded. It keeps a few confident errors, whose confidence grows with
+    longer training, from determining the best epoch.
 
-    The log odds ratio of the draw is added to the logits, so the logits themselves learn the
-    sample's own class probabilities (case-control correction).
+    The log odds ratio of the draw is added to the logits. The logits therefore learn the class
+    probabilities of the sample (case-control correction).
 
     Parameters
     ----------

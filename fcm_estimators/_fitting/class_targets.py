@@ -1,4 +1,4 @@
-"""Labels as class codes; which class each sample can teach."""
+"""Labels as class codes, and their checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fcm_estimators.exceptions import InvalidInputError
 
 
 def encode_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted classes, and the class code of each label (-1 where NaN or None).
+    """Sorted classes, and the class code of each label (-1 for NaN or None).
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def encode_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if labels.dtype.kind == "f" and np.isinf(labels).any():
         raise InvalidInputError(
             "Input y contains infinity or a value too large for dtype('float64'). Labels are text "
-            "or whole numbers, NaN where a cell has none."
+            "or whole numbers; NaN means no label."
         )
     known = ~pd.isna(labels)
     kept = labels[known]
@@ -64,48 +64,50 @@ def recode(classes: np.ndarray, codes: np.ndarray, fitted: np.ndarray) -> np.nda
     Raises
     ------
     InvalidInputError
-        If there is a class that the model does not have.
+        The labels hold a class that the model does not have.
     """
     unknown = np.setdiff1d(classes, fitted)
     if len(unknown):
         raise InvalidInputError(
-            f"warm_start goes on with the classes {listed(fitted)}, but the labels hold "
-            f"{listed(unknown)} too. Fit a new model, or map those labels (NaN: no label)."
+            f"warm_start continues with the classes {listed(fitted)}, but the labels also hold "
+            f"{listed(unknown)}. Fit a new model, or map those labels (NaN: no label)."
         )
     table = np.append(np.searchsorted(fitted, classes), -1)
-    return table[codes]
+    return np.asarray(table[codes])
 
 
-def require_learnable(codes: np.ndarray, classes: np.ndarray, *, one_class_will_do: bool) -> None:
-    """Raise InvalidInputError unless there is something to tell apart.
+def require_learnable(codes: np.ndarray, classes: np.ndarray, *, allow_one_class: bool) -> None:
+    """Raise InvalidInputError unless the labels hold enough classes to learn from.
 
     Parameters
     ----------
     codes : ndarray of int of shape (N,)
-        Of the analysed cells.
+        Class codes of the analysed cells.
     classes : ndarray of shape (C,)
-    one_class_will_do : bool
-        Fine-tuning may see one class only.
+    allow_one_class : bool
+        Whether one class is enough, as in fine-tuning.
     """
     if len(codes) < 2:
         raise InvalidInputError(
-            "n_samples=1: a single cell cannot be learnt from. Pass whole samples."
+            "n_samples=1: a model cannot learn from a single cell. Pass whole samples."
         )
     present = np.unique(codes[codes >= 0])
-    if len(present) == 0 or (len(present) == 1 and not one_class_will_do):
+    if len(present) == 0 or (len(present) == 1 and not allow_one_class):
         raise InvalidInputError(
             f"The labelled cells are of one class only ({listed(classes[present])}); two or more "
-            "are needed. Check label_key, and that subset_key keeps cells of each class."
+            "are needed. Check label_key, and check that subset_key keeps cells of each class."
         )
 
 
 def positive_class(pos_label: Any, classes: np.ndarray) -> Any:
-    """Positive class of two, the last unless named; None for more than two.
+    """Positive class of two classes; None for more than two.
+
+    The default is the last class.
 
     Raises
     ------
     InvalidInputError
-        ``pos_label`` is no class, or there are more than two.
+        ``pos_label`` is not a class, or is given for more than two classes.
     """
     require_two_classes("pos_label", pos_label, classes)
     if len(classes) > 2:
@@ -120,21 +122,22 @@ def positive_class(pos_label: Any, classes: np.ndarray) -> Any:
 
 
 def require_two_classes(name: str, value: Any, classes: np.ndarray) -> None:
-    """Raise InvalidInputError where a parameter for two classes is set and there are more."""
+    """Raise InvalidInputError if a parameter for two classes is set but there are more."""
     if value is not None and len(classes) > 2:
         raise InvalidInputError(
             f"{name}={value!r} is for two classes; the labels hold {len(classes)}: "
-            f"{listed(classes)}. Leave it None, or merge the others."
+            f"{listed(classes)}. Leave it None, or merge classes."
         )
 
 
 def codes_of(samples: Samples, codes: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
     """Codes of the cells of some samples, in the order of ``samples.take(chosen)``."""
-    return np.concatenate([codes[samples.offsets[s] : samples.offsets[s + 1]] for s in chosen])
+    found: np.ndarray = codes[samples.cells_of(chosen)]
+    return found
 
 
 def class_presence(codes: np.ndarray, offsets: list[int], n_classes: int) -> np.ndarray:
-    """Which sample has labelled cells of which class: bool array of shape (S, C)."""
+    """Whether each sample has labelled cells of each class: bool array of shape (S, C)."""
     counts = [
         np.bincount(codes[i:j] + 1, minlength=n_classes + 1)[1:] for i, j in pairwise(offsets)
     ]
@@ -144,12 +147,13 @@ def class_presence(codes: np.ndarray, offsets: list[int], n_classes: int) -> np.
 def class_weights(
     class_weight: dict[Any, float] | str | None, classes: np.ndarray, codes: np.ndarray
 ) -> np.ndarray:
-    """Weight of each class, scikit-learn's meaning of ``class_weight``; float32 of shape (C,)."""
+    """Weight of each class as scikit-learn defines ``class_weight``; float32 of shape (C,)."""
     known = codes[codes >= 0]
     if class_weight == "balanced":
-        # Classes without a cell (fine-tuning) keep weight 1.
+        # Classes without cells, which occur in fine-tuning, keep weight 1.
         weights = np.ones(len(classes))
         present = np.unique(known)
         weights[present] = compute_class_weight("balanced", classes=present, y=known)
         return weights.astype(np.float32)
-    return compute_class_weight(class_weight, classes=classes, y=classes[known]).astype(np.float32)
+    found = compute_class_weight(class_weight, classes=classes, y=classes[known])
+    return np.asarray(found, dtype=np.float32)

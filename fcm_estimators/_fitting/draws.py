@@ -1,4 +1,4 @@
-"""Training draws: a few samples, a subset of the cells of each, rare classes topped up."""
+"""Training draws: some samples, a subset of the cells of each, and more of the rare classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcm_estimators._fitting.augmentation import Augmentation
 
 @dataclass(frozen=True)
 class DrawPlan:
-    """How a training step is drawn.
+    """Plan of the draws of an epoch.
 
     Parameters
     ----------
@@ -23,10 +23,10 @@ class DrawPlan:
     samples_per_step : int
         Samples of one draw, with replacement.
     cells_per_sample : int
-        Cells of each; they are the context, representative of the sample.
+        Cells drawn from each sample. They are the context and represent the sample.
     min_class_fraction : float
-        Each class that the sample has is topped up, as far as it has cells, to this share of
-        ``cells_per_sample``. The added cells only read: they are not in the context.
+        Cells of each class are added up to this share of ``cells_per_sample``, as far as the
+        sample has such cells. Added cells are not in the context.
     augmentation : Augmentation or None
     """
 
@@ -37,35 +37,35 @@ class DrawPlan:
     augmentation: Augmentation | None
 
 
-class SampleDraws(Dataset):
-    """Random packed batches for one epoch; the same for the same seed and position.
+class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
+    """Random packed batches for one epoch. Equal seed, epoch and step give equal batches.
 
-    Items are ``(inputs, y)``; ``inputs`` holds tensors with a row per cell: ``x`` (n, M),
-    ``sample`` (n,) ascending, ``context_weight`` (n,), and ``log_odds_ratio`` (n, C), the
-    logarithm of how much oftener the draw holds a cell of each class than the sample does.
-    ``y`` is -1 for cells without label. With ``target`` the second item is the target of the drawn
-    cells instead, and ``y`` only says which cells are alike.
+    Items are ``(inputs, y)``. ``inputs`` holds tensors with one row per cell: ``x`` (n, M),
+    ``sample`` (n,) ascending, ``context_weight`` (n,), and ``log_odds_ratio`` (n, C). The latter
+    is the logarithm of the factor by which the draw oversamples each class. ``y`` is -1 for cells
+    without label. If ``target`` is given, the second item is the target of the drawn cells, and
+    ``y`` only defines the classes that are drawn alike.
 
-    The log odds ratio goes into the loss (added to the logits), so what the net learns is the
-    sample's own class probabilities although rare cells are oversampled: the case-control
-    correction, exact per draw.
+    The loss adds the log odds ratio to the logits. The net therefore learns the class
+    probabilities of the sample although the draw oversamples rare classes. This is the
+    case-control correction, exact for each draw.
 
     Parameters
     ----------
     x : ndarray of shape (N, M)
-        Cells in the caller's units, samples packed.
+        Cells in the user's units, samples packed.
     y : ndarray of int of shape (N,)
         Class codes, -1 without label.
     offsets : ndarray of shape (S + 1,)
     mean, scale : ndarray of shape (M,)
-        Training mean and SD, the unit of the augmentation.
+        Mean and SD of the training samples. The SD is the unit of the augmentation.
     n_classes : int
     plan : DrawPlan
     seed : int
     target : ndarray of shape (N, ...), optional
-        What is learnt of each cell, where that is not ``y``.
+        Training target of each cell. Default: ``y``.
     fixed : bool, default False
-        Use every sample in turn and the same draws in every epoch: for validation.
+        Use the samples in turn and the same draws in every epoch, as validation needs it.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class SampleDraws(Dataset):
         return {k: torch.from_numpy(v) for k, v in inputs.items()}, torch.from_numpy(y)
 
     def _draw(self, s: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Cells of one sample: x, target, context weight, log odds ratio."""
+        """Drawn cells of one sample: x, target, context weight and log odds ratio."""
         plan, start, stop = self.plan, self.offsets[s], self.offsets[s + 1]
         y = self.y[start:stop]
         chosen, expected = self._choose_context(y, rng)
@@ -122,26 +122,26 @@ class SampleDraws(Dataset):
     def _look_up(
         self, s: int, rows: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Values and target of drawn rows."""
+        """Values and targets of drawn rows."""
         return self.x[rows], self.target[rows]
 
     def _choose_context(
         self, y: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Cells of the context, and how many of each class such a draw holds on average.
+        """Cells of the context, and the expected number of each class in such a draw.
 
-        The draw is a simple random subset or, by augmentation, one with other class shares.
+        The draw is a simple random subset. Augmentation may change the class shares.
         """
         plan, size = self.plan, min(self.plan.cells_per_sample, len(y))
         # Entry 0 counts cells without label.
         counts = np.bincount(y + 1, minlength=self.n_classes + 1)
-        change = plan.augmentation
-        factors = None if change is None else change.class_factors(len(counts), rng)
+        augmentation = plan.augmentation
+        factors = None if augmentation is None else augmentation.class_factors(len(counts), rng)
         if factors is None:
             factors = np.ones(len(counts))
             chosen = np.arange(len(y))
         else:
-            # A cell stays with a probability proportional to its class's factor.
+            # A cell is kept with a probability proportional to the factor of its class.
             keep = factors / factors[counts > 0].max()
             chosen = np.flatnonzero(rng.random(len(y)) < keep[y + 1])
             if len(chosen) == 0:
@@ -154,7 +154,7 @@ class SampleDraws(Dataset):
     def _top_up(
         self, y: np.ndarray, chosen: np.ndarray, expected: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Extra cells of scarce classes, and by how much they change each class's share."""
+        """Extra cells of rare classes, and the log odds ratio of each class that results."""
         drawn = np.bincount(y[chosen] + 1, minlength=self.n_classes + 1)[1:]
         target = int(np.ceil(self.plan.min_class_fraction * self.plan.cells_per_sample))
         extra, log_ratio = [], np.zeros(self.n_classes, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Training draws for gates, with points of the experts' planes."""
+"""Training draws for gates, with points in the planes of the expert's polygons."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import numpy as np
 
 from fcm_estimators._fitting.draws import SampleDraws
 
-# Points of an expert's plane in one draw of a sample, per gate.
+# Points per gate in one draw of a sample.
 _PROBES_PER_DRAW = 48
 
 
 class Probes(NamedTuple):
-    """Points of the planes of one sample, inside or outside of the expert's polygons.
+    """Points inside and outside the expert's polygons of one sample.
 
     Attributes
     ----------
     gate : ndarray of int, shape (P,)
         Position of the gate.
     place : ndarray of shape (P, 2)
-        In the data's units.
+        Position in the plane of the gate, in the units of the data.
     inside : ndarray of bool, shape (P,)
+        Whether the point is inside the polygon.
     """
 
     gate: np.ndarray
@@ -31,20 +32,20 @@ class Probes(NamedTuple):
 
 
 class GateDraws(SampleDraws):
-    """Training draws for gates; the target is stratum and membership.
+    """Training draws for gates. The target of a cell is its stratum and its membership.
 
-    The target of a row has 1 + G columns: the stratum (-1 for a point that is no cell), then 1
-    inside, 0 outside, -1 unknown, -2 outside of the parent, for each gate.
+    The target has 1 + G columns. The first is the stratum, -1 for a point that is not a cell. The
+    others hold for each gate 1 inside, 0 outside, -1 unknown, -2 outside of the parent.
 
     Parameters
     ----------
     *args, **kwargs
-        Of :class:`SampleDraws`; ``y`` is the stratum of each cell.
+        Passed to :class:`SampleDraws`; ``y`` is the stratum of each cell.
     axes : sequence of G pairs of int
         Markers of each gate.
     probes : sequence of Probes or None
-        One per sample. Points are added to a draw with the other markers of random cells, and
-        distorted as these are; they are in no context.
+        One per sample. A draw adds points, which take the other markers from random cells and get
+        the same distortion. They are not in the context.
     """
 
     def __init__(

@@ -1,25 +1,33 @@
-"""Polygons fitted to cells without a net: typical gates, own gates, the end of a fit."""
+"""Polygons fitted to cells without a net, and the final adjustment of a trained net."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fcm_estimators._cells.samples import Samples
+from fcm_estimators._fitting.gate_draws import GateDraws
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE, GateLoss
+from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
+from fcm_estimators.nn.streaming import streamed_contexts
 
-# Where a fit starts: two SD of the cells inside, which are no less than this, in training SD.
+# First radius of a fit, two SD of the cells inside, and lower limit of these SD in training SD.
 _FIRST_LOG_RADIUS, _MIN_SPREAD = float(np.log(2.0)), 0.05
-# Scale and offset of the predicted changes, in the end.
-_SETTLING_STEPS, _SETTLING_RATE = 100, 0.02
-# Where the samples hardly tell, changes stay as the net has learnt them.
-_KEEP_CHANGE = 0.001
-# Fit of free polygons: with cross-entropy first, then slower and by Dice alone.
+# Fit of polygons, in two phases: with cross-entropy, then with Dice alone at a lower rate.
 _FIT_STEPS, _FIT_RATE = 150, 0.05
+# Final adjustment of the predicted changes, and the number of samples that it uses.
+_ADJUSTMENT_STEPS, _ADJUSTMENT_RATE, _ADJUSTMENT_SAMPLES = 100, 0.02, 100
+# Weight of the penalty that keeps predicted changes unless the samples show a better value.
+_ADJUSTMENT_PENALTY = 0.001
+# Cells per sample for a fit of the typical gates, and of the gates of a single sample.
+_TYPICAL_CELLS, _SAMPLE_CELLS = 2_000, 20_000
 
 
 def fit_shapes(
@@ -31,12 +39,12 @@ def fit_shapes(
     *,
     shared: bool,
 ) -> Shapes:
-    """Polygons that hold the cells inside best, without a net.
+    """Fit polygons to the cells inside, without a net.
 
     Parameters
     ----------
     gates : StarGates
-        Where to start; not changed.
+        Polygons that the fit starts from; not changed.
     z : Tensor of shape (N, M)
         Standardised cells, samples packed.
     member : int Tensor of shape (N, G)
@@ -45,12 +53,12 @@ def fit_shapes(
     parents : sequence of G int
         As in :class:`GateLoss`.
     shared : bool
-        One polygon per gate for all samples (fixed gates), or one per sample and gate.
+        True: one polygon per gate for all samples. False: one per sample and gate.
 
     Returns
     -------
     Shapes
-        Of S samples, or of one where shared.
+        Polygons of S samples, or of one if ``shared``.
     """
     n_samples = len(offsets) - 1
     sizes = torch.tensor(offsets).diff()
@@ -61,16 +69,15 @@ def fit_shapes(
     target = torch.cat([torch.zeros_like(member[:, :1]), member], 1)
     loss = GateLoss(parents)
     limits = [0, len(z)] if shared else offsets
-    for alone in (False, True):
-        loss.train(not alone)
-        optimizer = torch.optim.Adam([change], lr=_FIT_RATE / (4 if alone else 1))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _FIT_STEPS)
-        for _ in range(_FIT_STEPS):
-            optimizer.zero_grad()
-            logits = gates.membership(z, gates.shapes(change), limits)
-            loss(logits, target, inputs).backward()
-            optimizer.step()
-            schedule.step()
+
+    def value() -> Tensor:
+        fitted: Tensor = loss(gates.membership(z, gates.shapes(change), limits), target, inputs)
+        return fitted
+
+    for dice_alone in (False, True):
+        # In evaluation mode the loss is Dice alone.
+        loss.train(not dice_alone)
+        _minimise(value, [change], _FIT_RATE / (4 if dice_alone else 1), _FIT_STEPS)
     return gates.shapes(change.detach())
 
 
@@ -80,42 +87,53 @@ def settled_change(
     batch: tuple[dict[str, Tensor], Tensor],
     parents: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Scale and offset of predicted changes that suit samples as they were measured.
+    """Scale and offset of the predicted changes that fit samples as they were measured.
 
-    A net that learns from distorted samples draws outlines that suit those on average, and
-    follows a sample further than its cells can tell.
+    A net that learns from distorted samples predicts outlines that are right on average for
+    distorted samples. It also changes them more than the cells of a sample justify.
 
     Parameters
     ----------
     gates : StarGates
     change : Tensor of shape (S, G, 2 + V)
-        Predicted from each sample.
+        Change that the net predicts for each sample.
     batch : pair
-        Cells of these samples as :class:`GateDraws` gives them, standardised.
+        Standardised cells of these samples, in the form of :class:`GateDraws`.
     parents : sequence of G int
         As in :class:`GateLoss`.
 
     Returns
     -------
     Tensor of shape (G, 1) and Tensor of shape (G, 2 + V)
-        1 and 0 for gates of which the samples say nothing.
+        1 and 0 for gates about which the samples hold no information.
     """
     inputs, target = batch
     offsets = [0, *torch.bincount(inputs["sample"]).cumsum(0).tolist()]
     scale = torch.ones_like(change[0, :, :1]).requires_grad_()
     offset = torch.zeros_like(change[0]).requires_grad_()
     loss = GateLoss(parents).eval()
-    optimizer = torch.optim.Adam([scale, offset], lr=_SETTLING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _SETTLING_STEPS)
-    for _ in range(_SETTLING_STEPS):
-        optimizer.zero_grad()
+
+    def penalised() -> Tensor:
         shapes = gates.shapes(change * scale + offset)
-        value = loss(gates.membership(inputs["x"], shapes, offsets), target, inputs)
-        kept = (scale - 1).square().mean() + offset.square().mean()
-        (value + _KEEP_CHANGE * kept).backward()
+        value: Tensor = loss(gates.membership(inputs["x"], shapes, offsets), target, inputs)
+        size = (scale - 1).square().mean() + offset.square().mean()
+        return value + _ADJUSTMENT_PENALTY * size
+
+    _minimise(penalised, [scale, offset], _ADJUSTMENT_RATE, _ADJUSTMENT_STEPS)
+    return scale.detach(), offset.detach()
+
+
+def _minimise(
+    value: Callable[[], Tensor], variables: Sequence[Tensor], rate: float, n_steps: int
+) -> None:
+    """Minimise a value by Adam with a rate that falls to zero; variables change in place."""
+    optimizer = torch.optim.Adam(variables, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        value().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    return scale.detach(), offset.detach()
 
 
 def place_gates(
@@ -127,12 +145,12 @@ def place_gates(
 ) -> None:
     """Set the typical centre, spread and radii of each gate from training cells.
 
-    A gate with fewer than 20 cells inside stays as it is.
+    A gate with fewer than 20 cells inside does not change.
 
     Parameters
     ----------
     gates : StarGates
-        Its buffers are set.
+        Its buffers are changed.
     z : ndarray of shape (N, M)
         Standardised cells, samples packed.
     member : int ndarray of shape (N, G)
@@ -141,9 +159,9 @@ def place_gates(
         As in :class:`GateLoss`.
     """
     axes = gates.axes.numpy()
-    enough = (member == 1).sum(0) >= MIN_INSIDE
+    too_few = (member == 1).sum(0) < MIN_INSIDE
     before = [buffer.clone() for buffer in (gates.centre, gates.spread, gates.log_radius)]
-    for g in np.flatnonzero(enough):
+    for g in np.flatnonzero(~too_few):
         places = [z[i:j][member[i:j, g] == 1][:, axes[g]] for i, j in pairwise(offsets)]
         known = [p for p in places if len(p) >= MIN_INSIDE] or [np.concatenate(places)]
         gates.centre[g] = torch.from_numpy(np.mean([p.mean(0) for p in known], axis=0))
@@ -161,6 +179,100 @@ def place_gates(
         )
     gates.centre.copy_(shapes.centre[0])
     gates.log_radius.copy_(shapes.log_radius[0])
-    kept = torch.from_numpy(~enough)
+    unchanged = torch.from_numpy(too_few)
     for buffer, old in zip((gates.centre, gates.spread, gates.log_radius), before, strict=True):
-        buffer[kept] = old[kept]
+        buffer[unchanged] = old[unchanged]
+
+
+def place_typical_gates(
+    module: PolygonFormer, samples: Samples, inside: np.ndarray, parents: Sequence[int], seed: int
+) -> None:
+    """Set the typical gates of a new net from some cells of each sample.
+
+    Parameters
+    ----------
+    module : PolygonFormer
+    samples : Samples
+    inside : int ndarray of shape (N, G)
+    parents : sequence of G int
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    picked = [
+        np.sort(rng.choice(np.arange(i, j), min(j - i, _TYPICAL_CELLS), replace=False))
+        for i, j in samples.spans()
+    ]
+    rows = np.concatenate(picked)
+    ends = torch.from_numpy(np.stack([samples.x.min(0), samples.x.max(0)]))
+    module.gates.set_limits(module.standardise(ends))
+    z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
+    limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
+    place_gates(module.gates, z, inside[rows], limits, parents)
+
+
+def adjust_to_samples(
+    module: PolygonFormer,
+    samples: Samples,
+    train: Sequence[int],
+    draws: GateDraws,
+    parents: Sequence[int],
+) -> None:
+    """Adjust the predicted changes of a trained net to training samples without distortion.
+
+    Parameters
+    ----------
+    module : PolygonFormer
+        Trained net; its adjustment is set.
+    samples : Samples
+    train : sequence of int
+        Positions of the training samples.
+    draws : GateDraws
+        Draws of these samples.
+    parents : sequence of G int
+    """
+    device = module.input_mean.device
+    draws = copy.copy(draws)
+    draws.fixed = True
+    draws.plan = dataclasses.replace(draws.plan, samples_per_step=1, augmentation=None)
+    rng = np.random.default_rng(draws.seed)
+    n_used = min(len(train), _ADJUSTMENT_SAMPLES)
+    changes, inputs, targets = [], [], []
+    for number, s in enumerate(np.sort(rng.choice(len(train), n_used, replace=False))):
+        start, stop = samples.offsets[train[s]], samples.offsets[train[s] + 1]
+        x = torch.from_numpy(samples.x[start:stop]).float().to(device)
+        with torch.no_grad():
+            changes.append(module.change_in(streamed_contexts(module, x)[-1]))
+        drawn, target = draws[int(s)]
+        drawn["sample"] = torch.full_like(drawn["sample"], number)
+        inputs.append(drawn)
+        targets.append(target.to(device))
+    packed = {key: torch.cat([part[key] for part in inputs]).to(device) for key in inputs[0]}
+    packed["x"] = module.standardise(packed["x"])
+    batch = packed, torch.cat(targets)
+    module.adjust(*settled_change(module.gates, torch.cat(changes), batch, parents))
+
+
+def fitted_vertices(
+    module: PolygonFormer,
+    x: np.ndarray,
+    inside: np.ndarray,
+    parents: Sequence[int],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Vertices of star polygons fitted to the expert's cells of one sample, (G, V, 2).
+
+    Parameters
+    ----------
+    module : PolygonFormer
+        Trained net; not changed.
+    x : ndarray of shape (n, M)
+    inside : int ndarray of shape (n, G)
+    parents : sequence of G int
+    rng : numpy Generator
+    """
+    rows = np.sort(rng.choice(len(x), min(len(x), _SAMPLE_CELLS), replace=False))
+    own = copy.deepcopy(module).float().cpu()
+    z = own.standardise(torch.from_numpy(x[rows].astype(np.float32))).numpy()
+    place_gates(own.gates, z, inside[rows], [0, len(rows)], parents)
+    with torch.no_grad():
+        return own.typical().numpy()

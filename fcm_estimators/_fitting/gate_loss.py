@@ -1,4 +1,4 @@
-"""The loss by which gates are learnt."""
+"""The loss of the polygon regressor."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Membership of a cell that is known to be outside of the gate's parent; -1 is not known.
+# Membership of a cell that is known to be outside of the gate's parent. -1 means unknown.
 OUTSIDE_PARENT = -2
-# Fewer cells inside than this say nothing about where a gate is.
+# Fewer cells inside than this do not determine the position of a gate.
 MIN_INSIDE = 20
-# Weight of the cross-entropy beside Dice. Balanced cross-entropy alone draws gates wider than F1
-# wants them, Dice alone has no pull on cells far from the outline.
+# Weight of the cross-entropy beside Dice. Balanced cross-entropy alone makes gates wider than is
+# best for F1. Dice alone has almost no gradient for cells far from the outline.
 _CROSS_ENTROPY = 0.1
-# Dice counts cells by an outline that is sharper by this factor: a soft one is drawn too wide
-# where many cells are near the outline on one side of it.
+# Dice uses an outline that is sharper by this factor. With a soft outline, gates become too wide
+# if many cells are near the outline on one side of it.
 _SHARPNESS = 8.0
 
 
 class GateLoss(nn.Module):
     """Cross-entropy balanced between inside and outside, and soft Dice; mean over gates.
 
-    The outline by which Dice counts becomes sharper as training goes on. In validation sharp Dice
-    alone, which is bounded. A gate with fewer than 20 cells inside says only where it is not.
+    The outline that Dice uses becomes sharper during training. Validation uses sharp Dice alone,
+    which is bounded. A gate with fewer than 20 cells inside contributes only its cells outside.
 
-    A gate is judged on the cells of the expert's parent, and on those others that the predicted
-    parent lets through, as far as it does: in prediction they will come.
+    The loss of a gate covers the cells of the expert's parent. It also covers other cells, weighted
+    by their soft membership in the predicted parent, because prediction applies the gate to them.
 
     Parameters
     ----------
     parents : sequence of G int
-        Position of each gate's parent, -1 for none; parents come first.
+        Position of each gate's parent, -1 for none. Parents come before their children.
 
     Attributes
     ----------
     progress : float
-        Share of the training that is done, 0 to 1.
+        Completed share of the training, 0 to 1.
     """
 
     def __init__(self, parents: Sequence[int]) -> None:
@@ -45,10 +45,10 @@ class GateLoss(nn.Module):
         self.progress = 0.0
 
     def forward(self, logits: Tensor, y: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Mean over samples and gates that have something to say."""
+        """Mean over the pairs of sample and gate for which the loss is defined."""
         stratum, member = y[:, 0].long(), y[:, 1:]
         ratio = inputs["log_odds_ratio"].gather(1, stratum.clamp(min=0).unsqueeze(1))
-        # Topped-up cells count as often as the sample has them.
+        # The weight undoes the oversampling of rare strata.
         weight = torch.exp(-ratio) * (stratum >= 0).unsqueeze(1)
         sample = inputs["sample"]
         n_samples = int(sample[-1]) + 1
@@ -58,8 +58,8 @@ class GateLoss(nn.Module):
             return zeros.index_add(0, sample, values)
 
         inside = (member == 1).to(logits.dtype)
-        let_through = self._let_through(logits.detach())
-        outside = (member == 0).to(logits.dtype) + (member == OUTSIDE_PARENT) * let_through
+        in_parent = self._in_predicted_parent(logits.detach())
+        outside = (member == 0).to(logits.dtype) + (member == OUTSIDE_PARENT) * in_parent
         enough = total(inside) >= MIN_INSIDE
         n_inside_cells = total(weight * inside)
 
@@ -68,12 +68,12 @@ class GateLoss(nn.Module):
             sizes = total(soft * (inside + outside)) + n_inside_cells
             return 1 - 2 * total(soft * inside) / sizes.clamp(min=1e-6)
 
-        # A sample known by points alone has no cells for Dice.
+        # A sample that only has points has no cells for Dice.
         with_dice = enough & (n_inside_cells > 0)
         if not self.training:
             return _mean(dice_loss(_SHARPNESS), with_dice)
         dice = dice_loss(_SHARPNESS**self.progress)
-        # Points of the plane count as one cell each.
+        # Each point of the plane counts as one cell.
         each = torch.where(stratum.unsqueeze(1) >= 0, weight, 1.0)
         missed = total(each * inside * nn.functional.softplus(-logits))
         taken = total(each * outside * nn.functional.softplus(logits))
@@ -84,14 +84,14 @@ class GateLoss(nn.Module):
         loss = cross_entropy + torch.where(with_dice, dice, 0.0)
         return _mean(loss, enough | (n_outside > 0))
 
-    def _let_through(self, logits: Tensor) -> Tensor:
+    def _in_predicted_parent(self, logits: Tensor) -> Tensor:
         """Soft membership of each cell in all predicted ancestors of each gate."""
-        own = torch.sigmoid(_SHARPNESS * logits)
-        found = [torch.ones_like(logits[:, 0])] * len(self.parents)
+        member = torch.sigmoid(_SHARPNESS * logits)
+        in_parent = [torch.ones_like(logits[:, 0])] * len(self.parents)
         for gate, parent in enumerate(self.parents):
             if parent >= 0:
-                found[gate] = found[parent] * own[:, parent]
-        return torch.stack(found, 1)
+                in_parent[gate] = in_parent[parent] * member[:, parent]
+        return torch.stack(in_parent, 1)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The expert's gates as training targets: membership of cells, points on planes."""
+"""The expert's gates as training targets: membership of cells, and points in planes."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._checks import listed
+from fcm_estimators._checks import listed, nullable_flags
 from fcm_estimators._fitting.gate_draws import Probes
-from fcm_estimators._fitting.gate_loss import OUTSIDE_PARENT
+from fcm_estimators._fitting.gate_loss import MIN_INSIDE, OUTSIDE_PARENT
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
-from fcm_estimators.gating._coordinates import data_values
-from fcm_estimators.gating._gates import ROOT
+from fcm_estimators.gating.coordinates import data_values
+from fcm_estimators.gating.gates import ROOT
 from fcm_estimators.nn.soft_gates import SoftGate
 
-# Points on the plane of each expert polygon, and how far around it they lie.
+# Points in the plane of each expert polygon, and their margin as a share of its extent.
 _PROBES_PER_GATE = 400
 _PROBE_MARGIN = 0.5
 _SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
 
 
 def as_template(gates: Any) -> GatingTree:
-    """Tree of what to learn, from a tree or from planes.
+    """Tree of the gates to learn, from a tree or from planes.
 
     Parameters
     ----------
     gates : GatingTree, or mapping of gate to (parent, x, y) or to BooleanGate
-        The polygons of a tree are not used.
+        Only the planes and parents of a tree are used, not its polygons.
 
     Raises
     ------
     InvalidInputError
-        Something else; no polygon; and as GatingTree.
+        ``gates`` has another type or no polygon, or GatingTree refuses it.
     """
     if isinstance(gates, GatingTree):
         tree = GatingTree([_as_polygon(gate) for gate in gates])
     elif isinstance(gates, Mapping):
-        tree = GatingTree([_planned(name, plan) for name, plan in gates.items()])
+        tree = GatingTree([_from_plan(name, plan) for name, plan in gates.items()])
     else:
         raise InvalidInputError(
             f"gates is a {type(gates).__name__}; expected a GatingTree, or a mapping of gate to "
             "(parent, x marker, y marker) or to a BooleanGate."
         )
     if not polygons_of(tree):
-        raise InvalidInputError("gates holds no polygon; there is nothing to learn.")
+        raise InvalidInputError("gates holds no polygon, so there is nothing to learn.")
     return tree
 
 
 def _as_polygon(gate: Any) -> PolygonGate | BooleanGate:
-    """A rectangle or ellipse stands for its plane."""
+    """Polygon gate in the plane of a rectangle or an ellipse."""
     if isinstance(gate, (PolygonGate, BooleanGate)):
         return gate
     if len(gate.markers) != 2:
         raise InvalidInputError(
             f"Gate {gate.name!r} has {len(gate.markers)} marker(s) ({listed(gate.markers)}); only "
-            "gates in a plane of two can be learnt as polygons. Leave it out, or name a plane for "
+            "gates on two markers can be learnt as polygons. Leave it out, or name two markers for "
             "it in a dict of gates."
         )
     x, y = gate.markers
     return PolygonGate(gate.name, x, y, np.array(_SQUARE), gate.parent)
 
 
-def _planned(name: str, plan: Any) -> PolygonGate | BooleanGate:
+def _from_plan(name: str, plan: Any) -> PolygonGate | BooleanGate:
     if isinstance(plan, BooleanGate):
         if plan.name != name:
             raise InvalidInputError(f"gates[{name!r}] is a BooleanGate named {plan.name!r}.")
@@ -91,7 +91,8 @@ def read_membership(
     ----------
     data : AnnData, DataFrame or array of shape (n_rows, ...)
     y : DataFrame or array of shape (n_rows, n_gates), or None
-        Membership; an array has the columns of ``tree.gates``. None: ``data.obsm[key]``.
+        Membership. The columns of an array are those of ``tree.gates``. None: read
+        ``data.obsm[key]``.
     key : str or None
     tree : GatingTree
     aliases : mapping or None
@@ -100,13 +101,14 @@ def read_membership(
     Returns
     -------
     ndarray of int8, shape (n_rows, number of all gates)
-        1 inside, 0 outside, -1 unknown; columns as ``tree.gates``. A gate without column is
-        unknown; boolean gates follow from their operands where these are known.
+        1 inside, 0 outside, -1 unknown; columns as ``tree.gates``. A gate without a column is
+        unknown. Boolean gates are derived from their operands if these are known.
 
     Raises
     ------
-    InvalidInputError, MissingKeyError
-        No membership; not True/False; children outside of their parent.
+    InvalidInputError
+        The table has the wrong shape, holds other values than True and False, or has cells inside
+        a gate that are outside of its parent.
     """
     n_rows = data.shape[0]
     out = np.full((n_rows, len(tree)), -1, dtype=np.int8)
@@ -141,20 +143,18 @@ def _table(data: Any, y: Any, key: str | None, tree: GatingTree) -> pd.DataFrame
 
 
 def _codes(name: str, column: pd.Series) -> np.ndarray:
-    unknown = column.isna().to_numpy()
-    values = column.where(~unknown, 0)
-    if not values.isin([0, 1]).all():
-        odd = [v for v in pd.unique(values) if v not in (0, 1)]
-        raise InvalidInputError(
-            f"Membership in gate {name!r} holds {listed(odd[:5])}; expected True/False or 1/0, NaN "
-            "where it is not known."
-        )
-    return np.where(unknown, -1, values.astype(bool).to_numpy()).astype(np.int8)
+    flags = nullable_flags(column, f"Membership in gate {name!r}")
+    return np.where(flags.isna(), -1, flags.to_numpy(dtype=bool, na_value=False)).astype(np.int8)
+
+
+def _by_gate(tree: GatingTree, member: np.ndarray) -> dict[str, np.ndarray]:
+    """Views of the columns of a membership array, by gate."""
+    return {name: member[:, i] for i, name in enumerate(tree.gates)}
 
 
 def derive_booleans(tree: GatingTree, member: np.ndarray) -> None:
     """Fill unknown entries of boolean gates from operands and parent, in place."""
-    column = {name: member[:, i] for i, name in enumerate(tree.gates)}
+    column = _by_gate(tree, member)
     for name, gate in tree.gates.items():
         if not isinstance(gate, BooleanGate):
             continue
@@ -169,7 +169,7 @@ def derive_booleans(tree: GatingTree, member: np.ndarray) -> None:
 
 
 def _refuse_contradictions(tree: GatingTree, member: np.ndarray) -> None:
-    column = {name: member[:, i] for i, name in enumerate(tree.gates)}
+    column = _by_gate(tree, member)
     found = []
     for name, gate in tree.gates.items():
         if gate.parent == ROOT:
@@ -179,8 +179,8 @@ def _refuse_contradictions(tree: GatingTree, member: np.ndarray) -> None:
             found.append(f"{n_wrong} of {name!r} are outside of its parent {gate.parent!r}")
     if found:
         raise InvalidInputError(
-            f"The membership columns contradict the tree: {'; '.join(found)}. A gate holds cells "
-            "of its parent only: name another parent, or correct the columns."
+            f"The membership columns contradict the tree: {'; '.join(found)}. A gate holds only "
+            "cells of its parent. Name another parent, or correct the columns."
         )
 
 
@@ -204,7 +204,7 @@ def parent_positions(tree: GatingTree) -> list[int]:
 
 
 def soft_gates(tree: GatingTree) -> list[SoftGate]:
-    """The gates of a tree as the nets read them; polygons in the order of :func:`polygons_of`."""
+    """The gates of a tree in the form of the nets; polygons as in :func:`polygons_of`."""
     place = {name: i for i, name in enumerate(tree.gates)}
     polygons = [gate.name for gate in polygons_of(tree)]
     found = []
@@ -225,7 +225,7 @@ def soft_gates(tree: GatingTree) -> list[SoftGate]:
 
 
 def strata(member: np.ndarray) -> np.ndarray:
-    """Last polygon that a cell is in, 0 for none: cells that are alike for drawing."""
+    """Stratum of each cell for drawing: number of its last polygon from 1, 0 for none."""
     inside = member == 1
     last = inside.shape[1] - inside[:, ::-1].argmax(1)
     return np.where(inside.any(1), last, 0).astype(np.int64)
@@ -238,9 +238,9 @@ def expert_trees(
     aliases: Mapping[str, str] | None,
     taught: Collection[str],
 ) -> dict[str, GatingTree]:
-    """The expert's polygons of each sample that has some in ``data.uns[key]``.
+    """The expert's polygons of each sample in ``data.uns[key]``.
 
-    Gates that the tree does not have are left out, and those with another plane or parent.
+    Gates that the tree lacks, and gates with another plane or parent, are left out.
 
     Parameters
     ----------
@@ -255,7 +255,7 @@ def expert_trees(
     Raises
     ------
     InvalidInputError
-        A polygon with another plane or parent than in the tree is all there is of a gate.
+        A gate has no membership per cell, and its polygon has another plane or parent.
     """
     if key is None or not isinstance(data, AnnData) or key not in data.uns:
         return {}
@@ -276,8 +276,8 @@ def expert_trees(
             elif gate.name not in taught:
                 raise InvalidInputError(
                     f"The expert's polygon of gate {gate.name!r} in sample {str(sample)!r} has "
-                    f"(parent, x, y) = {theirs}; gates= says {mine}. Correct one of them, or "
-                    f"give the cells inside in obsm[{key!r}]."
+                    f"(parent, x, y) = {theirs}, but gates= has {mine}. Correct one of them, or "
+                    f"give the membership per cell in obsm[{key!r}]."
                 )
         found[str(sample)] = GatingTree(gates)
     return found
@@ -291,15 +291,15 @@ def fill_from_polygons(tree: GatingTree, member: np.ndarray, drawn: pd.DataFrame
     tree : GatingTree
     member : int8 ndarray of shape (n, number of all gates)
     drawn : DataFrame of bool, shape (n, gates with a polygon)
-        Cells inside each polygon, parents left aside.
+        Cells inside each polygon, regardless of its parent.
     """
-    column = {name: member[:, i] for i, name in enumerate(tree.gates)}
+    column = _by_gate(tree, member)
     for name, gate in tree.gates.items():
         if name in drawn:
             unknown = column[name] < 0
             inside = drawn[name].to_numpy(dtype=bool)
             if gate.parent != ROOT:
-                # Where the parent is not known, neither is the child.
+                # If the parent is unknown, the child is unknown too.
                 unknown &= column[gate.parent] >= 0
                 inside = inside & (column[gate.parent] == 1)
             column[name][unknown] = inside[unknown]
@@ -331,26 +331,34 @@ def sample_probes(
 
 
 def require_taught(tree: GatingTree, member: np.ndarray, key: str | None) -> None:
-    """Raise unless every polygon has 20 cells inside to learn from.
+    """Raise an error unless each polygon has at least 20 cells inside.
 
     Parameters
     ----------
     tree : GatingTree
     member : ndarray of shape (n, number of polygons)
     key : str or None
-        Where membership was looked for, for the message.
+        Key of the membership, for the message.
+
+    Raises
+    ------
+    MissingKeyError
+        There is no membership at all.
+    InvalidInputError
+        A gate has too few cells inside.
     """
     names = [g.name for g in polygons_of(tree)]
     if (member < 0).all():
         raise MissingKeyError(
-            f"No membership for any of the gates {listed(names)}: looked in obsm[{key!r}] and "
+            f"No membership for any of the gates {listed(names)} in obsm[{key!r}] or "
             f"uns[{key!r}]. Pass y=DataFrame with a True/False column per gate, or name the key "
-            "with label_key=...."
+            "with gates_key=...."
         )
     for i, name in enumerate(names):
         n_inside = int((member[:, i] == 1).sum())
-        if n_inside < 20:
+        if n_inside < MIN_INSIDE:
             raise InvalidInputError(
                 f"Gate {name!r} has {n_inside} cell(s) inside in all training samples together; "
-                "20 or more are needed. Check the column's name (gate_aliases) and its parent."
+                f"{MIN_INSIDE} or more are needed. Check the column's name (gate_aliases) and its "
+                "parent."
             )

@@ -1,24 +1,24 @@
-"""How the training samples were distributed, and how far another sample is from them."""
+"""Distribution of the training samples, and the distance of other samples from it."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._cells.rows import even_slice
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._checks import listed
 
-# Cells of a sample that are compared, evenly spaced; quantiles at which they are.
-GLANCE = 50_000
+# Quantiles at which samples are compared.
 _LEVELS = (np.arange(100) + 0.5) / 100
-# A marker is far from training beyond this many times the farthest training sample, and beyond
-# this many SD. Chosen on pairs of samples of one CyTOF batch that were left out: one pair is far,
-# by a marker that has moved by 1.2 SD, and all samples of the other batch are.
+# A marker is far from training if its distance exceeds this many times that of the farthest
+# training sample, and also this many SD. The values were chosen on left-out pairs of samples of
+# one CyTOF batch: one pair is far, by a marker that moved by 1.2 SD, and so are all samples of the
+# other batch.
 _BEYOND_TRAINING = 1.5
 _LEAST_DISTANCE = 0.25
 
@@ -35,7 +35,8 @@ class Reference:
     scale : ndarray of shape (M,)
         SD within training samples.
     farthest : ndarray of shape (M,)
-        Largest distance of a training sample from the mean of the others, in SD; 0 for one sample.
+        Largest distance of a training sample from the mean of the others, in SD. 0 if there is
+        only one sample.
     """
 
     markers: list[str]
@@ -45,24 +46,32 @@ class Reference:
 
     @classmethod
     def of(cls, samples: Samples, scale: np.ndarray) -> Self:
-        """Distribution of some samples."""
-        each = np.stack([_quantiles(x) for x in glances(samples)])
+        """Reference from some samples."""
+        each = np.stack([_quantiles(x) for x in subsamples(samples)])
         others = (each.sum(0) - each) / max(len(each) - 1, 1)
         distances = np.abs(each - others).mean(1) / scale
         farthest = distances.max(0) if len(each) > 1 else np.zeros(len(scale))
         return cls(list(samples.markers), each.mean(0), np.array(scale, dtype=float), farthest)
 
-    def compare(self, names: np.ndarray, glances: list[np.ndarray]) -> pd.DataFrame:
-        """Row per sample and marker; see ``SetEstimator.check_sample``."""
+    def compare(self, names: np.ndarray, cells: list[np.ndarray]) -> pd.DataFrame:
+        """Table with one row per sample and marker, as ``check_sample`` returns it.
+
+        Parameters
+        ----------
+        names : ndarray of S names
+            Samples.
+        cells : list of S ndarray of shape (n, M)
+            Some cells of each sample.
+        """
         rows = []
-        for x in glances:
-            found = _quantiles(x)
-            distance = np.abs(found - self.quantiles).mean(0) / self.scale
+        for x in cells:
+            difference = _quantiles(x) - self.quantiles
+            distance = np.abs(difference).mean(0) / self.scale
             rows.append(
                 pd.DataFrame(
                     {
                         "distance": distance,
-                        "shift": (found - self.quantiles).mean(0) / self.scale,
+                        "shift": difference.mean(0) / self.scale,
                         "farthest_training": self.farthest,
                         "far": (distance > _BEYOND_TRAINING * self.farthest)
                         & (distance > _LEAST_DISTANCE),
@@ -72,22 +81,20 @@ class Reference:
             )
         return pd.concat(rows, keys=names, names=["sample"])
 
-    def warn(
-        self, names: np.ndarray, glances: list[np.ndarray], stacklevel: int = 3
-    ) -> pd.DataFrame:
-        """Warn of samples that are far from training; returns :meth:`compare`."""
-        table = self.compare(names, glances)
+    def warn(self, names: np.ndarray, cells: list[np.ndarray], stacklevel: int = 3) -> pd.DataFrame:
+        """Warn of samples that are far from training; return the table of :meth:`compare`."""
+        table = self.compare(names, cells)
         far = table[table["far"]]
         if far.empty:
             return table
         worst = far["distance"].groupby(level="sample", sort=False).idxmax()
-        said = [
+        found = [
             f"{sample} (farthest in {marker}: {far.loc[(sample, marker), 'distance']:.1f} SD)"
             for sample, marker in worst
         ]
         warnings.warn(
-            f"{len(said)} of {len(names)} sample(s) are farther from the training samples than "
-            f"these are from each other: {listed(said, 5)}. Predictions may be wrong there; see "
+            f"{len(found)} of {len(names)} sample(s) are farther from the training samples than "
+            f"these are from each other: {listed(found, 5)}. Their predictions may be wrong; see "
             "check_sample(...).",
             UserWarning,
             stacklevel=stacklevel,
@@ -95,7 +102,7 @@ class Reference:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, for the saved model."""
+        """Return the arrays as lists, for the saved model."""
         return {
             "quantiles": self.quantiles.tolist(),
             "scale": self.scale.tolist(),
@@ -112,16 +119,12 @@ class Reference:
         return cls(markers, *arrays)
 
 
-def evenly(n_cells: int) -> slice:
-    """At most :data:`GLANCE` of the cells, evenly spaced."""
-    return slice(None, None, -(-n_cells // GLANCE))
-
-
-def glances(samples: Samples) -> list[np.ndarray]:
-    """Some cells of every sample, evenly spaced."""
-    blocks = (samples.x[start:stop] for start, stop in pairwise(samples.offsets))
-    return [block[evenly(len(block))] for block in blocks]
+def subsamples(samples: Samples) -> list[np.ndarray]:
+    """Some cells of each sample, evenly spaced."""
+    blocks = (samples.x[start:stop] for start, stop in samples.spans())
+    return [block[even_slice(len(block))] for block in blocks]
 
 
 def _quantiles(x: np.ndarray) -> np.ndarray:
-    return np.quantile(x, _LEVELS, axis=0).astype(np.float64)
+    found: np.ndarray = np.quantile(x, _LEVELS, axis=0)
+    return np.asarray(found, dtype=np.float64)

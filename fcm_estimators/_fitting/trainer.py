@@ -1,4 +1,4 @@
-"""The skorch net as it is trained: schedule, callbacks, history."""
+"""Training of the skorch net: schedule, callbacks and history."""
 
 from __future__ import annotations
 
@@ -22,20 +22,30 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from fcm_estimators._fitting.checkpoint import Checkpoint
+from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._fitting.net import PackedNet, accelerated_net
+from fcm_estimators.exceptions import InvalidInputError
+
+# Value of ``device`` for Hugging Face Accelerate, which uses all GPUs of ``accelerate launch``.
+ACCELERATE = "accelerate"
+# Epochs without a better validation loss before training stops.
+_PATIENCE = 20
+# Weight decay of AdamW.
+_WEIGHT_DECAY = 1e-2
 
 
-class TellEpoch(Callback):
-    """Tell the training draws which epoch it is, so that each epoch draws anew, and the loss."""
+class SetEpoch(Callback):  # type: ignore[misc]  # skorch has no types
+    """Set the epoch of the training draws, so that they differ, and the progress of the loss."""
 
     def on_epoch_begin(self, net: NeuralNet, dataset_train: Any = None, **kwargs: Any) -> None:
-        """Set the epoch, counted from 1."""
+        """Set the epoch, counted from 1, and the progress."""
         dataset_train.epoch = net.history[-1, "epoch"]
         net.criterion_.progress = (net.history[-1, "epoch"] - 1) / max(net.max_epochs - 1, 1)
 
 
-class ProgressBar(Callback):
-    """A bar over epochs with the losses beside it."""
+class ProgressBar(Callback):  # type: ignore[misc]  # skorch has no types
+    """Progress bar over epochs with the losses."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Open the bar."""
@@ -58,17 +68,17 @@ class ProgressBar(Callback):
         return {k: v for k, v in vars(self).items() if k != "bar_"}
 
 
-class LearningRate(Callback):
-    """Write the learning rate of the epoch's last step into the history."""
+class LearningRate(Callback):  # type: ignore[misc]  # skorch has no types
+    """Record the learning rate of the last step of each epoch in the history."""
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Record it."""
+        """Record the rate."""
         net.history.record("learning_rate", net.optimizer_.param_groups[0]["lr"])
 
 
 @dataclass(frozen=True)
 class WarmUpCosine:
-    """Factor on the learning rate: linear rise over the first tenth, then cosine to zero."""
+    """Factor on the learning rate: linear rise over the first tenth of steps, then a cosine."""
 
     n_steps: int
 
@@ -80,50 +90,61 @@ class WarmUpCosine:
         return 0.5 * (1 + math.cos(math.pi * done))
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Settings of a training.
+
+    Parameters
+    ----------
+    device : str
+        "auto", "accelerate", or a device of torch.
+    learning_rate : float
+        Highest rate of the schedule.
+    max_epochs, steps_per_epoch : int
+    head_diversity, head_evenness : float
+        As in :class:`PackedNet`.
+    verbose : int
+        1 shows a progress bar.
+    """
+
+    device: str
+    learning_rate: float = 1e-3
+    max_epochs: int = 1
+    steps_per_epoch: int = 1
+    head_diversity: float = 0.0
+    head_evenness: float = 0.0
+    verbose: int = 0
+
+
 def make_net(
     module: nn.Module,
     criterion: nn.Module,
+    plan: TrainingPlan,
     *,
-    learning_rate: float,
-    weight_decay: float,
-    max_epochs: int,
-    steps_per_epoch: int,
-    device: str,
-    patience: int | None,
-    verbose: int,
-    head_diversity: float = 0.0,
-    head_evenness: float = 0.0,
+    patience: int | None = None,
     checkpoint: Callback | None = None,
-    accelerate: bool = False,
 ) -> PackedNet:
-    """Compose the skorch net.
+    """Make the skorch net that trains a module.
 
     Parameters
     ----------
     module, criterion : nn.Module
-        Ready instances.
-    learning_rate, weight_decay : float
-        Of AdamW; the rate is the highest of the schedule.
-    max_epochs, steps_per_epoch : int
-    device : str
-    patience : int or None
-        Epochs without a better validation loss before training stops; the best epoch is
-        restored. None: no validation.
-    verbose : int
-        1 shows a progress bar.
-    head_diversity, head_evenness : float, default 0
-        Of :class:`PackedNet`.
+        Instances.
+    plan : TrainingPlan
+    patience : int, optional
+        Epochs without a better validation loss before training stops and the best epoch is
+        restored. Default: no validation.
     checkpoint : Callback, optional
-        Called after all whose state it keeps.
-    accelerate : bool, default False
-        Train through Hugging Face Accelerate.
+        Callback that saves the state of the other callbacks. It is called after them.
     """
-    # A process takes one of so many batches.
+    accelerate = plan.device == ACCELERATE
+    # Each process takes one batch in n_processes.
     n_processes = int(os.environ.get("WORLD_SIZE", 1)) if accelerate else 1
-    schedule = WarmUpCosine(max_epochs * math.ceil(steps_per_epoch / n_processes))
+    n_steps = plan.max_epochs * math.ceil(plan.steps_per_epoch / n_processes)
+    schedule = WarmUpCosine(n_steps)
     callbacks: list[tuple[str, Callback]] = [
         ("timer", EpochTimer()),
-        ("tell_epoch", TellEpoch()),
+        ("set_epoch", SetEpoch()),
         ("clip", GradientNormClipping(1.0)),
         ("schedule", LRScheduler("LambdaLR", lr_lambda=schedule, step_every="batch")),
         ("train_loss", PassthroughScoring("train_loss", on_train=True)),
@@ -136,49 +157,99 @@ def make_net(
         ]
     if checkpoint is not None:
         callbacks.append(("checkpoint", checkpoint))
-    if verbose:
+    if plan.verbose:
         callbacks.append(("bar", ProgressBar()))
     make = accelerated_net if accelerate else PackedNet
-    return make(
+    net: PackedNet = make(
         module,
         criterion=criterion,
         optimizer=torch.optim.AdamW,
-        lr=learning_rate,
-        optimizer__weight_decay=weight_decay,
-        max_epochs=max_epochs,
+        lr=plan.learning_rate,
+        optimizer__weight_decay=_WEIGHT_DECAY,
+        max_epochs=plan.max_epochs,
         batch_size=None,
         iterator_train=DataLoader,
         iterator_valid=DataLoader,
         train_split=None,
         callbacks=callbacks,
-        device=device,
+        device=resolve_device(plan.device),
         verbose=0,
-        head_diversity=head_diversity,
-        head_evenness=head_evenness,
+        head_diversity=plan.head_diversity,
+        head_evenness=plan.head_evenness,
     )
+    net.initialize()
+    return net
+
+
+def ready_net(module: nn.Module, device: str) -> PackedNet:
+    """Net of a trained module, on a device."""
+    plan = TrainingPlan(device="auto" if device == ACCELERATE else device)
+    return make_net(module.eval(), nn.Identity(), plan)
+
+
+def train_net(
+    module: nn.Module,
+    criterion: nn.Module,
+    plan: TrainingPlan,
+    train: SampleDraws,
+    valid: SampleDraws | None,
+    checkpoint: Checkpoint | None,
+) -> tuple[PackedNet, pd.DataFrame]:
+    """Train a module on draws; return the net and its history (:func:`history_frame`).
+
+    Raises
+    ------
+    KeyboardInterrupt
+        The training was interrupted. skorch would return a partly trained net without an error.
+    """
+    patience = None if valid is None else _PATIENCE
+    done = 0 if checkpoint is None else checkpoint.n_epochs_done()
+    net = make_net(module, criterion, plan, patience=patience, checkpoint=checkpoint)
+    if valid is not None:
+        net.train_split = lambda data, y=None: (data, valid)
+    # The loader draws from the global generator of torch, whose state must not change.
+    with torch.random.fork_rng():
+        net.partial_fit(train, epochs=plan.max_epochs - done)
+    if len(net.history) < plan.max_epochs and not stopped_early(net):
+        raise KeyboardInterrupt
+    # The split refers to the validation cells, which the fitted model must not hold.
+    net.train_split = None
+    history = history_frame(net)
+    if plan.device == ACCELERATE:
+        # The fitted model must not hold the state of distributed training.
+        net = ready_net(module, plan.device)
+    module.eval()
+    return net, history
+
+
+def resolve_device(device: str) -> str:
+    """Name of a torch device. ``"auto"`` is CUDA if a CUDA device exists, else the CPU."""
+    if device in ("auto", ACCELERATE):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"device={device!r} is not a device; use 'auto', 'accelerate', 'cpu', 'cuda' or "
+            "'cuda:0'."
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(f"device={device!r}, but no CUDA device was found; use 'auto'.")
+    return device
 
 
 def _quiet(*args: Any, **kwargs: Any) -> None:
-    """Sink for messages."""
+    """Discard messages."""
 
 
 def stopped_early(net: NeuralNet) -> bool:
-    """Whether training ended because the validation loss no longer fell."""
+    """Whether training stopped because the validation loss no longer fell."""
     stop = dict(net.callbacks_).get("stop")
     return stop is not None and stop.misses_ == stop.patience
 
 
 def history_frame(net: NeuralNet) -> pd.DataFrame:
-    """A row per epoch: epoch, train_loss, valid_loss, learning_rate, seconds."""
-    wanted = {"dur": "seconds"}
-    rows = [
-        {
-            wanted.get(k, k): row[k]
-            for k in row
-            if k != "batches" and not k.endswith(("_best", "_count"))
-        }
-        for row in net.history
-    ]
-    names = ["epoch", "train_loss", "valid_loss", "learning_rate", "seconds"]
-    frame = pd.DataFrame(rows)
-    return frame[[name for name in names if name in frame]]
+    """Table with one row per epoch: epoch, train_loss, valid_loss, learning_rate, seconds."""
+    names = ["epoch", "train_loss", "valid_loss", "learning_rate", "dur"]
+    frame = pd.DataFrame([{k: row[k] for k in names if k in row} for row in net.history])
+    return frame.rename(columns={"dur": "seconds"})

@@ -1,4 +1,4 @@
-"""Many files at once, on the cores of one machine or on a cluster, through Dask.
+"""Process many files at once, on the cores of one machine or on a cluster, through Dask.
 
 :func:`read_files` assembles training data, :func:`annotate_files` applies a model. Both need the
 extra ``cohort``: ``pip install "fcm-estimators[cohort]"``.

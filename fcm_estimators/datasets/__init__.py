@@ -1,4 +1,4 @@
-"""Public data sets by checksum, and simulated cohorts."""
+"""Public data sets, verified by checksum, and simulated cohorts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SHA-256 of every public file, by its name in the cache."""
+"""SHA-256 of every public file, by file name in the cache."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Who gives the samples of a simulated cohort, when, and on which instrument."""
+"""Plan a simulated cohort: patient, visit and instrument of every sample."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,30 +16,30 @@ DAYS = (0, 15, 33, 78)
 _DAYS_BETWEEN = 28
 _SAMPLES_PER_PATIENT = 4
 _LARGEST_FRACTION = 0.95
-# For every follow-up: log10 of the largest blast fraction, probability of none.
+# For every follow-up visit: log10 of the largest blast fraction, and probability of no blasts.
 _FOLLOW_UP = ((-0.5, 0.1), (-1.5, 0.35), (-2.5, 0.5))
-# Beyond it whole populations leave the range of the detectors.
+# With a larger shift, whole populations leave the range of the detectors.
 _LARGEST_SHIFT = 3.0
-# Randomness is spawned by kind and number, so nothing depends on how many others follow.
+# Random streams are spawned by kind and number, so they do not depend on the size of the cohort.
 _PATIENT, _BATCH, _SAMPLE = range(3)
-# A batch's common shift, in units of the shift of a sample.
+# Shift that a batch has in common, in units of the shift of a sample.
 _BATCH_STRENGTH = 2.0
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """What is decided about a sample before its cells are drawn.
+    """Properties of a sample that are set before its cells are drawn.
 
     Attributes
     ----------
     patient, visit, batch : int
         Counted from 0.
     target : float
-        Blasts among all events, 0 to 0.95.
+        Share of blasts among all events, 0 to 0.95.
     shift : Shift
-        Of the batch and of the sample together.
+        Shift of the batch and the sample together.
     blasts : Phenotype
-        Of the patient.
+        Blasts of the patient.
     rng : Generator
         The sample's own source of randomness.
     """
@@ -81,7 +80,7 @@ def plan_cohort(
     n_batches: int,
     random_state: int | None,
 ) -> list[SamplePlan]:
-    """Plan every sample; the parameters are those of ``simulate_cohort`` and are checked here."""
+    """Plan every sample. The parameters are those of ``simulate_cohort``; they are checked here."""
     n_samples = count(n_samples, "n_samples")
     visits = _visits(n_samples, n_patients)
     n_batches = count(n_batches, "n_batches", most=visits[-1][0] + 1, of="patients")
@@ -111,7 +110,7 @@ def plan_cohort(
 
 @dataclass(frozen=True)
 class _Patient:
-    """Blasts of a patient and their share at every visit that has a default."""
+    """Blasts of a patient, and their share at the visits with a default."""
 
     blasts: Phenotype
     course: np.ndarray
@@ -123,7 +122,7 @@ class _Patient:
         for largest, free in _FOLLOW_UP:
             fraction = 10.0 ** rng.uniform(-5.0, largest)
             course.append(0.0 if rng.random() < free else fraction)
-        # A patient who is free of blasts stays so: relapses are not simulated.
+        # A patient without blasts stays without them, because relapses are not simulated.
         return cls(blasts, np.minimum.accumulate(course))
 
     def fraction(self, visit: int) -> float:
@@ -140,7 +139,7 @@ def _visits(n_samples: int, n_patients: int | None) -> list[tuple[int, int]]:
 
 
 def _batch_shift(strength: float, entropy: int, batch: int) -> Shift:
-    # The first batch is the instrument that the populations were described on.
+    # The first batch has no shift: the populations are defined for its instrument.
     strength = 0.0 if batch == 0 else _BATCH_STRENGTH * strength
     return Shift.draw(strength, _rng(entropy, _BATCH, batch))
 
@@ -159,7 +158,7 @@ def _entropy(random_state: int | None) -> int:
     return int(random_state)
 
 
-def count(value: Any, name: str, *, most: int | None = None, of: str = "") -> int:
+def count(value: object, name: str, *, most: int | None = None, of: str = "") -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise InvalidInputError(f"{name} must be an integer of at least 1, got {value!r}.")
     if most is not None and value > most:
@@ -168,7 +167,7 @@ def count(value: Any, name: str, *, most: int | None = None, of: str = "") -> in
 
 
 def _given_fractions(fraction: float | ArrayLike | None, n_samples: int) -> np.ndarray | None:
-    """Blast fraction of every sample, None for the default."""
+    """Blast fraction of every sample; None for the default."""
     if fraction is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Polygons as an expert would draw them on every simulated sample, and the cells inside."""
+"""Polygons that an expert would draw on every simulated sample, and the cells inside."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ PLANES = (
 GATES = (*(plane[0] for plane in PLANES), "blast")
 _BLAST_PLANES = tuple(plane[0] for plane in PLANES if plane[1] == "cd19")
 
-# Vertices on a sample without shift, in Gating-ML units.
+# Vertices for a sample without shift, in Gating-ML units.
 _POLYGONS = {
     "syto": [(0.60, 0.0), (1.0, 0.0), (1.0, 1.0), (0.62, 1.0), (0.60, 0.3)],
     "singlets": [(0.18, -0.02), (0.275, -0.02), (0.30, 0.4), (0.315, 1.0), (0.18, 1.0)],
     "intact": [(0.13, -0.02), (1.0, -0.02), (1.0, 1.0), (0.24, 1.0), (0.14, 0.2)],
     "cd19": [(0.46, -0.02), (1.0, -0.02), (1.0, 0.6), (0.56, 0.45), (0.46, 0.3)],
 }
-# An edge on the border of the plot is drawn beyond it, so that saturated events stay inside.
+# An edge on the border of the plot is moved beyond it, so that saturated events stay inside.
 _BORDER = 1.05
 _JITTER = 0.006
-# Width of the blast gates in standard deviations, from the one an expert prefers to the narrowest.
+# Width of the blast gates in standard deviations: the expert's preference first, then narrower.
 _BLAST_RADII = (3.2, 2.9, 2.6, 2.3, 2.0)
 _TAIL = 0.01
 _DIM_BLASTS = 0.005
 _LARGEST_ADAPTATION = 0.08
 _ALL = slice(None)
-# Of the table of coordinates: its ends are beyond all events that a detector reports.
+# Table of coordinates; its ends are beyond all events that a detector reports.
 _TABLE_COFACTOR = 500.0
 _TABLE_ENDS = (-8.0, 8.0)
 _TABLE_SIZE = 200_001
@@ -55,22 +55,21 @@ def draw_polygons(
     shift: Shift,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
-    """
-    Draw the gates of one sample, moved along with the sample's shift.
+    """Draw the gates of one sample, moved by the sample's shift.
 
     Parameters
     ----------
     blasts, precursors : ndarray of float32, shape (B, 10)
         Compensated values of some blasts of this patient and of some normal precursors, measured
-        like the sample. The expert knows the blasts from the diagnosis and looks for them there,
-        also where the sample has none.
+        like the sample. The expert knows the blasts from the diagnosis and looks for the same
+        phenotype, also in a sample without blasts.
     tolerated : float
-        Share of the normal precursors inside the blast gates for which the expert does not yet
-        narrow them.
+        Largest share of the normal precursors that the expert accepts inside the blast gates. If
+        it is exceeded, the gates are narrowed.
     shift : Shift
-        Of this sample.
+        Shift of this sample.
     rng : Generator
-        The expert's hand.
+        Source of randomness of the expert's hand.
 
     Returns
     -------
@@ -94,12 +93,12 @@ def draw_polygons(
 def _blast_polygons(
     blasts: np.ndarray, precursors: np.ndarray, tolerated: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Rounded polygons around the blasts, as wide as normal precursors allow."""
+    """Draw rounded polygons around the blasts, as wide as normal precursors allow."""
     shapes, normal = [], []
     for _, _, x, y in PLANES[-len(_BLAST_PLANES) :]:
         points = np.column_stack([_axis(blasts, x), _axis(blasts, y)])
         normal.append(np.column_stack([_axis(precursors, x), _axis(precursors, y)]))
-        # Without the tails, in which few events would decide about the width.
+        # The tails are clipped: a few events there would determine the width.
         central = np.clip(points, *np.quantile(points, [_TAIL, 1.0 - _TAIL], axis=0))
         angle = 2.0 * np.pi * (np.arange(_BLAST_VERTICES) + rng.random()) / _BLAST_VERTICES
         uneven = rng.uniform(0.93, 1.07, size=(_BLAST_VERTICES, 1))
@@ -116,27 +115,26 @@ def _blast_polygons(
 
 
 def compensate(raw: np.ndarray, spillover: np.ndarray) -> np.ndarray:
-    """Compensated copy of raw values with the columns of COLUMNS, float32."""
+    """Compensate a copy of raw values; float32, columns as in COLUMNS."""
     linear = raw.copy()
     linear[:, N_SCATTER:] = raw[:, N_SCATTER:] @ np.linalg.inv(spillover).astype(np.float32)
     return linear
 
 
 def apply_polygons(linear: np.ndarray, polygons: list[np.ndarray]) -> np.ndarray:
-    """
-    Membership of the events of one sample, each gate applied inside its parent.
+    """Membership of the events of one sample, each gate applied inside its parent.
 
     Parameters
     ----------
     linear : ndarray of float32, shape (N, 10)
-        Compensated values, columns as COLUMNS.
+        Compensated values, columns as in COLUMNS.
     polygons : list of ndarray
         As :func:`draw_polygons` returns them.
 
     Returns
     -------
     ndarray of bool, shape (N, 8)
-        Columns as GATES; "blast" is what lies inside all three blast gates.
+        Columns as in GATES; "blast" is the cells inside all three blast gates.
     """
     rows = {"": np.arange(len(linear))}
     axes: dict[tuple[str, str], np.ndarray] = {}
@@ -156,15 +154,16 @@ def apply_polygons(linear: np.ndarray, polygons: list[np.ndarray]) -> np.ndarray
 
 
 def _axis(linear: np.ndarray, marker: str, rows: np.ndarray | slice = _ALL) -> np.ndarray:
-    """Coordinate of some events on a marker's axis, float64."""
+    """Coordinates of some events on a marker's axis, float64."""
     return _scale(marker).transform(linear[rows, COLUMNS.index(marker)])
 
 
 def _looked_up(events: np.ndarray, scale: Scale) -> np.ndarray:
-    """Coordinates of float32 events from a table, closer than float32 can tell them apart.
+    """Look up coordinates of float32 events in a table; the error is below that of float32.
 
-    Between nodes that are equally spaced in the arcsinh of the value, which is almost linear in
-    the coordinate; five times as fast as the logicle function.
+    The nodes are equally spaced in the arcsinh of the value, which is almost linear in the
+    coordinate; between them, values are interpolated. This is five times as fast as the logicle
+    function.
     """
     if scale is LINEAR:
         return scale.transform(events)
@@ -182,7 +181,7 @@ def _looked_up(events: np.ndarray, scale: Scale) -> np.ndarray:
 
 @functools.cache
 def _table() -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates at the nodes, and how much they rise to the next."""
+    """Coordinates at the nodes, and the difference to the next node."""
     places = np.linspace(*_TABLE_ENDS, _TABLE_SIZE)
     nodes = LOGICLE.transform(_TABLE_COFACTOR * np.sinh(places))
     return nodes, np.diff(nodes, append=nodes[-1])
@@ -193,7 +192,7 @@ def _scale(marker: str) -> Scale:
 
 
 def pack_polygons(samples: list[str], polygons: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
-    """Parallel arrays for ``uns["gates"]``, one entry per sample and plane."""
+    """Make parallel arrays for ``uns["gates"]``, with one entry per sample and plane."""
     flat = [vertices for of_sample in polygons for vertices in of_sample]
     table = pd.DataFrame(
         [(sample, *plane) for sample in samples for plane in PLANES],

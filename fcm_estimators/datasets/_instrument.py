@@ -1,4 +1,4 @@
-"""The simulated cytometer: shift of a sample, spillover, noise of the detectors, saturation."""
+"""The simulated cytometer: shift of samples, spillover, detector noise and saturation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fcm_estimators.datasets._marrow import (
 RANGE = 262144.0
 _TOP = RANGE - 1.0
 
-# Signal of the row's fluorochrome in the column's detector, typical of this panel.
+# Signal of the row's fluorochrome in the column's detector; typical values of this panel.
 _SPILLOVER = np.array(
     [
         [1.000, 0.170, 0.030, 0.001, 0.001, 0.000, 0.000],
@@ -31,29 +31,29 @@ _SPILLOVER = np.array(
 )
 _SPILLOVER_SPREAD = 0.1
 
-# Spread over samples of one unit of shift. Offsets: log gain of the scatter, logicle units of the
-# fluorescence. Scales stretch fluorescence around the negative populations.
+# Spread between samples for a shift of strength 1. Offsets are the log gain of scatter and logicle
+# units of fluorescence. Scales stretch fluorescence around the negative populations.
 _OFFSET = np.array([0.06, 0.015, 0.08, *[0.04] * len(FLUORESCENCE)])
 _SCALE = np.array([0.0, 0.0, 0.0, *[0.05] * len(FLUORESCENCE)])
 _PIVOT = 0.2
 
-# 1,500 events a second.
+# 1,500 events per second; a tick is 0.01 s.
 _EVENTS_PER_TICK = 15.0
-# Variance of a detector: electronics, and photons in proportion to the signal.
+# Noise of a detector: SD of the electronics, and variance of the photons per unit of signal.
 _ELECTRONIC_SD = 30.0
 _PHOTON_VARIANCE = 10.0
 
 
 @dataclass(frozen=True)
 class Shift:
-    """What instrument, stain and day do to a sample, column by column of COLUMNS.
+    """Effect of instrument, stain and day on a sample, for every column of COLUMNS.
 
     Attributes
     ----------
     offset : ndarray of float64, shape (10,)
-        Added: log gain of the scatter, logicle units of the fluorescence.
+        Added to the cells: log gain of scatter, logicle units of fluorescence.
     scale : ndarray of float64, shape (10,)
-        Stretch around 0.2 logicle units; 1 for scatter.
+        Stretch of fluorescence around 0.2 logicle units; 1 for scatter.
     """
 
     offset: np.ndarray
@@ -79,15 +79,17 @@ class Shift:
         cells += (self.offset + pivot * (1.0 - self.scale)).astype(cells.dtype)
 
     def on_axis(self, column: int, values: np.ndarray) -> np.ndarray:
-        """Where values on an axis as it is gated (``x / T`` or logicle) end up."""
+        """Shift values on an axis on which gates are drawn (``x / T`` or logicle)."""
         if column < N_SCATTER:
-            return values * np.exp(self.offset[column])
-        stretched = (values - _PIVOT) * self.scale[column]
-        return _PIVOT + stretched + self.offset[column]
+            moved: np.ndarray = values * np.exp(self.offset[column])
+        else:
+            stretched = (values - _PIVOT) * self.scale[column]
+            moved = _PIVOT + stretched + self.offset[column]
+        return moved
 
 
 def draw_spillover(rng: np.random.Generator) -> pd.DataFrame:
-    """A sample's spillover matrix, labelled by channel."""
+    """Draw a sample's spillover matrix, labelled by channel."""
     factors = np.exp(_SPILLOVER_SPREAD * rng.standard_normal(_SPILLOVER.shape))
     np.fill_diagonal(factors, 1.0)
     channels = list(FLUORESCENCE.values())
@@ -95,7 +97,7 @@ def draw_spillover(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def draw_times(n_events: int, rng: np.random.Generator) -> np.ndarray:
-    """Arrival of the events in units of 0.01 s, shape (n_events,), float32, ascending."""
+    """Draw ascending arrival times in units of 0.01 s, float32, shape (n_events,)."""
     rate = max(_EVENTS_PER_TICK, 1.1 * n_events / RANGE)
     arrival = np.cumsum(rng.standard_exponential(n_events)) / rate
     return np.minimum(arrival, _TOP).astype(np.float32)
@@ -108,18 +110,17 @@ def measure(
     spillover: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """
-    Raw values of the events of one sample.
+    """Measure the events of one sample.
 
     Parameters
     ----------
     cells : ndarray of float32, shape (N + n_doublets, 10)
-        Cells as :func:`~fcm_estimators.datasets._marrow.draw_cells` draws them; the last
-        2 * n_doublets pass the laser in pairs. Overwritten.
+        Cells from :func:`~fcm_estimators.datasets._marrow.draw_cells`. The last 2 * n_doublets
+        pass the laser in pairs. The array is overwritten.
     n_doublets : int
         Number of pairs.
     shift : Shift
-        Of this sample.
+        Shift of this sample.
     spillover : ndarray, shape (7, 7)
         Row = fluorochrome, column = detector.
     rng : Generator
@@ -128,7 +129,7 @@ def measure(
     Returns
     -------
     ndarray of float32, shape (N, 10)
-        Raw linear values up to 262,143, negative ones included, not compensated.
+        Raw linear values up to 262,143, also negative ones; not compensated.
     """
     shift.apply(cells)
     raw = np.empty_like(cells)
@@ -137,11 +138,12 @@ def measure(
     if n_doublets:
         first, second = np.split(raw[len(raw) - 2 * n_doublets :], 2)
         together = first + second
-        # Two cells pass one after the other: the pulse is longer, yet shorter than both.
+        # Two cells pass one after the other: the pulse is longer than one, but shorter than both.
         together[:, 1] *= rng.uniform(0.6, 0.95, size=n_doublets).astype(np.float32)
         raw = np.concatenate([raw[: len(raw) - 2 * n_doublets], together])
     signal = raw[:, N_SCATTER:] @ spillover.astype(np.float32)
     variance = _ELECTRONIC_SD**2 + _PHOTON_VARIANCE * np.maximum(signal, 0)
     noise = rng.standard_normal(signal.shape, dtype=np.float32)
     raw[:, N_SCATTER:] = signal + noise * np.sqrt(variance)
-    return np.minimum(raw, np.float32(_TOP), out=raw)
+    np.minimum(raw, np.float32(_TOP), out=raw)
+    return raw

@@ -1,7 +1,7 @@
-"""The cells of a simulated paediatric B-ALL bone marrow, before any instrument.
+"""Cells of a simulated paediatric B-ALL bone marrow, before they are measured.
 
-A cell is a point in 10 columns, :data:`COLUMNS`: natural logarithm of the scatter as a fraction of
-the instrument's range, and logicle units (:data:`LOGICLE`) of the fluorescence.
+A cell is a point with 10 coordinates, :data:`COLUMNS`. Scatter is the natural logarithm of the
+fraction of the instrument's range; fluorescence is in logicle units (:data:`LOGICLE`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fcm_estimators.preprocessing import Linear, Logicle
+from fcm_estimators.preprocessing.scales import Linear, Logicle
 
 SCATTER = ("FSC-A", "FSC-W", "SSC-A")
 FLUORESCENCE = {
@@ -44,7 +44,7 @@ BLAST = POPULATIONS.index("blast")
 DOUBLET = POPULATIONS.index("doublet")
 HAEMATOGONE = POPULATIONS.index("haematogone")
 
-# Median scatter (fraction of the range), median fluorescence (logicle) in the order of COLUMNS.
+# Median scatter (fraction of the range) and fluorescence (logicle), in the order of COLUMNS.
 _MEDIANS = {
     "debris": (0.04, 0.21, 0.07, 0.28, 0.25, 0.38, 0.20, 0.40, 0.25, 0.28),
     "dead": (0.10, 0.23, 0.26, 0.36, 0.36, 0.48, 0.27, 0.80, 0.35, 0.36),
@@ -55,7 +55,7 @@ _MEDIANS = {
     "erythroid": (0.22, 0.230, 0.15, 0.28, 0.24, 0.33, 0.16, 0.80, 0.23, 0.24),
     "plasma cell": (0.42, 0.24, 0.20, 0.28, 0.22, 0.60, 0.18, 0.73, 0.57, 0.90),
 }
-# Spread of log scatter and of logicle fluorescence, without the noise of the detectors.
+# Spread of log scatter and logicle fluorescence, without the noise of the detectors.
 _SPREADS = {
     "debris": (0.45, 0.10, 0.45, 0.08, 0.10, 0.13, 0.08, 0.07, 0.08, 0.12),
     "dead": (0.35, 0.10, 0.50, 0.11, 0.14, 0.15, 0.12, 0.05, 0.11, 0.15),
@@ -68,12 +68,12 @@ _SPREADS = {
     "plasma cell": (0.25, 0.04, 0.30, 0.06, 0.07, 0.08, 0.05, 0.035, 0.07, 0.03),
     "blast": (0.24, 0.035, 0.32, 0.06, 0.05, 0.045, 0.07, 0.035, 0.055, 0.055),
 }
-# Spread of a population's mean over samples.
+# Spread of a population's mean between samples.
 _INDIVIDUAL = 0.012
-# Share of a population's variance that all markers have in common: big cells are bright cells.
+# Share of a population's variance that all markers have in common, because big cells are bright.
 _COMMON = 0.3
 
-# B-cell precursors mature along a curve: CD34+ CD10bright CD45dim to CD20+ CD45bright.
+# B-cell precursors mature along a curve from CD34+ CD10bright CD45dim to CD20+ CD45bright.
 _MATURATION = np.array([0.0, 0.3, 0.7, 1.0])
 _MATURATION_MEDIANS = (
     (0.29, 0.232, 0.110, 0.26, 0.84, 0.58, 0.58, 0.735, 0.54, 0.74),
@@ -82,12 +82,12 @@ _MATURATION_MEDIANS = (
     (0.26, 0.231, 0.095, 0.68, 0.42, 0.77, 0.18, 0.715, 0.63, 0.54),
 )
 
-# How blasts differ from the precursor they resemble: mean and spread over patients.
+# Difference between blasts and the precursor they resemble: mean and spread over patients.
 _ABERRATION = np.array([0.15, 0.01, 0.30, 0.04, 0.07, -0.06, 0.0, -0.01, 0.03, -0.14])
 _ABERRATION_SPREAD = np.array([0.12, 0.01, 0.15, 0.10, 0.07, 0.08, 0.0, 0.02, 0.04, 0.08])
 _BLAST_LIMITS = (0.15, 0.95)
-# Least distance of a patient's blasts from normal precursors, so that an expert who sees the whole
-# sample can separate them in the planes of these markers.
+# Smallest distance of a patient's blasts from normal precursors, so that an expert who sees the
+# whole sample can separate them in the planes of these markers.
 _GATED = [COLUMNS.index(name) for name in ("CD20", "CD10", "CD45", "CD38")]
 _LEAST_DISTANCE = 4.5
 
@@ -104,14 +104,14 @@ _PRECURSORS = _latent(_MATURATION_MEDIANS)
 
 @dataclass(frozen=True)
 class Phenotype:
-    """Normal distribution of a population's cells.
+    """Normal distribution of the cells of a population.
 
     Attributes
     ----------
     mean : ndarray of float64, shape (10,)
         In the units of COLUMNS.
     factor : ndarray of float64, shape (10, 10 or 11)
-        Covariance = factor @ factor.T.
+        The covariance is ``factor @ factor.T``.
     """
 
     mean: np.ndarray
@@ -119,7 +119,7 @@ class Phenotype:
 
 
 def draw_blast_phenotype(rng: np.random.Generator) -> Phenotype:
-    """One patient's blasts: a B-cell precursor, displaced, with its own marker correlations."""
+    """Draw one patient's blasts: a shifted B-cell precursor with its own marker correlations."""
     spread = np.array(_SPREADS["blast"])
     mean = _draw_blast_mean(rng)
     while distance_from_precursors(mean) < _LEAST_DISTANCE:
@@ -130,8 +130,8 @@ def draw_blast_phenotype(rng: np.random.Generator) -> Phenotype:
 
 
 def _draw_blast_mean(rng: np.random.Generator) -> np.ndarray:
-    mean = precursor_means(rng.uniform(0.0, 0.5, size=1))[0]
-    # CD34 is kept or lost by the whole clone, whatever its stage.
+    mean: np.ndarray = precursor_means(rng.uniform(0.0, 0.5, size=1))[0]
+    # The whole clone keeps or loses CD34, independently of its stage.
     mean[COLUMNS.index("CD34")] = rng.normal(0.52, 0.06) if rng.random() < 0.65 else 0.22
     mean += rng.normal(_ABERRATION, _ABERRATION_SPREAD)
     mean[N_SCATTER:] = np.clip(mean[N_SCATTER:], *_BLAST_LIMITS)
@@ -146,18 +146,17 @@ def distance_from_precursors(mean: np.ndarray) -> float:
 
 
 def precursor_means(maturation: np.ndarray) -> np.ndarray:
-    """Mean of normal B-cell precursors at every maturation from 0 to 1, shape (n, 10)."""
+    """Mean of normal B-cell precursors of each maturation (0 to 1), shape (n, 10)."""
     return np.column_stack([np.interp(maturation, _MATURATION, col) for col in _PRECURSORS.T])
 
 
 def draw_cells(codes: np.ndarray, blasts: Phenotype, rng: np.random.Generator) -> np.ndarray:
-    """
-    Draw single cells of one sample.
+    """Draw single cells of one sample.
 
     Parameters
     ----------
     codes : ndarray of int, shape (N,)
-        Population of every cell as position in POPULATIONS; no doublets.
+        Population of every cell, as its position in POPULATIONS; no doublets.
     blasts : Phenotype
         The patient's blasts.
     rng : Generator
@@ -166,9 +165,9 @@ def draw_cells(codes: np.ndarray, blasts: Phenotype, rng: np.random.Generator) -
     Returns
     -------
     ndarray of float32, shape (N, 10)
-        In the units of COLUMNS, row i of population codes[i].
+        Row i is a cell of population ``codes[i]``, in the units of COLUMNS.
     """
-    # Populations sit and mature a little differently in every sample.
+    # The means of populations and their maturation differ a little between samples.
     individual = rng.normal(0.0, _INDIVIDUAL, size=(len(POPULATIONS), len(COLUMNS)))
     early, late = 1.0 + 2.0 * rng.random(2)
     order = np.argsort(codes, kind="stable")
@@ -191,6 +190,6 @@ def _normal_phenotype(name: str) -> Phenotype:
     spread = np.array(_SPREADS[name])
     common = np.full((len(COLUMNS), 1), np.sqrt(_COMMON))
     own = np.diag(np.full(len(COLUMNS), np.sqrt(1.0 - _COMMON)))
-    # Haematogones have no single mean: each cell's place on the curve is added later.
+    # Haematogones have no single mean; each cell's place on the curve is added later.
     mean = _NORMAL.get(name, np.zeros(len(COLUMNS)))
     return Phenotype(mean, spread[:, None] * np.hstack([own, common]))

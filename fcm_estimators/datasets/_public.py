@@ -1,4 +1,4 @@
-"""Public data sets, fetched once and checked every time."""
+"""Public data sets, downloaded once and checked at every use."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _CYTOF_NOTES = {
 
 
 def _fetch(folder: str, names: Sequence[str], hashes: Mapping[str, str], origin: str) -> list[Path]:
-    """Paths of checked local files; downloads those that are missing.
+    """Paths of local files, after checking them and downloading missing ones.
 
     Raises
     ------
     DataUnavailableError
-        A file is neither there nor downloadable, or does not have its checksum.
+        If a file is missing and cannot be downloaded, or its checksum is wrong.
     """
     home = os.environ.get("FCM_DATA_HOME")
     base = Path(home) if home else Path(pooch.os_cache("fcm-estimators"))
@@ -65,7 +65,7 @@ def _download(path: Path, url: str, sha256: str) -> None:
     try:
         pooch.retrieve(url, f"sha256:{sha256}", fname=path.name, path=path.parent)
     except (OSError, ValueError) as error:
-        # requests' errors are OSErrors; ValueError is pooch's, and tells the checksum it found.
+        # requests raises OSErrors; pooch raises a ValueError with the checksum that it found.
         reason = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise DataUnavailableError(
             f"{path.name} is not in {path.parent} and could not be downloaded from {url} "
@@ -78,13 +78,13 @@ def _download(path: Path, url: str, sha256: str) -> None:
 def fetch_all494() -> AnnData:
     """Bone marrow of a child with B-cell acute lymphoblastic leukaemia, with expert gates.
 
-    83,411 events, 12 channels, raw: neither compensated nor transformed (the spillover matrix
-    is in the file). FCS 3.0, BD FACSDiva. 41.0 % of all and 44.1 % of intact events are blasts.
+    83,411 events and 12 channels, not compensated (the spillover matrix is in the file) and not
+    transformed. FCS 3.0, BD FACSDiva. 41.0 % of all and 44.1 % of intact events are blasts.
 
     Returns
     -------
     AnnData
-        As :func:`~fcm_estimators.read_fcs` returns it, sample "494", with
+        Sample "494" as :func:`~fcm_estimators.read_fcs` returns it, with
 
         - ``obsm["gates"]``: DataFrame of bool, expert gates allevents, syto, singlets, intact,
           erythropoiesis, cd19, cd20, blast;
@@ -93,8 +93,8 @@ def fetch_all494() -> AnnData:
     Raises
     ------
     DataUnavailableError
-        The files are neither in ``FCM_DATA_HOME`` (folder ``all494``) or the user's cache nor
-        downloadable, or do not have their checksum.
+        If the files are not in the folder ``all494`` of ``FCM_DATA_HOME`` (default: the user's
+        cache) and cannot be downloaded, or their checksum is wrong.
 
     References
     ----------
@@ -131,21 +131,21 @@ def _sample_numbers(samples: Sequence[int] | None) -> list[int]:
 def fetch_multicenter_cytof(samples: Sequence[int] | None = None) -> AnnData:
     """Blood of 16 healthy donors by mass cytometry, in two batches with a clear shift.
 
-    28,637 to 77,094 cells each, 8 markers, raw dual counts: transform with
+    28,637 to 77,094 cells per donor, 8 markers, raw dual counts. Transform them with
     ``ArcsinhTransform(cofactor=5)``. CyTOF data need no compensation.
 
     Parameters
     ----------
     samples : sequence of int, optional
-        Which of the samples 1 to 16. Default: all.
+        Samples to fetch, from 1 to 16. Default: all.
 
     Returns
     -------
     AnnData
-        Cells x 8 markers, float32, ``var_names`` ``c0`` to ``c7``. The origin names no markers;
-        ``var["note"]`` holds what class medians suggest.
+        Cells x 8 markers, float32, ``var_names`` ``c0`` to ``c7``. The origin does not name
+        the markers; ``var["note"]`` holds the names that class medians suggest.
 
-        - ``obs["sample"]``: Categorical "sample1" ... in the order asked for;
+        - ``obs["sample"]``: Categorical "sample1" ... in the order of ``samples``;
         - ``obs["event"]``: int, row in the file;
         - ``obs["batch"]``: "batch1" for samples 1 to 8, "batch2" for 9 to 16;
         - ``obs["cell_type"]``: Categorical "other" (unlabelled in the origin), "B", "CD4 T",
@@ -155,7 +155,7 @@ def fetch_multicenter_cytof(samples: Sequence[int] | None = None) -> AnnData:
     Raises
     ------
     InvalidInputError
-        A sample that is not among 1 to 16, or none.
+        If ``samples`` is empty, repeats a number, or has one outside of 1 to 16.
     DataUnavailableError
         As for :func:`fetch_all494`; the folder is ``multicenter_cytof``.
 

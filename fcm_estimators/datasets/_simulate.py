@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike
 from fcm_estimators.datasets import _expert_gates, _instrument, _marrow
 from fcm_estimators.datasets._cohort_plan import DAYS, SamplePlan, count, plan_cohort
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.io._record import pack_fcs_record
+from fcm_estimators.io.record import pack_fcs_record
 
-# Shares of the events that are no blasts, on average.
+# Average shares among the events that are not blasts.
 _SHARES = {
     "debris": 0.06,
     "dead": 0.03,
@@ -33,11 +33,12 @@ _SHARES = {
 }
 # Leukaemia suppresses normal precursors; after treatment the marrow regenerates.
 _HAEMATOGONE_FACTORS = (0.1, 0.3, 0.7, 3.0)
-# Of the Dirichlet distribution of the shares: the smaller, the more samples differ.
+# Concentration of the Dirichlet distribution of the shares; samples differ more if it is smaller.
 _CONCENTRATION = 40.0
-# Blasts and haematogones, measured like the sample, by which the expert draws the gates.
+# Number of blasts and of haematogones, measured like the sample, that the expert sees for gating.
 _SHOWN = 500
-# Normal precursors inside the blast gates that the expert accepts, whichever are more.
+# Normal precursors that the expert accepts inside the blast gates, as a share of the blasts or of
+# all events; the larger number counts.
 _TOLERATED_OF_BLASTS = 0.02
 _TOLERATED_OF_ALL = 2e-4
 _UNPAIRED = ("debris", "dead", "doublet")
@@ -53,51 +54,55 @@ def simulate_cohort(
     n_batches: int = 1,
     random_state: int | None = 0,
 ) -> AnnData:
-    """Bone marrow of children with B-cell acute lymphoblastic leukaemia, simulated.
+    """Simulate bone marrow of children with B-cell acute lymphoblastic leukaemia.
 
-    Every patient has blasts of its own phenotype, at diagnosis and, fewer and fewer or none, at
-    follow-up visits. Blasts resemble haematogones, the normal precursors of B cells: apart within
-    a sample, overlapping across samples, because every sample has its own instrument shift.
-    Populations, spillover and noise are set to look like a real sample; no patient is behind them.
+    The blasts of each patient have their own phenotype. There are many at diagnosis, and fewer or
+    none at each follow-up visit. Blasts resemble haematogones, the normal precursors of B cells:
+    they are apart within a sample but overlap across samples, because every sample has its own
+    instrument shift. Populations, spillover and noise are set to look like a real sample; they are
+    not taken from a patient.
 
     Parameters
     ----------
     n_samples : int, default 20
         Number of samples S.
     n_cells : int or (int, int), default 10_000
-        Events per sample, or the range from which each sample's number is drawn log-uniformly.
+        Events per sample, or a range from which the number of each sample is drawn log-uniformly.
     n_patients : int, optional
-        Patients among whom the samples are divided evenly, at most `n_samples`. Default: one for
-        every four samples (diagnosis, days 15, 33 and 78).
+        Number of patients, at most `n_samples`; the samples are divided evenly among them. Default:
+        one patient for every four samples (diagnosis, days 15, 33 and 78).
     blast_fraction : float or array-like of shape (S,), optional
-        Blasts among all events, from 0 to 0.95. Default: 0.2 to 0.95 at diagnosis, then falling
-        over the visits to 1e-5 or 0. A fraction that is no whole number of cells is rounded up
-        or down at random, so that it holds on average.
+        Share of blasts among all events, from 0 to 0.95. Default: 0.2 to 0.95 at diagnosis, falling
+        over the visits to 1e-5 or 0. A share that is not a whole number of cells is rounded up or
+        down at random, so that it is exact on average.
     shift : float, default 1.0
         Strength of each sample's shift of gain, stain and background, 0 (none) to 3.
     n_batches : int, default 1
-        Batches, at most the number of patients, to which patients are assigned in turn. All but
-        the first have a shift of twice the strength in common, on top of each sample's.
+        Number of batches, at most the number of patients; patients are assigned to them in turn.
+        Each batch except the first has a common shift of twice the strength, in addition to that
+        of each sample.
     random_state : int or None, default 0
-        Seed; None for a different cohort each time. A sample depends on the seed and its number
-        only: with the same other arguments, and `n_patients` None, a longer cohort begins with the
-        samples of a shorter one.
+        Seed; None gives a different cohort each time. A sample depends only on the seed and its
+        number: if the other arguments are equal and `n_patients` is None, a longer cohort begins
+        with the samples of a shorter one.
 
     Returns
     -------
     AnnData
         Raw events as :func:`~fcm_estimators.read_fcs` returns them, float32 up to 262,143, not
-        compensated: Time, FSC-A, FSC-W, SSC-A, CD20, CD10, CD45, CD34, Syto 41, CD19, CD38.
+        compensated. The markers are Time, FSC-A, FSC-W, SSC-A, CD20, CD10, CD45, CD34, Syto 41,
+        CD19 and CD38.
 
         - ``obs["sample"]``, ``obs["event"]``; Categorical ``obs["patient"]``,
           ``obs["timepoint"]``, ``obs["batch"]``;
         - ``obs["population"]``: Categorical, the truth: debris, dead, granulocyte, monocyte,
-          T/NK, mature B, haematogone, erythroid, plasma cell, blast, doublet (whatever the two
-          cells are);
+          T/NK, mature B, haematogone, erythroid, plasma cell, blast, doublet (of any two
+          cells);
         - ``obs["cell_type"]``: Categorical, the truth: "blast" or "other";
-        - ``obsm["gates"]``: DataFrame of bool, what an expert who draws polygons on every sample
-          would get: syto, singlets, intact, cd19, blast_cd45_cd10, blast_cd20_cd10,
-          blast_cd38_cd10, each inside its parent, and blast, the cells in all of the last three;
+        - ``obsm["gates"]``: DataFrame of bool, membership in the gates that an expert would draw
+          on every sample: syto, singlets, intact, cd19, blast_cd45_cd10, blast_cd20_cd10,
+          blast_cd38_cd10, each inside its parent, and blast, the cells inside all of the last
+          three;
         - ``uns["gates"]``: these polygons as parallel arrays, one entry per sample and plane:
           ``sample``, ``name``, ``parent`` ("" for none), ``x``, ``y``, ``transform_x``,
           ``transform_y``, ``compensation``; polygon i is
@@ -105,15 +110,16 @@ def simulate_cohort(
         - ``uns["fcs"]``: spillover of every sample;
         - ``uns["simulation"]``: one entry per sample: ``sample``, ``patient``, ``timepoint``,
           ``batch``, ``n_blasts``, ``blast_fraction``, ``target_blast_fraction``; ``offset`` and
-          ``scale``, arrays of shape (S, 10), the shift of the ``markers``: the offset is the log
-          gain for scatter, logicle units for fluorescence, the scale a stretch of the latter.
+          ``scale``, arrays of shape (S, 10), the shift of the ``markers``. The offset is the log
+          gain of scatter and in logicle units for fluorescence; the scale stretches fluorescence.
 
     Raises
     ------
     InvalidInputError
-        A number that is not an integer or below 1, more patients than samples or batches than
-        patients, a range of cells upside down, a shift outside of 0 to 3, a blast fraction outside
-        of 0 to 0.95 or of another length than `n_samples`, or a negative seed.
+        If a number is not an integer or is below 1, there are more patients than samples or more
+        batches than patients, a range of cells does not ascend, the shift is outside of 0 to 3, a
+        blast fraction is outside of 0 to 0.95, their number is not `n_samples`, or the seed is
+        negative.
 
     References
     ----------
@@ -141,7 +147,7 @@ def simulate_cohort(
         n_batches=n_batches,
         random_state=random_state,
     )
-    # numpy and the logicle functions let threads run side by side for most of the time.
+    # numpy and the logicle functions release the lock of Python for most of the time.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         return _assemble(list(threads.map(lambda plan: _draw_sample(plan, cells), plans)))
 
@@ -183,7 +189,7 @@ def _draw_sample(plan: SamplePlan, cells: tuple[int, int]) -> _Sample:
         plan.shift,
         rng,
     )
-    # The cells shown to the expert are no events of the sample.
+    # The cells shown to the expert are not events of the sample.
     order = rng.permutation(n)
     rows = order + len(shown) * (order >= len(single))
     population = np.concatenate([single, np.full(n_doublets, _marrow.DOUBLET)])[order]
@@ -196,7 +202,7 @@ def _draw_sample(plan: SamplePlan, cells: tuple[int, int]) -> _Sample:
 
 
 def _draw_shares(visit: int, rng: np.random.Generator) -> np.ndarray:
-    """Share of every population among the events that are no blasts."""
+    """Draw the share of every population among the events that are not blasts."""
     mean = np.array([_SHARES[name] for name in _marrow.POPULATIONS])
     mean[_marrow.HAEMATOGONE] *= _HAEMATOGONE_FACTORS[min(visit, len(DAYS) - 1)]
     shares = np.zeros(len(mean))
@@ -209,7 +215,8 @@ def _pair_shares(shares: np.ndarray, blast_fraction: float) -> np.ndarray:
     pairs = (1.0 - blast_fraction) * shares
     pairs[_marrow.BLAST] = blast_fraction
     pairs[[_marrow.POPULATIONS.index(name) for name in _UNPAIRED]] = 0.0
-    return pairs / pairs.sum()
+    normalised: np.ndarray = pairs / pairs.sum()
+    return normalised
 
 
 def _assemble(samples: list[_Sample]) -> AnnData:
@@ -242,7 +249,7 @@ def _assemble(samples: list[_Sample]) -> AnnData:
         obs=obs,
         var=_var(),
     )
-    # Of the index that adata has checked already.
+    # This uses the index that adata has already checked.
     adata.obsm["gates"] = pd.DataFrame(gates, adata.obs_names, list(_expert_gates.GATES))
     keywords = {"CYT": "simulated", "TIMESTEP": "0.01"}
     record = pack_fcs_record(
@@ -264,7 +271,7 @@ def _assemble(samples: list[_Sample]) -> AnnData:
 
 
 def _repeated(values: list[str], sizes: list[int]) -> pd.Categorical:
-    """Categorical with one value per sample, categories in order of appearance."""
+    """Repeat the value of each sample; categories are in the order of appearance."""
     codes, categories = pd.factorize(np.array(values, dtype=object))
     return pd.Categorical.from_codes(np.repeat(codes, sizes), pd.Index(categories))
 

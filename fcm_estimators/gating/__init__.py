@@ -1,4 +1,4 @@
-"""Gates and trees of gates: geometry, membership of cells, exchange in AnnData."""
+"""Gates and trees of gates: geometry, membership of cells, exchange with other software."""
 
 from __future__ import annotations
 

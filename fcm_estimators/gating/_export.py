@@ -1,4 +1,4 @@
-"""Gates into Gating-ML 2.0, through FlowKit."""
+"""Write gates as Gating-ML 2.0, through FlowKit."""
 
 from __future__ import annotations
 
@@ -12,64 +12,62 @@ import numpy as np
 
 from fcm_estimators._files import write_whole
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
 from fcm_estimators.gating._gatingml_names import flowkit, ids_for, with_names
+from fcm_estimators.gating._kinds import DrawnGate, Gate
 from fcm_estimators.gating._shapes import RectangleGate
-from fcm_estimators.preprocessing import (
-    Arcsinh,
+from fcm_estimators.gating.gates import ROOT, BooleanGate, PolygonGate
+from fcm_estimators.preprocessing import Scale, parse_transform
+from fcm_estimators.preprocessing.exchange_scales import (
     Hyperlog,
-    Identity,
-    Linear,
-    Logicle,
     ParametrizedArcsinh,
     ParametrizedLinear,
     ParametrizedLog,
-    Scale,
-    parse_transform,
 )
+from fcm_estimators.preprocessing.scales import Arcsinh, Identity, Linear, Logicle
 
 
 def write_gatingml(
-    gates: Iterable[Any], path: str | PathLike[str], channels: Mapping[str, str]
+    gates: Iterable[Gate], path: str | PathLike[str], channels: Mapping[str, str]
 ) -> None:
-    """Write gates, parents before their children; as :meth:`GatingTree.to_gatingml`."""
+    """Write gates that come after their parents; arguments as :meth:`GatingTree.to_gatingml`."""
     fk = flowkit()
     strategy = fk.GatingStrategy()
     gates = list(gates)
     ids = ids_for([gate.name for gate in gates])
-    written: dict[str, tuple[str, ...]] = {}
+    paths: dict[str, tuple[str, ...]] = {}
     for gate in gates:
-        over = (*written[gate.parent], ids[gate.parent]) if gate.parent != ROOT else ("root",)
-        written[gate.name] = over
+        gate_path = (*paths[gate.parent], ids[gate.parent]) if gate.parent != ROOT else ("root",)
+        paths[gate.name] = gate_path
         if isinstance(gate, BooleanGate):
             refs = [
-                {"ref": ids[o], "path": written[o], "complement": o in gate.complements}
+                {"ref": ids[o], "path": paths[o], "complement": o in gate.complements}
                 for o in gate.operands
             ]
-            strategy.add_gate(fk.gates.BooleanGate(ids[gate.name], gate.operation, refs), over)
+            boolean = fk.gates.BooleanGate(ids[gate.name], gate.operation, refs)
+            strategy.add_gate(boolean, gate_path)
             continue
         axes = [
             _Axis(fk, strategy, gate, channels.get(marker, marker), text)
             for marker, text in zip(gate.markers, gate.transforms, strict=True)
         ]
-        strategy.add_gate(_outgoing(fk, gate, ids[gate.name], axes), over)
+        strategy.add_gate(_flowkit_gate(fk, gate, ids[gate.name], axes), gate_path)
     exported = io.BytesIO()
     fk.export_gatingml(strategy, exported)
-    names = {own: name for name, own in ids.items() if own != name}
+    names = {gate_id: name for name, gate_id in ids.items() if gate_id != name}
     content = with_names(exported.getvalue(), names) if names else exported.getvalue()
     write_whole(Path(path), content)
 
 
 class _Axis:
-    """One axis in Gating-ML's terms: its transform, and the factor from our units to its."""
+    """One axis for Gating-ML: channel, transform, and factor from our units to Gating-ML's."""
 
-    def __init__(self, fk: Any, strategy: Any, gate: Any, channel: str, text: str) -> None:
+    def __init__(self, fk: Any, strategy: Any, gate: DrawnGate, channel: str, text: str) -> None:
         self.channel = channel
         self.compensation = "uncompensated" if gate.compensation == "none" else "FCS"
-        transform, self.factor = _outgoing_scale(fk, parse_transform(text))
+        transform, self.factor = _flowkit_transform(fk, parse_transform(text))
         self.reference = None
         if transform is not None:
-            # Ids must start with a letter and hold no brackets.
+            # Ids must start with a letter and contain no brackets.
             self.reference = "".join(c if c.isalnum() or c in "_.-" else "_" for c in text)
             if self.reference not in strategy.transformations:
                 strategy.add_transform(self.reference, transform)
@@ -80,8 +78,8 @@ class _Axis:
         return self.fk.Dimension(self.channel, self.compensation, self.reference, *limits)
 
 
-def _outgoing_scale(fk: Any, scale: Scale) -> tuple[Any, float]:
-    """Gating-ML's transform, and its value of what is 1 in our units."""
+def _flowkit_transform(fk: Any, scale: Scale) -> tuple[Any, float]:
+    """Transform of Gating-ML, and the factor from our units to its units."""
     t = fk.transforms
     if isinstance(scale, Identity):
         return None, 1.0
@@ -96,31 +94,31 @@ def _outgoing_scale(fk: Any, scale: Scale) -> tuple[Any, float]:
     if isinstance(scale, ParametrizedArcsinh):
         return t.AsinhTransform(scale.T, scale.M, scale.A), 1.0
     if isinstance(scale, Arcsinh):
-        # Without negative decades, with M such that sinh(M ln 10) / T = 1 / cofactor.
+        # A = 0, no negative decades; M is chosen so that sinh(M ln 10) / T = 1 / cofactor.
         top = max(262144.0, 10 * scale.cofactor)
         decades = float(np.arcsinh(top / scale.cofactor) / np.log(10))
         return t.AsinhTransform(top, decades, 0.0), 1.0 / (decades * float(np.log(10)))
     if isinstance(scale, ParametrizedLog) and scale.floor <= 1e-100:
         return t.LogTransform(scale.T, scale.M), 1.0
     raise InvalidInputError(
-        f"Gating-ML has no scale like {scale}; apply the gates to data, and write these with "
+        f"Gating-ML has no scale like {scale}. Apply the gates to the data and write the data with "
         "write_fcs instead."
     )
 
 
-def _outgoing(fk: Any, gate: Any, own_id: str, axes: list[_Axis]) -> Any:
+def _flowkit_gate(fk: Any, gate: DrawnGate, gate_id: str, axes: list[_Axis]) -> Any:
     factors = np.array([axis.factor for axis in axes])
     if isinstance(gate, PolygonGate):
         vertices = (gate.vertices * factors).tolist()
-        return fk.gates.PolygonGate(own_id, [axis.dimension() for axis in axes], vertices)
+        return fk.gates.PolygonGate(gate_id, [axis.dimension() for axis in axes], vertices)
     if isinstance(gate, RectangleGate):
         dimensions = [
             axis.dimension(low, high)
             for axis, low, high in zip(axes, gate.low, gate.high, strict=True)
         ]
-        return fk.gates.RectangleGate(own_id, dimensions)
+        return fk.gates.RectangleGate(gate_id, dimensions)
     return fk.gates.EllipsoidGate(
-        own_id,
+        gate_id,
         [axis.dimension() for axis in axes],
         (gate.centre * factors).tolist(),
         (gate.covariance * np.outer(factors, factors)).tolist(),

@@ -1,7 +1,8 @@
 """Names of gates in Gating-ML.
 
-An id there is an XML id, which holds no blanks. A gate of another name is written with an id like
-it, and its name in the element for custom information, from which it is read back.
+Gating-ML identifies a gate by an XML id, which cannot contain blanks, for example. A gate gets a
+similar id if its name is not a valid one. The name is then written to the element for custom
+information and read back from there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _NAME = "gate_name"
 
 
 def flowkit() -> Any:
-    """FlowKit, or an InvalidInputError that says how to get it."""
+    """Import FlowKit; if it is missing, raise InvalidInputError that says how to install it."""
     try:
         import flowkit
     except ImportError as error:
@@ -30,12 +31,12 @@ def flowkit() -> Any:
 
 
 def names_by_id(path: str) -> dict[str, str]:
-    """Names of gates whose id differs from them, as :func:`with_names` writes them."""
+    """Id to name of the gates whose name :func:`with_names` wrote."""
     found = {}
     for gate in _xml(Path(path).read_bytes()).iter(f"{{{_GATING}}}*"):
         name = gate.findtext(f"{{{_DATA_TYPE}}}custom_info/{_NAME}")
-        if name and (own := gate.get(f"{{{_GATING}}}id")):
-            found[own] = name
+        if name and (gate_id := gate.get(f"{{{_GATING}}}id")):
+            found[gate_id] = name
     return found
 
 
@@ -46,20 +47,20 @@ def _xml(content: bytes) -> Any:
 
 
 def ids_for(names: list[str]) -> dict[str, str]:
-    """An XML id like each name, and unlike the others: letters, digits, "_", "-" and "."."""
+    """Give each name a similar, unique XML id of letters, digits, "_", "-" and "."."""
     ids: dict[str, str] = {}
     for name in names:
-        own = re.sub(r"[^\w.-]", "_", name)
-        own = own if re.match(r"[^\W\d]", own) else f"_{own}"
+        gate_id = re.sub(r"[^\w.-]", "_", name)
+        gate_id = gate_id if re.match(r"[^\W\d]", gate_id) else f"_{gate_id}"
         taken = {*ids.values(), *names} - {name}
-        while own in taken:
-            own += "_"
-        ids[name] = own
+        while gate_id in taken:
+            gate_id += "_"
+        ids[name] = gate_id
     return ids
 
 
 def with_names(content: bytes, names: Mapping[str, str]) -> bytes:
-    """Gating-ML with the names of gates whose ids differ from them."""
+    """Add the names of gates, by id, to a Gating-ML document."""
     from lxml import etree
 
     root = _xml(content)
@@ -70,4 +71,4 @@ def with_names(content: bytes, names: Mapping[str, str]) -> bytes:
             etree.SubElement(info, _NAME).text = name
             gate.insert(0, info)
     etree.indent(root)
-    return etree.tostring(root, xml_declaration=True, encoding="UTF-8")
+    return bytes(etree.tostring(root, xml_declaration=True, encoding="UTF-8"))

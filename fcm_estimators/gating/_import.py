@@ -1,4 +1,4 @@
-"""Gates out of Gating-ML 2.0 files and FlowJo workspaces, through FlowKit."""
+"""Read gates from Gating-ML 2.0 files and FlowJo workspaces, through FlowKit."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import pandas as pd
 
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
 from fcm_estimators.gating._gatingml_names import flowkit, names_by_id
+from fcm_estimators.gating._kinds import DrawnGate, Gate
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
-from fcm_estimators.preprocessing import (
+from fcm_estimators.gating.gates import ROOT, BooleanGate, PolygonGate
+from fcm_estimators.preprocessing import Scale
+from fcm_estimators.preprocessing.exchange_scales import (
     FlowJoBiex,
     Hyperlog,
-    Linear,
-    Logicle,
     ParametrizedArcsinh,
     ParametrizedLinear,
     ParametrizedLog,
-    Scale,
 )
+from fcm_estimators.preprocessing.scales import Linear, Logicle
 
-# FlowKit's name and path of a gate, and ours.
+# FlowKit's name and path of a gate; Names maps them to our name.
 Key = tuple[str, tuple[str, ...]]
 Names = dict[Key, str]
 
-# Dimensions that nobody compensates.
+# Channels whose names begin so are never compensated.
 _NEVER_COMPENSATED = ("fsc", "ssc", "time")
 
 
@@ -42,10 +42,10 @@ class Imported(NamedTuple):
     ----------
     gates : list of gate
     spillover : DataFrame or None
-        The matrix that the file gives for its compensated gates, labelled with channels.
+        Matrix that the file gives for its compensated gates, with channels as labels.
     """
 
-    gates: list[Any]
+    gates: list[Gate]
     spillover: pd.DataFrame | None
 
 
@@ -66,7 +66,7 @@ def read_flowjo(
         sample = next(iter(samples))
     if sample not in samples:
         raise MissingKeyError(
-            f"{Path(path).name} holds the samples {listed(samples)}; sample={sample!r} is none of "
+            f"{Path(path).name} has the samples {listed(samples)}; sample={sample!r} is not one of "
             "them."
         )
     strategy = samples[sample]["gating_strategy"]
@@ -90,7 +90,7 @@ def _parse(path: str | PathLike[str], parser: Callable[[str], Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return parser(str(path))
-    except Exception as error:  # FlowKit and lxml raise whatever the file provokes.
+    except Exception as error:  # FlowKit and lxml do not say which errors a bad file raises
         raise InvalidInputError(
             f"{Path(path).name} cannot be read: {type(error).__name__}: {error}. Export it again, "
             "as Gating-ML 2.0 or as a FlowJo 10 workspace."
@@ -98,15 +98,15 @@ def _parse(path: str | PathLike[str], parser: Callable[[str], Any]) -> Any:
 
 
 def _refuse_entities(path: Path) -> None:
-    """Refuse a document type, through which XML reaches other files and the network."""
+    """Refuse a document type: with one, XML can read other files and use the network."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error.strerror}.") from error
     if b"<!DOCTYPE" in content.replace(b"\0", b"") or b"<!ENTITY" in content.replace(b"\0", b""):
         raise InvalidInputError(
-            f"{path.name} declares a document type or entities, which gates never need; it is not "
-            "read. Remove the declaration if you trust the file."
+            f"{path.name} was not read, because it declares a document type or entities, which "
+            "gates never need. Remove the declaration if you trust the file."
         )
 
 
@@ -117,7 +117,7 @@ def _import(
     wanted: Iterable[str] | None,
     own_names: Mapping[str, str] | None = None,
 ) -> Imported:
-    """Gates of FlowKit's strategy, all or those wanted with what they need."""
+    """Convert all gates of FlowKit's strategy, or the wanted ones and those they need."""
     tables = _Tables(strategy, transforms)
     names = _unique_names(strategy, own_names or {})
     chosen = set(names) if wanted is None else _needed(strategy, names, wanted)
@@ -132,48 +132,44 @@ def _import(
             problems.append(str(error))
     if problems:
         raise InvalidInputError(
-            f"{file} has gates that cannot be imported: {' '.join(problems)} Name the others with "
-            "gates=[...] to import them alone."
+            f"{file} has gates that cannot be imported: {' '.join(problems)} To import only the "
+            "others, name them with gates=[...]."
         )
     return Imported(gates, tables.spillover())
 
 
 def _owner(strategy: Any, key: Key) -> Any:
-    """Gate of a name and path; a quadrant comes from its set."""
+    """FlowKit's gate of a name and path; for a quadrant, the QuadrantGate that contains it."""
     name, path = key
     if len(path) > 1:
         try:
-            over = strategy.get_gate(path[-1], gate_path=path[:-1])
+            parent = strategy.get_gate(path[-1], gate_path=path[:-1])
         except flowkit().exceptions.QuadrantReferenceError:
-            over = None  # the parent is a quadrant itself
-        if over is not None and over.gate_type == "QuadrantGate" and name in over.quadrants:
-            return over
+            parent = None  # the parent is a quadrant itself
+        if parent is not None and parent.gate_type == "QuadrantGate" and name in parent.quadrants:
+            return parent
     return strategy.get_gate(name, gate_path=path)
 
 
 def _unique_names(strategy: Any, own_names: Mapping[str, str]) -> Names:
-    """Name of each gate: its own, with its ancestors before it where another has the same."""
+    """Name of each gate; gates that share a name get their ancestors' names in front."""
     keys = strategy.get_gate_ids()
 
-    def called(name: str) -> str:
-        return _plain(own_names.get(name, name))
+    def short(name: str) -> str:
+        # FlowJo allows "/" in names; h5ad does not.
+        return own_names.get(name, name).replace("/", "|")
 
-    own = [called(name) for name, _ in keys]
+    short_names = [short(name) for name, _ in keys]
     names = {}
-    for (name, path), plain in zip(keys, own, strict=True):
-        if own.count(plain) > 1:
-            plain = " > ".join([*map(called, path[1:]), plain])
-        names[name, path] = plain
+    for (gate_id, path), name in zip(keys, short_names, strict=True):
+        if short_names.count(name) > 1:
+            name = " > ".join([*map(short, path[1:]), name])
+        names[gate_id, path] = name
     return names
 
 
-def _plain(name: str) -> str:
-    """FlowJo allows "/" in names, h5ad does not."""
-    return name.replace("/", "|")
-
-
 def _needed(strategy: Any, names: Names, wanted: Iterable[str]) -> set[Key]:
-    """The wanted gates with their parents and operands."""
+    """Find the wanted gates, their parents and their operands."""
     by_name = {name: key for key, name in names.items()}
     missing = [name for name in wanted if name not in by_name]
     if missing:
@@ -207,15 +203,15 @@ class _Tables:
         if reference is None:
             return "none"
         if reference not in self.transforms:
-            raise InvalidInputError(f"its axis has the transform {reference!r}, which is missing")
+            raise InvalidInputError(f"its axis refers to a missing transform, {reference!r}")
         return str(_scale(self.transforms[reference]))
 
     def channel(self, name: str, reference: str | None) -> str:
-        """Channel of a dimension; a matrix may name fluorochromes."""
+        """Channel of a dimension, which may be named by its fluorochrome in the matrix."""
         matrix = self.matrices.get(reference)
         if matrix is not None and name in matrix.fluorochromes and name not in matrix.detectors:
             return str(matrix.detectors[list(matrix.fluorochromes).index(name)])
-        # FlowJo marks compensated channels in their names.
+        # FlowJo writes "Comp-" before the names of compensated channels.
         return name.removeprefix("Comp-") if reference not in (None, "uncompensated") else name
 
     def compensation(
@@ -245,8 +241,8 @@ class _Tables:
             return None
         if len(self.used) > 1:
             raise InvalidInputError(
-                f"The gates use the matrices {listed(sorted(self.used))}; data can be compensated "
-                "with one only. Import the gates of each with gates=[...]."
+                f"The gates use the matrices {listed(sorted(self.used))}, but data can be "
+                "compensated with only one. Import the gates of each matrix with gates=[...]."
             )
         matrix = self.matrices.get(next(iter(self.used)))
         if matrix is None:
@@ -284,7 +280,7 @@ def _scale(transform: Any) -> Scale:
     raise InvalidInputError(f"its axis has a {kind}, which is not supported")
 
 
-def _convert(gate: Any, key: Key, names: Names, tables: _Tables) -> Any:
+def _convert(gate: Any, key: Key, names: Names, tables: _Tables) -> Gate:
     name, path = names[key], key[1]
     try:
         parent = _parent(path, names, gate, key[0])
@@ -308,19 +304,19 @@ def _convert(gate: Any, key: Key, names: Names, tables: _Tables) -> Any:
 
 
 def _parent(path: tuple[str, ...], names: Names, gate: Any, own: str) -> str:
-    """Parent's name; a quadrant's parent is that of its set."""
+    """Name of the parent; for a quadrant, the parent of its QuadrantGate."""
     if gate.gate_type == "QuadrantGate" and own in gate.quadrants:
         path = path[:-1]
     return names[path[-1], path[:-1]] if len(path) > 1 else ROOT
 
 
-def _drawn(gate: Any, name: str, parent: str, tables: _Tables) -> Any:
+def _drawn(gate: Any, name: str, parent: str, tables: _Tables) -> DrawnGate:
     if getattr(gate, "use_complement", False):
         raise InvalidInputError("it takes the cells outside of its outline, which is not supported")
     if any(type(d).__name__ == "RatioDimension" for d in gate.dimensions):
         raise InvalidInputError("it has a ratio of two channels on an axis, which is not supported")
     references = [(d.id, d.compensation_ref) for d in gate.dimensions]
-    compensation: Any = tables.compensation(references)
+    compensation = tables.compensation(references)
     markers = tuple(tables.channel(*r) for r in references)
     scales = tuple(tables.scale(d.transformation_ref) for d in gate.dimensions)
     if gate.gate_type == "PolygonGate":
@@ -348,18 +344,16 @@ def _drawn(gate: Any, name: str, parent: str, tables: _Tables) -> Any:
 
 def _quadrant(gate: Any, own: str, name: str, parent: str, tables: _Tables) -> RectangleGate:
     dividers = {d.id: d for d in gate.dimensions}
-    ranges = gate.quadrants[own]._divider_ranges
-    used = [dividers[reference] for reference in ranges]
+    quadrant = gate.quadrants[own]
+    ranges = [quadrant.get_divider_range(reference) for reference in quadrant.divider_refs]
+    used = [dividers[reference] for reference in quadrant.divider_refs]
     references = [(d.dimension_ref, d.compensation_ref) for d in used]
     return RectangleGate(
         name,
         tuple(tables.channel(*r) for r in references),
-        np.array([-np.inf if low is None else low for low, _ in ranges.values()]),
-        np.array([np.inf if high is None else high for _, high in ranges.values()]),
+        np.array([-np.inf if low is None else low for low, _ in ranges]),
+        np.array([np.inf if high is None else high for _, high in ranges]),
         parent,
         tuple(tables.scale(d.transformation_ref) for d in used),
         tables.compensation(references),
     )
-
-
-# -- out ------------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
-"""Rectangles and ellipsoids in any number of markers, as other software draws them."""
+"""Rectangles and ellipsoids in any number of markers, which other software draws."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,12 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.gating._gates import ROOT, require_gate
+from fcm_estimators.gating.gates import ROOT, require_gate
 
 
 @dataclass(frozen=True, eq=False)
 class RectangleGate:
-    """Range, rectangle or box: lower limits belong to it, upper ones do not.
+    """Range, rectangle or box; lower limits are inside, upper limits are outside.
 
     Parameters
     ----------
@@ -23,7 +22,7 @@ class RectangleGate:
     markers : sequence of D str
         One for a range, two for a rectangle, more for a box.
     low, high : sequence of D numbers
-        Limits in the units of the transforms; -inf and inf for an open side.
+        Limits in the units of the transforms. Use -inf or inf for an open side.
     parent : str, default ""
     transforms : sequence of D str, optional
         Scale of each axis, as in ``adata.var["transform"]``. Default: "none".
@@ -33,11 +32,13 @@ class RectangleGate:
     Raises
     ------
     InvalidInputError
-        Lengths that differ, a marker twice, limits upside down or NaN, an unknown scale.
+        Lengths differ, a marker occurs twice, a lower limit is not below its upper limit, a limit
+        is NaN, or a scale is unknown.
 
     References
     ----------
-    Spidlen et al., Gating-ML 2.0, Cytometry A 87A, 683-687 (2015), for which limits belong.
+    Spidlen et al., Gating-ML 2.0, Cytometry A 87A, 683-687 (2015): which limits
+    are inside.
 
     Examples
     --------
@@ -60,20 +61,20 @@ class RectangleGate:
         if low.shape != (len(self.markers),) or high.shape != low.shape:
             raise InvalidInputError(
                 f"Gate {self.name!r}: {len(self.markers)} marker(s), but limits of shapes "
-                f"{low.shape} and {high.shape}; one of each per marker is needed."
+                f"{low.shape} and {high.shape}; expected one lower and one upper limit per marker."
             )
         if not (low < high).all():
             raise InvalidInputError(
-                f"Gate {self.name!r}: lower limits {low.tolist()} have to be below the upper ones "
+                f"Gate {self.name!r}: lower limits {low.tolist()} must be below the upper limits "
                 f"{high.tolist()}."
             )
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
     def contains(self, points: ArrayLike) -> np.ndarray:
-        """Whether points of shape (N, D) lie inside, ndarray of bool of shape (N,)."""
-        places = _places(points, len(self.markers))
-        return np.all((places >= self.low) & (places < self.high), axis=1)
+        """Return whether points, shape (N, D), lie inside, as bool of shape (N,)."""
+        values = _checked_points(points, len(self.markers))
+        return np.asarray(np.all((values >= self.low) & (values < self.high), axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +101,8 @@ class EllipsoidGate:
     Raises
     ------
     InvalidInputError
-        Shapes that do not fit, a covariance that is not positive definite, an unknown scale.
+        Shapes do not fit, the covariance is not symmetric and positive definite, the centre is not
+        finite, ``distance_square`` is not positive, or a scale is unknown.
 
     Examples
     --------
@@ -126,8 +128,8 @@ class EllipsoidGate:
         covariance = np.array(self.covariance, dtype=np.float64)
         if n < 2 or centre.shape != (n,) or covariance.shape != (n, n):
             raise InvalidInputError(
-                f"Gate {self.name!r}: {n} marker(s), centre of shape {centre.shape}, covariance of "
-                f"shape {covariance.shape}; expected D >= 2, (D,) and (D, D)."
+                f"Gate {self.name!r}: {n} marker(s), a centre of shape {centre.shape} and a "
+                f"covariance of shape {covariance.shape}; expected D >= 2, (D,) and (D, D)."
             )
         symmetric = np.isfinite(covariance).all() and np.allclose(covariance, covariance.T)
         if not symmetric or np.linalg.eigvalsh(covariance).min() <= 0:
@@ -145,14 +147,14 @@ class EllipsoidGate:
         object.__setattr__(self, "distance_square", float(self.distance_square))
 
     def contains(self, points: ArrayLike) -> np.ndarray:
-        """Whether points of shape (N, D) lie inside, ndarray of bool of shape (N,)."""
-        apart = _places(points, len(self.markers)) - self.centre
-        distance = np.einsum("ni,ij,nj->n", apart, np.linalg.inv(self.covariance), apart)
-        return distance <= self.distance_square
+        """Return whether points, shape (N, D), lie inside, as bool of shape (N,)."""
+        centred = _checked_points(points, len(self.markers)) - self.centre
+        distance = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(self.covariance), centred)
+        return np.asarray(distance <= self.distance_square)
 
 
 def _set_axes(gate: RectangleGate | EllipsoidGate) -> None:
-    """Check and store what the axes are."""
+    """Check and store the markers and transforms of the axes."""
     if isinstance(gate.markers, str) or isinstance(gate.transforms, str):
         raise InvalidInputError(f"Gate {gate.name!r}: markers and transforms must be sequences.")
     markers = tuple(gate.markers)
@@ -162,8 +164,8 @@ def _set_axes(gate: RectangleGate | EllipsoidGate) -> None:
     object.__setattr__(gate, "transforms", transforms)
 
 
-def _places(points: ArrayLike | Sequence[Sequence[float]], n: int) -> np.ndarray:
-    places = np.asarray(points, dtype=np.float64)
-    if places.ndim != 2 or places.shape[1] != n:
-        raise InvalidInputError(f"points have shape {places.shape}; expected (N, {n}).")
-    return places
+def _checked_points(points: ArrayLike, n_axes: int) -> np.ndarray:
+    values = np.asarray(points, dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] != n_axes:
+        raise InvalidInputError(f"points have shape {values.shape}; expected (N, {n_axes}).")
+    return values

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.spatial import ConvexHull, QhullError
 
 from fcm_estimators._checks import listed, require_key
-from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
-from fcm_estimators.gating._coordinates import column_of, places_of, plane_of
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 from fcm_estimators.gating._export import write_gatingml
-from fcm_estimators.gating._gates import ROOT, BooleanGate, PolygonGate
 from fcm_estimators.gating._import import flowjo_samples, read_flowjo, read_gatingml
-from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
-
-Gate = PolygonGate | RectangleGate | EllipsoidGate | BooleanGate
-
-# What is text in the parallel arrays; a gate's name holds no "/".
-_UNS_TEXT = (
-    "name",
-    "parent",
-    "x",
-    "y",
-    "transform_x",
-    "transform_y",
-    "compensation",
-    "operation",
-    "operands",
-    "complements",
-)
+from fcm_estimators.gating._kinds import Gate
+from fcm_estimators.gating._tracing import traced_gates
+from fcm_estimators.gating._uns import gates_from_uns, gates_to_uns
+from fcm_estimators.gating.coordinates import column_of, coordinates_of
+from fcm_estimators.gating.gates import ROOT, BooleanGate, PolygonGate
+from fcm_estimators.gating.membership import members_of
 
 
 class GatingTree:
@@ -43,22 +29,22 @@ class GatingTree:
 
     Parameters
     ----------
-    gates : sequence of PolygonGate and BooleanGate
+    gates : sequence of PolygonGate, RectangleGate, EllipsoidGate and BooleanGate
         In any order.
-
-    spillover : DataFrame, default None
-        Matrix with which data have to be compensated for gates on compensated values, where a
-        file gave one: ``Compensation(spillover=tree.spillover)``. None: each sample's own.
+    spillover : DataFrame, optional
+        Matrix that an imported file gives for its gates on compensated values. Compensate the
+        data with it: ``Compensation(spillover=tree.spillover)``. Default: each sample has its own
+        matrix.
 
     Attributes
     ----------
     gates : dict
-        Name to gate, parents and operands before the gates that need them.
+        Name to gate. Parents and operands come before the gates that need them.
 
     Raises
     ------
     InvalidInputError
-        Names that occur twice, a parent or operand that is not there, a circle.
+        A name occurs twice, a parent or operand is missing, or gates need each other in a circle.
 
     Examples
     --------
@@ -102,7 +88,7 @@ class GatingTree:
         return "\n".join([f"GatingTree of {len(self)} gates", *lines])
 
     def ancestors(self, name: str) -> list[str]:
-        """Parents of a gate, the nearest first."""
+        """Parent of a gate, its parent and so on, the nearest first."""
         chain, parent = [], self[name].parent
         while parent != ROOT:
             chain.append(parent)
@@ -111,7 +97,7 @@ class GatingTree:
 
     @property
     def leaves(self) -> list[str]:
-        """Gates that are nobody's parent."""
+        """Gates that are not the parent of another gate."""
         parents = {gate.parent for gate in self}
         return [name for name in self.gates if name not in parents]
 
@@ -121,12 +107,12 @@ class GatingTree:
         Parameters
         ----------
         aliases : mapping
-            Name -> new name; gates without entry keep theirs.
+            Name to new name. Gates without an entry keep their names.
 
         Raises
         ------
         InvalidInputError
-            Two gates would have one name.
+            Two gates would have the same name.
         """
 
         def new(name: str) -> str:
@@ -149,14 +135,14 @@ class GatingTree:
         )
 
     def on_markers(self, adata: AnnData) -> GatingTree:
-        """Return the tree with axes named by marker where they are named by channel ($PnN).
+        """Return the tree with axes named by marker instead of channel ($PnN).
 
-        Gates of other software name channels, an AnnData and a model name markers.
+        Other software names the channels of a gate; AnnData and models name markers.
 
         Parameters
         ----------
         adata : AnnData
-            With ``var["channel"]``. Axes it does not have keep their names.
+            With ``var["channel"]``. Axes that are not in the data keep their names.
         """
 
         def new(name: str) -> str:
@@ -174,81 +160,53 @@ class GatingTree:
         return GatingTree(gates, spillover=self.spillover)
 
     def apply(self, adata: AnnData) -> pd.DataFrame:
-        """Cells inside each gate, each within its parent.
+        """Find the cells inside each gate and inside its parent.
 
-        Coordinates are converted where the data are in another transform than the gate. Data
-        whose compensation is not that of the gate are refused, since no conversion is exact.
+        If the data and a gate have different transforms, the coordinates are converted. If they
+        differ in compensation, an error is raised, because no conversion is exact.
 
         Parameters
         ----------
         adata : AnnData
-            Cells with ``var["transform"]`` and ``var["compensated"]`` as ``read_fcs`` and the
-            preprocessing record them; without these columns values are taken to be in the
-            gates' own coordinates only where these are "none" too.
+            Cells with ``var["transform"]`` and ``var["compensated"]``, as ``read_fcs`` and the
+            preprocessing record them. Without ``var["transform"]``, only gates with the transform
+            "none" can be applied.
 
         Returns
         -------
-        DataFrame of bool, rows as ``adata``, a column per gate
+        DataFrame of bool
+            Rows as ``adata``, a column per gate.
 
         Raises
         ------
         MarkerMismatchError
-            A gate on a marker that the data lack.
+            The data lack a marker of a gate.
         ProcessingStateError
-            Data compensated and the gate not, or the other way round.
+            Data and gate differ in compensation, or ``var["transform"]`` is missing and a gate
+            needs it.
         """
         self._require_markers(adata)
-
-        members = self.members(adata.n_obs, partial(places_of, adata))
+        members = members_of(self, adata.n_obs, partial(coordinates_of, adata))
         return pd.DataFrame(members, index=adata.obs_names)
-
-    def members(
-        self, n_cells: int, places: Callable[[Any, np.ndarray], np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Cells inside each gate, from a function that says where they lie.
-
-        Parameters
-        ----------
-        n_cells : int
-        places : callable
-            Gate and rows (ndarray of int) -> where these cells lie in the gate's units, (n, axes).
-
-        Returns
-        -------
-        dict of gate to ndarray of bool, shape (n_cells,)
-        """
-        everything = np.ones(n_cells, dtype=bool)
-        inside: dict[str, np.ndarray] = {}
-        for name, gate in self.gates.items():
-            parent = inside.get(gate.parent, everything)
-            if isinstance(gate, BooleanGate):
-                inside[name] = parent & gate.combine([inside[o] for o in gate.operands])
-                continue
-            rows = np.flatnonzero(parent)
-            inside[name] = np.zeros(n_cells, dtype=bool)
-            inside[name][rows] = gate.contains(places(gate, rows))
-        return inside
-
-    # -- files --------------------------------------------------------------------------------
 
     @classmethod
     def from_gatingml(
         cls, path: str | PathLike[str], *, gates: Sequence[str] | None = None
     ) -> Self:
-        """Gates of a Gating-ML 2.0 file, through FlowKit (extra ``gating``).
+        """Read the gates of a Gating-ML 2.0 file, through FlowKit (extra ``gating``).
 
-        Polygons, ranges, rectangles, boxes, ellipsoids, quadrants (as boxes) and boolean gates;
-        scales flin, flog, fasinh, logicle and hyperlog. Axes are named by channel ($PnN), which
-        ``apply`` finds in ``var["channel"]``. Gates on values compensated with the file's matrix
-        or a matrix of their own have compensation "spillover"; a matrix of their own is in
-        ``spillover``.
+        Polygons, ranges, rectangles, boxes, ellipsoids, quadrants (as boxes) and boolean gates
+        are read, on the scales flin, flog, fasinh, logicle and hyperlog. Axes are named by channel
+        ($PnN), which ``apply`` looks up in ``var["channel"]``. Gates that refer to the matrix of
+        the FCS file get the compensation "fcs". Gates that refer to a matrix in the Gating-ML file
+        get "spillover", and the tree keeps that matrix as ``spillover``.
 
         Parameters
         ----------
         path : path
         gates : sequence of str, optional
-            Import these only, with their parents and operands. A gate whose name occurs more than
-            once is called by its path, "parent > name"; "/" in names becomes "|".
+            Import only these, with their parents and operands. If several gates have the same
+            name, name one by its path, "parent > name". "/" in names becomes "|".
 
         Returns
         -------
@@ -257,11 +215,11 @@ class GatingTree:
         Raises
         ------
         InvalidInputError
-            Not readable; gates that are not supported, all of them named: ratios of channels,
-            outlines that cross themselves, cells outside of an outline, axes compensated in
-            different ways.
+            The file cannot be read, or gates are not supported; the message names all of them.
+            Not supported are ratios of channels, outlines that cross themselves, gates that take
+            the cells outside of their outline, and axes compensated in different ways.
         MissingKeyError
-            No such gate.
+            A gate of ``gates`` is not in the file.
         """
         found = read_gatingml(path, gates)
         return cls(found.gates, spillover=found.spillover)
@@ -274,7 +232,7 @@ class GatingTree:
         sample: str | None = None,
         gates: Sequence[str] | None = None,
     ) -> Self:
-        """Gates of one sample of a FlowJo 10 workspace (.wsp), through FlowKit.
+        """Read the gates of one sample of a FlowJo 10 workspace (.wsp), through FlowKit.
 
         FlowJo sorts events into bins of its display when it applies polygons, so its counts can
         differ by a few events at the edges. FlowJo's biexponential axes are read by FlowKit's
@@ -285,7 +243,7 @@ class GatingTree:
         path : path
         sample : str, optional
             Name of the sample in the workspace; :meth:`flowjo_samples` lists them. Default: the
-            only one.
+            only sample.
         gates : sequence of str, optional
             As in :meth:`from_gatingml`.
 
@@ -295,8 +253,10 @@ class GatingTree:
 
         Raises
         ------
-        InvalidInputError, MissingKeyError
-            As :meth:`from_gatingml`; no such sample.
+        InvalidInputError
+            As in :meth:`from_gatingml`.
+        MissingKeyError
+            As in :meth:`from_gatingml`, or the workspace does not have the sample.
         """
         found = read_flowjo(path, sample, gates)
         return cls(found.gates, spillover=found.spillover)
@@ -317,13 +277,13 @@ class GatingTree:
         ----------
         path : path
         channels : AnnData or mapping, optional
-            Channel ($PnN) of each marker, as Gating-ML needs it: data whose ``var["channel"]``
-            tells, or a mapping. Default: markers are named as they are.
+            Channel ($PnN) of each marker, which Gating-ML uses as the name of an axis: data with
+            ``var["channel"]``, or a mapping. Default: axes keep the names of the markers.
 
         Raises
         ------
         InvalidInputError
-            A scale that Gating-ML does not have (FlowJo's).
+            Gating-ML does not have the scale of a gate (FlowJo's scales).
         """
         if isinstance(channels, AnnData):
             require_key("channel", channels.var, "the column of adata.var")
@@ -332,11 +292,9 @@ class GatingTree:
             )
         write_gatingml(self, path, channels or {})
 
-    # -- AnnData ------------------------------------------------------------------------------
-
     @classmethod
     def from_adata(cls, adata: AnnData, *, key: str = "gates", sample: str) -> Self:
-        """Tree of one sample from ``adata.uns[key]``.
+        """Read the tree of one sample from ``adata.uns[key]``.
 
         Parameters
         ----------
@@ -349,31 +307,13 @@ class GatingTree:
         Raises
         ------
         MissingKeyError
-            No such key or sample.
+            ``adata.uns`` does not have the key, or the entry does not have the sample.
         """
-        require_key(key, adata.uns, "the key in adata.uns")
-        entry = adata.uns[key]
-        entry = entry.get("gates", entry)
-        samples = np.array([str(name) for name in entry["sample"]])
-        require_key(sample, dict.fromkeys(samples), "the sample")
-        offsets, vertices = np.asarray(entry["vertex_offsets"]), np.asarray(entry["vertices"])
-        gates: list[Gate] = []
-        for i in np.flatnonzero(samples == sample):
-            text = {k: str(v[i]) for k, v in entry.items() if k in _UNS_TEXT}
-            operation, *names = (text.pop(k, "") for k in ("operation", "operands", "complements"))
-            if operation:
-                operands, complements = (tuple(filter(None, n.split("/"))) for n in names)
-                gates.append(
-                    BooleanGate(text["name"], operation, operands, text["parent"], complements)  # type: ignore[arg-type]
-                )
-            else:
-                outline = vertices[offsets[i] : offsets[i + 1]]
-                gates.append(PolygonGate(**text, vertices=outline))  # type: ignore[arg-type]
-        return cls(gates)
+        return cls(gates_from_uns(adata, key, sample))
 
     @staticmethod
     def to_uns(trees: Mapping[str, GatingTree]) -> dict[str, np.ndarray]:
-        """Parallel arrays of the gates of several samples, which h5ad and zarr can hold.
+        """Return the gates of several samples as parallel arrays, for h5ad and zarr files.
 
         Parameters
         ----------
@@ -382,63 +322,19 @@ class GatingTree:
         Returns
         -------
         dict of ndarray
-            One entry per gate: ``sample``, ``name``, ``parent``, ``x``, ``y``, ``transform_x``,
-            ``transform_y``, ``compensation``; polygon i is
-            ``vertices[vertex_offsets[i]:vertex_offsets[i + 1]]``. Boolean gates have no vertices
-            but an ``operation``, ``operands`` and ``complements``, names separated by "/"; all are
-            "" for polygons.
+            Arrays with one entry per gate: ``sample``, ``name``, ``parent``, ``x``, ``y``,
+            ``transform_x``, ``transform_y``, ``compensation``. The vertices of gate i are
+            ``vertices[vertex_offsets[i]:vertex_offsets[i + 1]]``. Boolean gates have no vertices.
+            They have ``operation``, ``operands`` and ``complements``, with names separated by "/";
+            polygons have "" there.
 
         Raises
         ------
         InvalidInputError
-            Rectangles and ellipsoids, which these arrays cannot hold; see :meth:`to_gatingml`.
+            A gate is a rectangle or an ellipsoid, which these arrays cannot hold. Use
+            :meth:`to_gatingml` for those.
         """
-        found = [(s, g) for s, tree in trees.items() for g in tree]
-        others = [g.name for _, g in found if isinstance(g, (RectangleGate, EllipsoidGate))]
-        if others:
-            raise InvalidInputError(
-                f"Gates {listed(dict.fromkeys(others))} are no polygons; the arrays in uns hold "
-                "polygons and boolean gates only. Keep the tree as Gating-ML (to_gatingml)."
-            )
-        out = {
-            k: np.array([_uns_text(getattr(g, k, "")) for _, g in found], dtype=object)
-            for k in _UNS_TEXT
-        }
-        outlines = [getattr(g, "vertices", np.empty((0, 2))) for _, g in found]
-        out["sample"] = np.array([str(s) for s, _ in found], dtype=object)
-        out["vertex_offsets"] = np.cumsum([0, *map(len, outlines)], dtype=np.int64)
-        out["vertices"] = np.concatenate([np.empty((0, 2)), *outlines])
-        return out
-
-    def to_records(self) -> list[dict[str, Any]]:
-        """Gates as a list of dicts of text, numbers and lists, for JSON."""
-        return [
-            {
-                "type": type(gate).__name__,
-                **{
-                    k: v.tolist()
-                    if isinstance(v, np.ndarray)
-                    else list(v)
-                    if k == "operands"
-                    else v
-                    for k, v in vars(gate).items()
-                },
-            }
-            for gate in self
-        ]
-
-    @classmethod
-    def from_records(cls, records: Sequence[Mapping[str, Any]]) -> Self:
-        """Undo :meth:`to_records`."""
-        kinds: dict[str, Any] = {
-            kind.__name__: kind for kind in (PolygonGate, RectangleGate, EllipsoidGate, BooleanGate)
-        }
-        return cls(
-            [
-                kinds[record["type"]](**{k: v for k, v in record.items() if k != "type"})
-                for record in records
-            ]
-        )
+        return gates_to_uns(trees)
 
     @classmethod
     def from_labels(
@@ -460,7 +356,7 @@ class GatingTree:
         planes : mapping of gate to (parent, x, y)
             Parent ("" for none) and markers of each gate.
         trim : float, default 3.0
-            Cells farther than this many SD from the mean (Mahalanobis distance) are left out.
+            Leave out cells farther than this many SD from the mean (Mahalanobis distance).
 
         Returns
         -------
@@ -468,24 +364,14 @@ class GatingTree:
 
         Raises
         ------
-        MissingKeyError, MarkerMismatchError
-            A gate without column, or a marker that is not there.
+        MissingKeyError
+            A gate has no column in ``membership``.
+        MarkerMismatchError
+            The data lack a marker.
         InvalidInputError
-            Fewer than three cells, or cells on a line.
+            A gate has fewer than three cells, or its cells lie on a line.
         """
-        missing = [name for name in planes if name not in membership]
-        if missing:
-            raise MissingKeyError(
-                f"Gates {listed(missing)} have no column; there is {listed(membership.columns)}."
-            )
-        gates = []
-        for name, (parent, x, y) in planes.items():
-            points, state = plane_of(adata, x, y)
-            hull = _trimmed_hull(name, points[membership[name].to_numpy(dtype=bool)], trim)
-            gates.append(PolygonGate(name, x, y, hull, parent, **state))
-        return cls(gates)
-
-    # -- inside -------------------------------------------------------------------------------
+        return cls(traced_gates(adata, membership, planes, trim))
 
     def _depth_first(self, parent: str = ROOT) -> list[str]:
         return [
@@ -508,18 +394,14 @@ class GatingTree:
             )
 
 
-def _uns_text(value: str | tuple[str, ...]) -> str:
-    return value if isinstance(value, str) else "/".join(value)
-
-
-def _needs(gate: Any) -> list[str]:
-    """Gates that have to be known before this one."""
+def _needs(gate: Gate) -> list[str]:
+    """Names of the parent and the operands of a gate."""
     operands = gate.operands if isinstance(gate, BooleanGate) else ()
     return [name for name in (gate.parent, *operands) if name != ROOT]
 
 
 def _ordered(gates: dict[str, Gate]) -> dict[str, Gate]:
-    """Gates in an order in which each finds what it needs before it."""
+    """Sort gates so that each comes after its parent and its operands."""
     done: dict[str, Gate] = {}
     waiting = dict(gates)
     while waiting:
@@ -528,19 +410,3 @@ def _ordered(gates: dict[str, Gate]) -> dict[str, Gate]:
             raise InvalidInputError(f"Gates need each other in a circle: {listed(waiting)}.")
         done |= {name: waiting.pop(name) for name in ready}
     return done
-
-
-def _trimmed_hull(name: str, points: np.ndarray, trim: float) -> np.ndarray:
-    if len(points) >= 3:
-        apart = points - points.mean(0)
-        covariance = np.cov(points.T)
-        if np.linalg.matrix_rank(covariance) == 2:
-            distance = np.einsum("ni,ij,nj->n", apart, np.linalg.inv(covariance), apart)
-            points = points[distance <= trim**2]
-    try:
-        return points[ConvexHull(points).vertices]
-    except (QhullError, ValueError) as error:
-        raise InvalidInputError(
-            f"Gate {name!r} has {len(points)} cells, which span no area; three or more that do "
-            "not lie on a line are needed."
-        ) from error

@@ -1,12 +1,12 @@
-"""What pictures of gates need: outlines in the units of the data, ends of the axes."""
+"""Outlines in the units of the data and limits of the axes, for pictures of gates."""
 
 from __future__ import annotations
 
 import numpy as np
 from anndata import AnnData
 
-from fcm_estimators.gating._coordinates import data_values
-from fcm_estimators.gating._gates import PolygonGate
+from fcm_estimators.gating.coordinates import data_values
+from fcm_estimators.gating.gates import PolygonGate
 
 
 def outline_in_data(adata: AnnData, gate: PolygonGate) -> np.ndarray:
@@ -20,10 +20,17 @@ def outline_in_data(adata: AnnData, gate: PolygonGate) -> np.ndarray:
 
 
 def picture_limits(cells: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends of a picture of cells, (n, 2), with outlines around some of them.
+    """Lower and upper limits, each of shape (2,), of a picture of cells with outlines.
 
-    Where there are no cells the data do not say where an outline should be, so that it may be
-    anywhere; it is followed for a sixth of the width of the cells.
+    The limits contain all cells and follow the outlines for at most a sixth of the width of the
+    cells beyond them. Where there are no cells, the data do not determine an outline, so it may be
+    far away.
+
+    Parameters
+    ----------
+    cells : ndarray of shape (n, 2)
+    corners : ndarray of shape (V, 2)
+        Vertices of all outlines.
     """
     low, high = cells.min(0), cells.max(0)
     width = np.where(high > low, high - low, 1.0)

@@ -1,7 +1,7 @@
-"""FCS files in and out.
+"""Read and write FCS files.
 
-:func:`read_fcs` assembles one AnnData from one or many files, :func:`write_fcs` puts the events of
-one sample back into an FCS file, with the classes and probabilities of a classifier as parameters.
+:func:`read_fcs` makes one AnnData of one or many files. :func:`write_fcs` writes the events of one
+sample to an FCS file, with the classes and probabilities of a classifier as parameters.
 """
 
 from __future__ import annotations

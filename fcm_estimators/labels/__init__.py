@@ -1,7 +1,7 @@
-"""Labels of cells: from a table of gates, from a channel of the FCS file, or from exported gates.
+"""Label cells from a table of gates, from a channel of the FCS file, or from exported gates.
 
-Gate membership goes into ``obsm["gates"]``, one column per gate; :func:`labels_from_gates` turns
-it into one class per cell. What is not known stays unlabelled (missing), never negative.
+Gate membership is written to ``obsm["gates"]``, one column per gate; :func:`labels_from_gates`
+makes one class per cell of it. Cells with unknown membership stay unlabelled (missing).
 """
 
 from __future__ import annotations

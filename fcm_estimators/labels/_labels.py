@@ -1,7 +1,7 @@
-"""Labels of cells: from a table of gates, from a channel of the FCS file, or from exported gates.
+"""Label cells from a table of gates, from a channel of the FCS file, or from exported gates.
 
-Gate membership goes into ``obsm["gates"]``, one column per gate; :func:`labels_from_gates` turns
-it into one class per cell. What is not known stays unlabelled (missing), never negative.
+Gate membership is written to ``obsm["gates"]``, one column per gate; :func:`labels_from_gates`
+makes one class per cell of it. Cells with unknown membership stay unlabelled (missing).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.io._record import UNS_KEY
-from fcm_estimators.io._write import raw_values, require_columns
-from fcm_estimators.labels._membership import (
+from fcm_estimators.io.record import UNS_KEY
+from fcm_estimators.io.write import raw_values, require_columns
+from fcm_estimators.labels.membership import (
     PathName,
     as_membership,
     match_export,
@@ -38,35 +38,34 @@ def gates_from_csv(
     gates: Sequence[str] | None = None,
     key_added: str = "gates",
 ) -> None:
-    r"""
-    Read expert gates from a table with one row per event and one 0/1 column per gate.
+    r"""Read expert gates from a table with one row per event and one 0/1 column per gate.
 
     Parameters
     ----------
     adata : AnnData
-        Data from :func:`fcm_estimators.read_fcs`; any subset and order of its cells.
+        Data from :func:`fcm_estimators.read_fcs`, with any subset of cells in any order.
     path : path or mapping of sample to path
-        One CSV file if `adata` holds one sample, otherwise one per sample.
+        One CSV file if `adata` holds one sample, otherwise one CSV file per sample.
     event_column : str, optional
-        Column with the position of the event in the file, from 0. Default: row i is event i, and
-        the file must have a row for every event of the original FCS file.
+        Column with the position of the event in the file, counted from 0. Default: row i is event
+        i, and the table must have a row for every event of the original FCS file.
     gates : sequence of str, optional
         Columns to read. Default: all except `event_column` and a plain row counter (0, 1, 2, ...).
     key_added : str, default "gates"
-        Where to write.
+        Key of ``obsm`` to write to.
 
     Notes
     -----
-    Sets ``adata.obsm[key_added]``: DataFrame, a bool column per gate. Where the table of some
-    sample lacks a gate, or a sample has no table, the column is pandas' "boolean" with NA for its
-    cells.
+    Sets ``adata.obsm[key_added]``: DataFrame with one bool column per gate. If a sample has no
+    table, or its table lacks a gate, the column is pandas' "boolean" with NA for the cells of this
+    sample.
 
     Raises
     ------
     InvalidInputError
-        If a file is missing or no CSV, a gate column is not 0/1, rows and events do not match, an
-        event repeats, a gate name holds "/", a single path is given for several samples, or
-        `adata` is a view.
+        If a file is missing or not a CSV file, a gate column is not 0/1, rows and events do not
+        match, an event repeats, a gate name contains "/", a single path is given for several
+        samples, or `adata` is a view.
     MissingKeyError
         If a sample, `event_column` or a gate is missing.
 
@@ -98,8 +97,8 @@ def gates_from_csv(
     found = list(dict.fromkeys(str(gate) for table in tables.values() for gate in table))
     if missing := [gate for gate in gates or () if gate not in found]:
         raise MissingKeyError(
-            f"No table has the gate(s) {', '.join(missing)}; "
-            f"of those asked for there are {', '.join(found) or 'none'}."
+            f"No table has the gate(s) {', '.join(missing)}; of the gates asked for, the tables "
+            f"have {', '.join(found) or 'none'}."
         )
     store_gates(adata, tables, found if gates is None else gates, key_added)
 
@@ -110,39 +109,39 @@ def gates_from_exports(
     *,
     key_added: str = "gates",
 ) -> None:
-    """
-    Read expert gates from one exported FCS file per gate, as FlowJo writes them.
+    """Read expert gates from one exported FCS file per gate, as FlowJo writes them.
 
-    An exported event is matched to the event of the sample with exactly the same raw values in
-    all shared channels, Time included; of several equal ones the k-th to the k-th.
+    An exported event is matched to the event of the sample that has exactly the same raw values
+    in all shared channels, including Time. Of several equal events, the k-th is matched to the
+    k-th.
 
     Parameters
     ----------
     adata : AnnData
-        Data from :func:`fcm_estimators.read_fcs`, raw or with ``layers["raw"]``, with all events
-        that the gates hold.
+        Data from :func:`fcm_estimators.read_fcs`, raw or with ``layers["raw"]``. It must have all
+        events of the gates.
     exports : mapping of gate to path, or of gate to mapping of sample to path
-        A plain path if `adata` holds one sample. A file without events is an empty gate.
+        A path alone is enough if `adata` holds one sample. A file without events is an empty gate.
     key_added : str, default "gates"
-        Where to write.
+        Key of ``obsm`` to write to.
 
     Notes
     -----
-    Sets ``adata.obsm[key_added]``: DataFrame, a bool column per gate; "boolean" with NA for
-    samples without a file for that gate.
+    Sets ``adata.obsm[key_added]``: DataFrame with one bool column per gate. If a sample has no file
+    for a gate, the column is pandas' "boolean" with NA for its cells.
 
     Raises
     ------
     InvalidInputError
-        If exported events are not among those of the sample (the message counts them), no channel
-        is shared, no gate is given, a gate name holds "/", a single path is given for several
-        samples, or `adata` is a view.
+        If exported events are not in the sample (the message counts them), no channel is shared,
+        no gate is given, a gate name contains "/", a single path is given for several samples, or
+        `adata` is a view.
     MissingKeyError
         If a sample is missing.
     FcsError
-        If a file is not readable.
+        If a file cannot be read.
     ProcessingStateError
-        If X is processed and there is no ``layers["raw"]``.
+        If X is compensated or transformed and there is no ``layers["raw"]``.
 
     Examples
     --------
@@ -189,40 +188,40 @@ def labels_from_gates(
     overlap: Literal["error", "first"] = "error",
     key_added: str = "cell_type",
 ) -> None:
-    """
-    Give every cell one label from the gates it is in.
+    """Give every cell one label according to its gates.
 
     Parameters
     ----------
     adata : AnnData
-        With gate membership in ``obsm[gates_key]``.
+        Data with gate membership in ``obsm[gates_key]``.
     gates : mapping of gate to label, or sequence of gates
-        Several gates may give the same label; in a sequence the label is the gate's name.
+        Several gates may have the same label. In a sequence, the label is the name of the gate.
     gates_key : str, default "gates"
-        Where the membership is.
+        Key of ``obsm`` with the membership.
     default : str or None, default "other"
-        Label of cells in none of the gates; None leaves them unlabelled.
+        Label of cells outside all gates; None leaves them unlabelled.
     within : str, optional
-        A parent gate, e.g. "intact"; cells outside it stay unlabelled.
+        A parent gate, e.g. "intact". Cells outside it stay unlabelled.
     overlap : {"error", "first"}, default "error"
-        What to do with cells in gates of different labels: refuse, or take the first of `gates`
-        (put the most specific gate first).
+        What to do with cells in gates of different labels: raise an error, or take the label of
+        the first of `gates` (put the most specific gate first).
     key_added : str, default "cell_type"
-        Where to write.
+        Column of ``obs`` to write to.
 
     Notes
     -----
     Sets ``adata.obs[key_added]``: Categorical, categories in the order of `gates`, then `default`.
-    Cells whose membership is unknown (NA) in a gate, and which no other gate labels, are missing,
-    not `default`.
+    A cell whose membership in a gate is unknown (NA) is missing unless another gate labels it; it
+    does not get `default`.
 
     Raises
     ------
     MissingKeyError
         If ``obsm[gates_key]`` or a gate is missing.
     InvalidInputError
-        If labelled gates overlap and `overlap` is "error" (the message counts the cells), no gate
-        is given, membership is not boolean, `overlap` is unknown, or `adata` is a view.
+        If gates of different labels overlap and `overlap` is "error" (the message counts the
+        cells), no gate is given, membership is not boolean, `overlap` is unknown, or `adata` is a
+        view.
 
     Examples
     --------
@@ -250,7 +249,7 @@ def labels_from_gates(
         unknown |= ~known
     allowed = np.ones(adata.n_obs, dtype=bool)
     if within is not None:
-        # Unknown in the parent counts as outside it: unlabelled.
+        # Cells with unknown membership in the parent count as outside: they stay unlabelled.
         allowed = membership(adata, gates_key, [within])[within][0]
         inside = {gate: values & allowed for gate, values in inside.items()}
     if overlap == "error":
@@ -272,8 +271,7 @@ def labels_from_channel(
     unlabelled: Iterable[int] = (),
     key_added: str = "cell_type",
 ) -> None:
-    """
-    Take labels from a channel of the FCS file that holds a population code.
+    """Take labels from a channel of the FCS file that holds population codes.
 
     Parameters
     ----------
@@ -286,23 +284,24 @@ def labels_from_channel(
     unlabelled : iterable of int, default ()
         Codes of cells without a label.
     key_added : str, default "cell_type"
-        Where to write.
+        Column of ``obs`` to write to.
 
     Notes
     -----
     Sets ``adata.obs[key_added]``: Categorical, categories in the order of `names`, missing for
     `unlabelled` codes. Sets ``adata.var.loc[channel, "kind"]`` to "other", so that the models do
-    not take the answer for a marker.
+    not use the channel as a marker.
 
     Raises
     ------
     MissingKeyError
         If the channel is missing.
     InvalidInputError
-        If a code is not a whole number, or is neither in `names` nor `unlabelled` (the message
-        lists them), no name is given, the name of the channel is ambiguous, or `adata` is a view.
+        If a code is in neither `names` nor `unlabelled` or is not a whole number (the message
+        lists these codes), `names` is empty, several channels have this name, or `adata` is a
+        view.
     ProcessingStateError
-        If X is processed and there is no ``layers["raw"]``.
+        If X is compensated or transformed and there is no ``layers["raw"]``.
 
     Examples
     --------
@@ -329,7 +328,7 @@ def labels_from_channel(
     if matches.sum() != 1:
         raise (InvalidInputError if matches.any() else MissingKeyError)(
             f"{matches.sum()} channels are called {channel!r}; the channels are "
-            f"{', '.join(adata.var['channel'])}, the markers {', '.join(adata.var_names)}."
+            f"{', '.join(adata.var['channel'])}, the markers are {', '.join(adata.var_names)}."
         )
     codes = raw_values(adata)[:, int(np.flatnonzero(matches)[0])]
     found, counts = np.unique(codes, return_counts=True)
@@ -349,7 +348,7 @@ def labels_from_channel(
         pd.Series(codes).map({float(code): label for code, label in names.items()}),
         categories=categories,
     )
-    # As text: a saved file comes back with a categorical that may lack "other".
+    # A saved file has a categorical here, which may lack "other"; text takes any value.
     kinds = adata.var["kind"].astype(str)
     kinds[matches] = "other"
     adata.var["kind"] = kinds

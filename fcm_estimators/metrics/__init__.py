@@ -1,4 +1,4 @@
-"""Metrics as DataFrames with a row per sample: arrays in, and nothing dropped silently."""
+"""Metrics from arrays, as DataFrames with a row per sample; nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from fcm_estimators.metrics._blank import LimitOfBlank, limit_of_blank
 from fcm_estimators.metrics._calibration import reliability_table
 from fcm_estimators.metrics._classification import classification_table, summarize
 from fcm_estimators.metrics._gates import gate_agreement
-from fcm_estimators.metrics._mrd import clopper_pearson, mrd_error, mrd_table
+from fcm_estimators.metrics._mrd import mrd_error, mrd_table
 
 __all__ = [
     "LimitOfBlank",
     "classification_table",
-    "clopper_pearson",
     "gate_agreement",
     "limit_of_blank",
     "mrd_error",

@@ -1,4 +1,4 @@
-"""Limit of blank: what a classifier finds in samples that have no disease."""
+"""Limit of blank: the fraction that a classifier finds in samples without disease."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class LimitOfBlank:
     Attributes
     ----------
     value : float
-        The limit, as a fraction of the denominator.
+        Limit, as a fraction of the denominator.
     population : object
         Class whose false positives were counted.
     percentile : float
-        Of the samples' false-positive fractions.
+        Percentile of the samples' false-positive fractions.
     table : DataFrame
-        A row per sample: ``numerator``, ``denominator``, ``fraction``.
+        A row per sample, with ``numerator``, ``denominator`` and ``fraction``.
 
     Examples
     --------
@@ -50,11 +50,11 @@ class LimitOfBlank:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples that the limit rests on."""
+        """Number of samples from which the limit was computed."""
         return len(self.table)
 
     def frame(self) -> pd.DataFrame:
-        """Copy of the table with a row per sample."""
+        """Return a copy of the table with a row per sample."""
         return self.table.copy()
 
 
@@ -67,26 +67,26 @@ def limit_of_blank(
     percentile: float = 95.0,
     groups: str | ArrayLike | None = None,
 ) -> LimitOfBlank:
-    """Fraction that a classifier finds in samples without disease.
+    """Compute the limit of blank of a classifier from samples without disease.
 
-    It uses ``clf.predict`` and so the very decision threshold of every other prediction. The
-    samples must be free of disease and unseen in training, both of which only the caller can
-    know: what is found in them is counted as false. Below 20 samples the 95th percentile is
-    their maximum; the standard asks for 60.
+    The limit uses ``clf.predict``, so it has the same decision threshold as every other
+    prediction. All cells found are counted as false positives, so the samples must be free of
+    disease and must not be in the training data; only the caller can know both. With 10 samples
+    or fewer, the 95th percentile is their maximum; the standard asks for 60 samples.
 
     Parameters
     ----------
     clf : estimator
-        Fitted, with ``predict(negatives)`` giving a class per cell.
+        Fitted; ``predict(negatives)`` returns a class per cell.
     negatives : AnnData
-        Cells of the disease-free samples; left as they are.
+        Cells of the samples without disease; not changed.
     population : label
-        Class whose cells are residual disease.
+        Class of the cells that are residual disease.
     denominator : str or array-like of bool of shape (N,), optional
-        Gate that the fraction refers to, the one of :func:`mrd_table`: a boolean column of
-        ``obs``, or a value per cell. Default: all cells.
+        Gate to which the fraction refers, as in :func:`mrd_table`: a boolean column of ``obs``, or
+        a value per cell. Default: all cells.
     percentile : float, default 95
-        Between 0 and 100; at rank 0.5 + B percentile / 100 of B samples, as in EP17.
+        Between 0 and 100. Its rank among B samples is 0.5 + B percentile / 100, as in EP17.
     groups : str or array-like of shape (N,), optional
         Sample of each cell: a column of ``obs``, or a value per cell. Default: the column
         ``clf.sample_key``.
@@ -94,16 +94,16 @@ def limit_of_blank(
     Returns
     -------
     LimitOfBlank
-        With ``value``, ``n_samples`` and ``frame()``, a row per sample.
+        With ``value``, ``n_samples`` and ``frame()``, which has a row per sample.
 
     Raises
     ------
     MissingKeyError
-        If a named column is not in ``obs``.
+        A named column is not in ``obs``.
     InvalidInputError
-        If ``groups`` is None and ``clf`` has no ``sample_key``, there is no cell, a sample has
-        no cell in the denominator, ``population`` is not in ``clf.classes_``, or a value per
-        cell is missing or of the wrong length.
+        ``groups`` is None and ``clf`` has no ``sample_key``, there is no cell, a sample has no cell
+        in the denominator, ``population`` is not in ``clf.classes_``, ``percentile`` is not
+        between 0 and 100, or values per cell are missing or of the wrong length.
 
     References
     ----------
@@ -134,8 +134,8 @@ def limit_of_blank(
         groups = getattr(clf, "sample_key", None)
         if groups is None:
             raise InvalidInputError(
-                "The classifier has no sample_key; pass groups, the sample of each cell or its "
-                "column in obs."
+                "The classifier has no sample_key; pass groups, the sample of each cell or the "
+                "name of a column in obs."
             )
     sample, names = samples_of(_from_obs(negatives, groups, "groups"), negatives.n_obs)
     if denominator is None:
@@ -160,7 +160,7 @@ def limit_of_blank(
 
 
 def _from_obs(adata: AnnData, values: Any, name: str) -> Any:
-    """Column of ``obs`` if ``values`` is a name, else the values."""
+    """Return the column of ``obs`` if ``values`` is a name, else the values."""
     if not isinstance(values, str):
         return values
     if values not in adata.obs:

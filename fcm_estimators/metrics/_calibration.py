@@ -1,4 +1,4 @@
-"""Whether probabilities are those with which cells have a class."""
+"""Compare predicted probabilities with observed shares of a class."""
 
 from __future__ import annotations
 
@@ -20,34 +20,37 @@ def reliability_table(
     pos_label: Any = None,
     n_bins: int = 10,
 ) -> pd.DataFrame:
-    """Predicted probabilities against the share of cells that have the class.
+    """Compare predicted probabilities with the share of cells that have the class.
 
     Parameters
     ----------
     y_true : array-like of shape (N,)
-        Expert's class of each cell; NaN or None where there is none, which are left out.
+        Expert's class of each cell. Cells with NaN or None are left out.
     probability : DataFrame of shape (N, C)
-        A column per class, such as ``adata.obsm["reluformer_proba"]``; rows with NaN, which were
-        not analysed, are left out.
+        A column per class, such as ``adata.obsm["reluformer_proba"]``. Rows with NaN, cells that
+        were not analysed, are left out.
     groups : array-like of shape (N,), optional
-        Sample of each cell. Every sample then has the same weight. Default: one sample.
+        Sample of each cell; every sample has the same weight. Default: one sample.
     pos_label : label, optional
-        The class that the table is about. Default: of each cell the most probable one.
+        Class whose probability is compared. Default: the most probable class of each cell.
     n_bins : int, default 10
-        Bins of equal width between 0 and 1.
+        Number of bins of equal width between 0 and 1.
 
     Returns
     -------
     DataFrame
-        Index ``bin``, Interval, without empty bins. Columns ``n_cells``; ``n_samples`` that have
-        cells there; ``predicted``, mean probability; ``observed``, share of cells that have the
-        class; ``gap``, observed minus predicted. ``attrs["expected_calibration_error"]`` is the
-        mean size of the gap over cells.
+        Index ``bin`` (Interval), without empty bins. Columns: ``n_cells``; ``n_samples``, the
+        samples with cells in the bin; ``predicted``, the mean probability; ``observed``, the share
+        of cells that have the class; ``gap``, observed minus predicted. Means and shares weight
+        samples equally. ``attrs["expected_calibration_error"]`` is the weighted mean of the
+        absolute gap.
 
     Raises
     ------
     InvalidInputError
-        Lengths that differ, no labelled cell, values outside of 0 to 1, or a class without column.
+        Lengths differ, ``probability`` is not a DataFrame, ``n_bins`` is not a positive integer, no
+        cell has both a label and a probability, a probability is not between 0 and 1, or
+        ``pos_label`` has no column.
 
     References
     ----------
@@ -80,7 +83,7 @@ def reliability_table(
         raise InvalidInputError(
             f"Probabilities range from {values.min():g} to {values.max():g}; expected 0 to 1."
         )
-    # As text: column names are, and labels need not be.
+    # Column names are text, so labels are compared as text.
     classes = probability.columns.astype(str).to_numpy()
     truth = pd.Series(truth).convert_dtypes().astype(str).to_numpy()
     if pos_label is None:

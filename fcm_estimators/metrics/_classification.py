@@ -1,4 +1,4 @@
-"""Agreement of predicted with expert classes, a row per sample."""
+"""Agreement of predicted classes with the expert's, a row per sample."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def classification_table(
     labels: Sequence[Any] | None = None,
     flags: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Agreement with the expert's labels in every sample.
+    """Compare predictions with the expert's labels in every sample.
 
-    With ``pos_label`` the table is about one population against the rest, without it about all
-    classes. Cells without an expert label (NaN or None) are counted and otherwise left out.
+    With ``pos_label``, one population is compared with the rest; without it, all classes are
+    compared. Cells without an expert label (NaN or None) are counted but not compared.
 
     Parameters
     ----------
     y_true : array-like of shape (N,)
-        Expert's class of each cell; NaN or None where there is none.
+        Expert's class of each cell; NaN or None for cells without a label.
     y_pred : array-like of shape (N,)
         Predicted class of each cell. Cells that were not analysed need a label of their own.
     groups : array-like of shape (N,), optional
@@ -42,34 +42,35 @@ def classification_table(
     pos_label : label, optional
         The population of interest.
     labels : sequence of label, optional
-        Classes that exist. Without ``pos_label`` those averaged by ``macro_f1``, default all in
-        ``y_true`` and ``y_pred``, sorted; cells of other classes still count as errors of these.
-        With ``pos_label`` only needed where no cell is or was predicted positive.
+        All classes. Without ``pos_label``, ``macro_f1`` is the mean over these classes; cells of
+        other classes count as errors. With ``pos_label``, needed only if no cell has that label or
+        was predicted to have it. Default: all in ``y_true`` and ``y_pred``, sorted.
     flags : DataFrame of bool of shape (N, F), optional
-        Flags of the quality control, such as ``adata.obs.filter(like="qc_")``; flagged cells are
+        Flags of the quality control, such as ``adata.obs.filter(like="qc_")``. Flagged cells are
         counted, never left out.
 
     Returns
     -------
     DataFrame
-        Index ``sample``, in order of first appearance; columns ``n_cells`` (all cells) and
-        ``n_unlabelled`` (of them without expert label), ``n_{flag}`` for each of ``flags`` (of
-        them with that flag), then
+        Index ``sample``, in order of first appearance. Columns ``n_cells`` (all cells),
+        ``n_unlabelled`` (cells without an expert label) and ``n_{flag}`` for each of ``flags``
+        (cells with that flag).
 
-        with ``pos_label``: ``n_positive`` and ``n_predicted`` among the labelled cells;
-        ``precision`` (NaN if nothing was predicted), ``recall`` and ``f1`` (both NaN in a sample
-        without positives), ``false_positives_per_million`` labelled cells that are not positive
-        (NaN if all are);
+        With ``pos_label`` also ``n_positive`` and ``n_predicted`` among the labelled cells,
+        ``precision`` (NaN if no cell was predicted positive), ``recall`` and ``f1`` (both NaN in a
+        sample without positive cells), and ``false_positives_per_million`` labelled cells that are
+        not positive (NaN if all are positive).
 
-        without: ``macro_f1`` and ``f1_{label}`` for every label. A class that is neither in the
-        sample's truth nor predicted there is NaN and not averaged; predicted without being there
-        it counts as 0.
+        Without ``pos_label`` also ``macro_f1``, and ``f1_{label}`` for every label. The F1 of a
+        class is NaN, and left out of the mean, if no cell of the sample has or was predicted to
+        have the class; it is 0 if only predictions have the class.
 
     Raises
     ------
     InvalidInputError
-        If the lengths differ or are 0, a prediction or sample is missing, ``labels`` is empty or
-        repeats a label, or ``pos_label`` is in none of ``y_true``, ``y_pred`` and ``labels``.
+        The lengths differ or are 0, a prediction or sample is missing, ``labels`` is empty or
+        repeats a label, labels are of types that cannot be sorted together, or ``pos_label`` is
+        not a known class.
 
     Examples
     --------
@@ -113,14 +114,14 @@ def classification_table(
         if pos_label not in known:
             raise InvalidInputError(
                 f"pos_label={pos_label!r} is in neither y_true nor y_pred; present are {known}. "
-                "If it is right, and simply never occurs here, pass labels= with all classes."
+                "If the label is right but does not occur here, pass labels= with all classes."
             )
         columns = _against_rest(truth == pos_label, predicted == pos_label, sample, len(names))
     return table.assign(**columns)
 
 
 def summarize(table: pd.DataFrame) -> pd.Series | pd.DataFrame:
-    """Mean and median over samples, with the number of samples where a metric is undefined.
+    """Summarize metrics over samples: mean, median and number of samples without a value.
 
     Parameters
     ----------
@@ -130,19 +131,19 @@ def summarize(table: pd.DataFrame) -> pd.Series | pd.DataFrame:
     Returns
     -------
     Series
-        ``n_samples``; for each of precision, recall and f1 (or macro_f1 and every f1_{label})
-        ``{metric}_mean`` and ``{metric}_median`` over the samples that have a value, and
-        ``{metric}_undefined``, the number of those that have none. For one population also
-        ``n_negative_samples``, the samples with labelled cells but no positive one, and
-        ``false_positives_per_million_negative_samples``, the mean over them.
+        For a table of classes. ``n_samples``; for each of precision, recall and f1 (or macro_f1
+        and every f1_{label}), ``{metric}_mean`` and ``{metric}_median`` over the samples that have
+        a value, and ``{metric}_undefined``, the number of samples without a value. For one
+        population also ``n_negative_samples``, the samples with labelled cells of which none is
+        positive, and ``false_positives_per_million_negative_samples``, the mean over them.
     DataFrame
-        For a table of gates: a row per gate, with ``n_samples`` and these numbers for precision,
-        recall and f1.
+        For a table of gates. A row per gate, with ``n_samples`` and the same numbers for
+        precision, recall and f1.
 
     Raises
     ------
     MissingKeyError
-        If ``table`` has neither a column ``f1`` nor ``macro_f1``.
+        ``table`` has no column ``f1`` or ``macro_f1``.
 
     Examples
     --------
@@ -162,7 +163,7 @@ def summarize(table: pd.DataFrame) -> pd.Series | pd.DataFrame:
         metrics = _RATIOS
     else:
         raise MissingKeyError(
-            f"The table has the columns {list(table.columns)}; expected one from "
+            f"The table has the columns {list(table.columns)}; expected a table from "
             "classification_table, with f1 or macro_f1."
         )
     summary = _over_samples(table, metrics)
@@ -190,7 +191,8 @@ def _known_labels(
         if isinstance(labels, str) or not known or len(set(known)) < len(known):
             raise InvalidInputError(f"labels={labels!r}; expected a list of different labels.")
         return known
-    # Predictions first: integer labels become floats where some truth is NaN.
+    # Predictions first: a truth with NaN turns integer labels into floats, which are then equal
+    # to the integers already in the set.
     present = {*pd.unique(predicted).tolist(), *pd.unique(truth).tolist()}
     try:
         return sorted(present)
@@ -204,7 +206,7 @@ def _known_labels(
 def _against_rest(
     truth: np.ndarray, predicted: np.ndarray, sample: np.ndarray, n_samples: int
 ) -> dict[str, np.ndarray]:
-    """Columns for one population, from booleans per labelled cell."""
+    """Columns for one population; ``truth`` and ``predicted`` are bool per labelled cell."""
 
     def count(cells: np.ndarray) -> np.ndarray:
         return np.bincount(sample[cells], minlength=n_samples)
@@ -225,9 +227,9 @@ def _against_rest(
 def _f1_per_class(
     truth: np.ndarray, predicted: np.ndarray, sample: np.ndarray, n_samples: int, known: list[Any]
 ) -> dict[str, np.ndarray]:
-    """Columns for all classes; scikit-learn's F1 with its NaN for what cannot be defined."""
+    """Columns for all classes; scikit-learn's F1 is NaN where it is undefined."""
     classes = pd.Index(known, dtype=object)
-    # Cells of a class outside of labels get the code -1: an error, but no class to average.
+    # Classes that are not in labels get the code -1: they cause errors but are not averaged.
     codes_true = classes.get_indexer(pd.Index(truth, dtype=object))
     codes_pred = classes.get_indexer(pd.Index(predicted, dtype=object))
     scores = np.full((n_samples, len(known)), np.nan)
@@ -249,4 +251,5 @@ def _f1_per_class(
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Quotient, NaN where the denominator is 0."""
     result = np.full(len(denominator), np.nan)
-    return np.divide(numerator, denominator, out=result, where=denominator > 0)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result

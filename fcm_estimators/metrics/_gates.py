@@ -1,4 +1,4 @@
-"""Agreement of predicted with expert gates, a row per sample and gate."""
+"""Agreement of predicted gates with the expert's, a row per sample and gate."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fcm_estimators.metrics._inputs import samples_of
 def gate_agreement(
     truth: pd.DataFrame, predicted: pd.DataFrame, *, groups: ArrayLike | None = None
 ) -> pd.DataFrame:
-    """Agreement of the cells inside gates with the expert's, for every sample and gate.
+    """Compare the cells inside predicted gates with the expert's, for every sample and gate.
 
     Parameters
     ----------
     truth : DataFrame of shape (N, gates)
-        True/False, NaN where it is not known, such as ``adata.obsm["gates"]``.
+        True or False, such as ``adata.obsm["gates"]``; NaN if it is not known.
     predicted : DataFrame of shape (N, gates)
-        True/False; every gate that is also in ``truth`` is compared.
+        True or False. Gates that are also in ``truth`` are compared.
     groups : array-like of shape (N,), optional
         Sample of each cell. Default: one sample, ``all``.
 
@@ -29,15 +29,15 @@ def gate_agreement(
     -------
     DataFrame
         Columns ``sample``, ``gate``, ``n_cells`` (with known truth), ``n_true``, ``n_predicted``,
-        ``precision``, ``recall``, ``f1``. F1 is NaN where neither has a cell inside, and 0 where
-        only one has.
+        ``precision``, ``recall``, ``f1``. F1 is NaN if neither the truth nor the prediction has a
+        cell inside the gate, and 0 if only one of them has.
 
     Raises
     ------
     InvalidInputError
         The tables differ in length.
     MissingKeyError
-        No gate is in both.
+        No gate is in both tables.
 
     Examples
     --------
@@ -63,10 +63,10 @@ def gate_agreement(
         expert = truth[gate].astype("boolean")
         known = expert.notna().to_numpy()
         true = expert.fillna(False).to_numpy(dtype=bool)
-        called = predicted[gate].astype("boolean").fillna(False).to_numpy(dtype=bool) & known
+        positive = predicted[gate].astype("boolean").fillna(False).to_numpy(dtype=bool) & known
         counts = [
             np.bincount(sample[cells], minlength=len(names))
-            for cells in (known, true, called, true & called)
+            for cells in (known, true, positive, true & positive)
         ]
         for name, n_cells, n_true, n_predicted, hits in zip(names, *counts, strict=True):
             rows.append((name, gate, n_cells, n_true, n_predicted, hits))

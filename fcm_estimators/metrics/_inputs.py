@@ -1,4 +1,4 @@
-"""Checks that the metrics share: one value per cell, and the cells of each sample."""
+"""Checks of the arguments of metrics: values per cell, samples, fractions, flags."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from fcm_estimators._checks import as_flags, sample_codes
 from fcm_estimators.exceptions import InvalidInputError
 
 
 def per_cell(values: ArrayLike | pd.Series, name: str, n_cells: int | None = None) -> np.ndarray:
-    """One-dimensional object-safe array of one value per cell.
+    """Return one value per cell as a one-dimensional array; mixed types are kept as objects.
 
     Raises InvalidInputError if it is not one-dimensional or not of length ``n_cells``.
     """
-    # pandas first: np.asarray would turn ["a", nan] into the strings "a" and "nan".
+    # Lists pass through pandas: np.asarray would turn ["a", nan] into the strings "a" and "nan".
     if isinstance(values, pd.Series | pd.Index | pd.Categorical):
         array = np.asarray(values)
     else:
@@ -29,42 +30,25 @@ def per_cell(values: ArrayLike | pd.Series, name: str, n_cells: int | None = Non
 
 
 def boolean_per_cell(values: Any, name: str, n_cells: int | None = None) -> np.ndarray:
-    """Boolean array of one value per cell, from booleans or 0 and 1."""
+    """Return one boolean per cell, from booleans or 0 and 1."""
     array = per_cell(values, name, n_cells)
     if array.dtype == bool:
         return array
-    missing = np.count_nonzero(pd.isna(array))
-    if missing:
-        raise InvalidInputError(
-            f"{name} is missing (NaN) for {missing} cells; expected True or False. Decide whether "
-            "these cells count, and fill them."
-        )
-    if not np.isin(array, [0, 1]).all():
-        raise InvalidInputError(
-            f"{name} holds values other than True and False (or 1 and 0), such as "
-            f"{array[~np.isin(array, [0, 1])][0]!r}. Pass a comparison, such as y == 'blast'."
-        )
-    return array.astype(bool)
+    return as_flags(array, name, "Pass a comparison, such as y == 'blast'.")
 
 
 def samples_of(groups: Any, n_cells: int) -> tuple[np.ndarray, pd.Index]:
-    """Sample code of every cell and the sample names, in order of first appearance.
+    """Return the sample code of every cell and the sample names, in order of first appearance.
 
-    Without groups all cells are one sample named ``all``.
+    Without ``groups``, all cells are one sample named ``all``.
     """
     if groups is None:
         return np.zeros(n_cells, dtype=np.intp), pd.Index(["all"], name="sample")
-    codes, names = pd.factorize(per_cell(groups, "groups", n_cells))
-    missing = np.count_nonzero(codes < 0)
-    if missing:
-        raise InvalidInputError(
-            f"groups is missing (NaN) for {missing} cells; expected a sample for every cell."
-        )
-    return codes, pd.Index(names, name="sample")
+    return sample_codes(per_cell(groups, "groups", n_cells), "groups")
 
 
 def fraction_number(value: Any, name: str, *, open_ends: bool = False) -> float:
-    """A number between 0 and 1, without the ends if ``open_ends``."""
+    """Return a number between 0 and 1; 0 and 1 are refused if ``open_ends``."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -77,9 +61,9 @@ def fraction_number(value: Any, name: str, *, open_ends: bool = False) -> float:
 def flag_counts(
     flags: pd.DataFrame | None, counted: np.ndarray, sample: np.ndarray, n_samples: int
 ) -> dict[str, np.ndarray]:
-    """Cells of each sample that carry each flag, among those ``counted``; a column ``n_{flag}``.
+    """Count the flagged cells of each sample among those ``counted``: ``n_{flag}`` to counts.
 
-    Raises InvalidInputError if it is no DataFrame of True and False with a row per cell.
+    Raises InvalidInputError if ``flags`` is not a DataFrame of booleans with a row per cell.
     """
     if flags is None:
         return {}

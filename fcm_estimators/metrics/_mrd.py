@@ -16,7 +16,7 @@ from fcm_estimators.metrics._inputs import (
     samples_of,
 )
 
-# Events of a cluster that the MRD protocols ask for: to call it, and to give a number for it.
+# Number of events that the MRD protocols require to detect and to quantify residual disease.
 _EVENTS_TO_DETECT = 20
 _EVENTS_TO_QUANTIFY = 50
 
@@ -24,27 +24,27 @@ _EVENTS_TO_QUANTIFY = 50
 def clopper_pearson(
     k: ArrayLike, n: ArrayLike, confidence: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exact binomial interval of a fraction.
+    """Compute the exact binomial interval of a fraction.
 
     Parameters
     ----------
     k : array-like of int
-        Events counted, between 0 and ``n``.
+        Number of positive events, between 0 and ``n``.
     n : array-like of int
-        Events looked at; broadcast against ``k``. For 0 the interval is (0, 1).
+        Number of all events, broadcast against ``k``. For 0 the interval is (0, 1).
     confidence : float, default 0.95
-        Between 0 and 1, both excluded; the interval is central.
+        Between 0 and 1, both excluded. The interval is central.
 
     Returns
     -------
     low, high : ndarray of float64
-        Ends of the interval; it always contains ``k / n``.
+        Ends of the interval, which always contains ``k / n``.
 
     Raises
     ------
     InvalidInputError
-        If a count is negative, not whole or NaN, ``k`` exceeds ``n``, or ``confidence`` is not
-        between 0 and 1.
+        A count is negative, not a whole number or NaN, ``k`` exceeds ``n``, or ``confidence`` is
+        not between 0 and 1.
 
     References
     ----------
@@ -52,7 +52,7 @@ def clopper_pearson(
 
     Examples
     --------
-    >>> from fcm_estimators.metrics import clopper_pearson
+    >>> from fcm_estimators.metrics._mrd import clopper_pearson
     >>> low, high = clopper_pearson([0, 20], 100_000)
     >>> low.round(6).tolist(), high.round(6).tolist()
     ([0.0, 0.000122], [3.7e-05, 0.000309])
@@ -62,9 +62,9 @@ def clopper_pearson(
     if (k > n).any():
         raise InvalidInputError(
             f"k exceeds n in {np.count_nonzero(k > n)} places (first {k[k > n][0]:g} of "
-            f"{n[k > n][0]:g}); expected a part of the events."
+            f"{n[k > n][0]:g}); k must be a part of the n events."
         )
-    # At the ends the beta distribution degenerates; the interval ends there at 0 or 1.
+    # The beta distribution is degenerate for k = 0 and k = n; the interval then ends at 0 or 1.
     low = np.where(k == 0, 0.0, beta.ppf(tail, np.maximum(k, 1), n - k + 1))
     high = np.where(k == n, 1.0, beta.ppf(1 - tail, k + 1, np.maximum(n - k, 1)))
     return low, high
@@ -81,32 +81,32 @@ def mrd_table(
     confidence: float = 0.95,
     flags: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Residual disease of every sample, with what is needed to judge the number.
+    """Compute the residual disease of every sample, with denominator, interval and limits.
 
-    The interval is the counting error alone: it knows nothing of wrongly classified cells, of
-    sampling of the marrow or of haemodilution. ``lod`` and ``lloq`` are theoretical, what the
-    protocols' 20 and 50 events make of the number of events measured; they are not the validated
-    limits of an assay.
+    The interval contains only the counting error, not errors from wrongly classified cells, from
+    sampling of the marrow or from haemodilution. ``lod`` and ``lloq`` are theoretical limits: the
+    20 and 50 events that the protocols require, divided by the number of events measured. They
+    are not the validated limits of an assay.
 
     Parameters
     ----------
     positive : array-like of bool of shape (N,)
-        Cells called residual disease, such as ``clf.predict(adata) == "blast"``.
+        Cells predicted to be residual disease, such as ``clf.predict(adata) == "blast"``.
     denominator : array-like of bool of shape (N,)
-        Cells of the gate that the fraction refers to, such as intact nucleated cells.
+        Cells of the gate to which the fraction refers, such as intact nucleated cells.
     denominator_name : str
-        That gate's name; a fraction means nothing without it.
+        Name of that gate; a fraction cannot be read without it.
     groups : array-like of shape (N,), optional
         Sample of each cell. Default: one sample, ``all``.
     limit_of_blank : float, optional
-        Fraction that the same classifier finds in samples without disease, the ``value`` of
+        Fraction that the same classifier finds in samples without disease: the ``value`` of
         :func:`limit_of_blank` for the same denominator.
     sensitivity : float, default 1e-4
-        Fraction that a sample must be able to show before it may be called negative.
+        Fraction that a sample must be able to show before it can be called negative.
     confidence : float, default 0.95
-        Of the Clopper-Pearson interval.
+        Level of the Clopper-Pearson interval.
     flags : DataFrame of bool of shape (N, F), optional
-        Flags of the quality control, such as ``adata.obs.filter(like="qc_")``; flagged cells are
+        Flags of the quality control, such as ``adata.obs.filter(like="qc_")``. Flagged cells are
         counted, never left out.
 
     Returns
@@ -114,27 +114,29 @@ def mrd_table(
     DataFrame
         Index ``sample``, in order of first appearance. Columns ``numerator`` (positive cells
         inside the denominator), ``denominator``, ``denominator_name``, ``n_outside`` (positive
-        cells outside of it, not in the fraction), ``fraction``, ``ci_low``, ``ci_high``, ``lod``
-        (20 / denominator), ``lloq`` (50 / denominator) and ``status``, the first that holds:
+        cells outside of the denominator, which the fraction leaves out), ``fraction``, ``ci_low``,
+        ``ci_high``, ``lod`` (20 / denominator), ``lloq`` (50 / denominator) and ``status``, the
+        first of these that is true:
 
-        1. ``insufficient events``: no cell in the denominator, or fewer than 20 positive where
-           20 events are more than ``sensitivity`` of it; nothing can be claimed.
-        2. ``not detected``: fewer than 20 positive.
-        3. ``within blank``: a fraction not above ``limit_of_blank``, where that is given.
-        4. ``detected below LLOQ``: 20 to 49 positive.
-        5. ``quantifiable``: 50 or more.
+        1. ``insufficient events``: there is no cell in the denominator; or fewer than 20 cells are
+           positive and 20 / denominator exceeds ``sensitivity``. Nothing can be concluded.
+        2. ``not detected``: fewer than 20 cells are positive.
+        3. ``within blank``: ``limit_of_blank`` is given and the fraction does not exceed it.
+        4. ``detected below LLOQ``: 20 to 49 cells are positive.
+        5. ``quantifiable``: 50 or more cells are positive.
 
-        With ``flags`` also ``n_{flag}`` for each, cells of the denominator that carry it, and
-        ``n_positive_{flag}``, those of the numerator.
+        With ``flags`` also ``n_{flag}``, the flagged cells of the denominator, and
+        ``n_positive_{flag}``, the flagged cells of the numerator.
 
-        With an empty denominator the fraction and both limits are NaN and the interval is (0, 1).
+        If the denominator is empty, ``fraction``, ``lod`` and ``lloq`` are NaN and the interval is
+        (0, 1).
 
     Raises
     ------
     InvalidInputError
-        If the lengths differ or are 0, a value is missing or not boolean,
-        ``denominator_name`` is empty, ``limit_of_blank`` is not between 0 and 1, or
-        ``sensitivity`` or ``confidence`` is not strictly between.
+        The lengths differ or are 0, a value is missing or not boolean, ``denominator_name`` is
+        empty, ``limit_of_blank`` is not between 0 and 1, or ``sensitivity`` or ``confidence`` is
+        not strictly between 0 and 1.
 
     References
     ----------
@@ -157,8 +159,8 @@ def mrd_table(
         raise InvalidInputError("positive is empty; expected at least one cell.")
     if not isinstance(denominator_name, str) or not denominator_name.strip():
         raise InvalidInputError(
-            f"denominator_name is {denominator_name!r}; expected the name of the gate that the "
-            'fraction refers to, such as "intact".'
+            f"denominator_name is {denominator_name!r}; expected the name of the gate to "
+            'which the fraction refers, such as "intact".'
         )
     sensitivity = fraction_number(sensitivity, "sensitivity", open_ends=True)
     blank = None if limit_of_blank is None else fraction_number(limit_of_blank, "limit_of_blank")
@@ -190,28 +192,29 @@ def mrd_table(
 
 
 def mrd_error(true_fraction: ArrayLike, predicted_fraction: ArrayLike) -> pd.DataFrame:
-    """Error of the residual disease for every order of magnitude of the true fraction.
+    """Compute the error of predicted fractions per order of magnitude of the true fraction.
 
     Parameters
     ----------
     true_fraction : array-like of shape (S,)
         Expert's fraction of each sample, between 0 and 1.
     predicted_fraction : array-like of shape (S,)
-        Predicted fraction of each sample, of the same denominator.
+        Predicted fraction of each sample, with the same denominator.
 
     Returns
     -------
     DataFrame
-        Index ``true_fraction``: ``0``, then ``1e-05 to 1e-04`` and so on, lower end included,
-        ascending, only those with samples. Columns ``n_samples``; ``share_detected``, with a
-        predicted fraction above 0 (in row ``0`` these are false); over the detected samples
-        ``median_abs_log10_ratio`` and ``bias_log10``, the mean of log10(predicted / true), both
-        NaN in row ``0`` and where none was detected; ``median_predicted``.
+        Index ``true_fraction``: ``0``, then ``1e-05 to 1e-04`` and so on, ascending; the lower end
+        is included, and rows without samples are left out. Columns: ``n_samples``;
+        ``share_detected``, the share of samples with a predicted fraction above 0 (false positives
+        in row ``0``); ``median_abs_log10_ratio`` and ``bias_log10``, the median absolute and the
+        mean log10(predicted / true) of the detected samples, both NaN in row ``0`` and if no sample
+        was detected; ``median_predicted``.
 
     Raises
     ------
     InvalidInputError
-        If the lengths differ or are 0, or a fraction is NaN or not between 0 and 1.
+        The lengths differ or are 0, or a fraction is NaN or not between 0 and 1.
 
     Examples
     --------
@@ -246,7 +249,7 @@ def mrd_error(true_fraction: ArrayLike, predicted_fraction: ArrayLike) -> pd.Dat
 
 def _status(k: np.ndarray, n: np.ndarray, blank: float | None, sensitivity: float) -> np.ndarray:
     few = k < _EVENTS_TO_DETECT
-    # Compared as quotients, as the blank itself came about; an equal fraction is then equal.
+    # The blank is a quotient of counts too, so equal fractions compare equal.
     within = np.zeros(len(k), dtype=bool) if blank is None else _per_event(k, n) <= blank
     return np.select(
         [
@@ -261,14 +264,16 @@ def _status(k: np.ndarray, n: np.ndarray, blank: float | None, sensitivity: floa
 
 
 def _per_event(events: ArrayLike, n: np.ndarray) -> np.ndarray:
-    """Share of ``n``, NaN where that is 0."""
-    return np.divide(events, n, out=np.full(len(n), np.nan), where=n > 0)
+    """``events`` divided by ``n``, NaN where ``n`` is 0."""
+    share = np.full(len(n), np.nan)
+    np.divide(events, n, out=share, where=n > 0)
+    return share
 
 
 def _counts(values: ArrayLike, name: str) -> np.ndarray:
     counts = np.asarray(values, dtype=float)
     if not ((counts >= 0) & (counts == np.floor(counts)) & np.isfinite(counts)).all():
-        raise InvalidInputError(f"{name} holds values that are no counts; expected 0, 1, 2, ...")
+        raise InvalidInputError(f"{name} holds values that are not counts; expected 0, 1, 2, ...")
     return counts
 
 
@@ -281,8 +286,8 @@ def _fractions(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def _order_of_magnitude(fractions: np.ndarray) -> np.ndarray:
-    """Exponent of the power of ten at or below, -1 for 1, and -inf for 0."""
-    # Powers from their decimal text: computed ones and log10 are off by a rounding here and there.
+    """Exponent of the largest power of ten at or below; -1 for 1, -inf for 0."""
+    # Powers are read from decimal text, because computed powers and log10 have rounding errors.
     powers = [float(f"1e{e}") for e in range(-323, 0)]
     exponents = np.searchsorted(powers, fractions, side="right") - 324.0
     return np.where(fractions > 0, exponents, -np.inf)

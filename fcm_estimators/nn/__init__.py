@@ -3,17 +3,7 @@
 from __future__ import annotations
 
 from fcm_estimators.nn.polygon_head import PolygonFormer
-from fcm_estimators.nn.relu_attention import AttentionContext
-from fcm_estimators.nn.reluformer import LayerTrace, ReluFormer, ReluFormerLayer, SetModule
-from fcm_estimators.nn.streaming import streamed, streamed_contexts
+from fcm_estimators.nn.reluformer import ReluFormer, SetModule
+from fcm_estimators.nn.streaming import streamed
 
-__all__ = [
-    "AttentionContext",
-    "LayerTrace",
-    "PolygonFormer",
-    "ReluFormer",
-    "ReluFormerLayer",
-    "SetModule",
-    "streamed",
-    "streamed_contexts",
-]
+__all__ = ["PolygonFormer", "ReluFormer", "SetModule", "streamed"]

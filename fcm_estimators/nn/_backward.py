@@ -1,4 +1,4 @@
-"""Sweeps backward through a stream, chunk by chunk."""
+"""Backward sweeps through a stream, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class BackwardSweeps:
-    """Sweeps backward through a stream. Gradients of contexts are those of their sums."""
+    """Backward sweeps through a stream; gradients of contexts are those of their sums."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class BackwardSweeps:
         self.of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
 
     def pooled(self, given: Sequence[Tensor | None]) -> AttentionContext:
-        """Gradient of the pooled context, given what does not come through the outputs."""
+        """Gradient of the pooled context; ``given`` is the part that bypasses the outputs."""
         stream = self.stream
         found = zeros_like(stream.contexts[-1])
         for into, part in zip(found, given, strict=True):
@@ -56,9 +56,9 @@ class BackwardSweeps:
         return divided(found, stream.total)
 
     def layer(self, number: int, after: AttentionContext | None) -> AttentionContext:
-        """Gradient of a layer's context; that of its queries takes the place of the queries.
+        """Gradient of a layer's context; the layer's queries are replaced by their gradient.
 
-        ``after`` is the gradient of the next context, None where the outputs are read out.
+        ``after`` is the gradient of the next context, None if the outputs follow.
         """
         stream, layer = self.stream, self.stream.layers[number]
         last = number + 1 == len(stream.layers)
@@ -86,7 +86,7 @@ class BackwardSweeps:
         return divided(found, stream.total)
 
     def first(self, after: AttentionContext) -> None:
-        """Gradient of the cells through the projections of the first layer."""
+        """Add the gradient of the cells through the projections of the first layer."""
         for start, stop, pieces in self.stream.chunks():
             x = self._cells(start, stop)
             with torch.enable_grad():
@@ -107,7 +107,7 @@ class BackwardSweeps:
         pieces: Sequence[Piece],
         after: AttentionContext | None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """What a layer makes of its input, each with its gradient."""
+        """Queries and sums that a layer computes from its input, each with its gradient."""
         layer = self.stream.layers[number]
         queries = layer.query(h), self.stream.queries[number].get(start, stop)
         k, v = layer.key(h), layer.value(h)
@@ -122,7 +122,7 @@ class BackwardSweeps:
         pieces: Sequence[Piece],
         after: AttentionContext,
     ) -> list[tuple[Tensor, Tensor]]:
-        """What keys and values add to the contexts, each with its gradient."""
+        """Sums that keys and values add to the contexts, each with its gradient."""
         sums = self.stream.sums(k, v, start, stop, pieces)
         return [
             (part, grad[sample])
@@ -137,7 +137,7 @@ class BackwardSweeps:
         x: Tensor | None,
         start: int,
     ) -> list[Tensor]:
-        """Gradients of the leaves; those of the cells and the parameters are added up."""
+        """Return the gradients of the leaves; add up those of the cells and parameters."""
         cells = [x] if x is not None and x.requires_grad else []
         inputs = [*leaves, *cells, *self._parameters]
         if not targets or not inputs:

@@ -1,4 +1,4 @@
-"""Contexts of several samples: picked, added up, divided."""
+"""Operations on contexts of several samples: select, add, divide."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fcm_estimators.nn.sources import Piece
 
 
 def packed(pieces: Sequence[Piece]) -> tuple[slice | list[int], list[int]]:
-    """Samples of a chunk, as a slice where they have no gaps, and their row limits."""
+    """Samples of a chunk, as a slice if they are consecutive, and their row limits."""
     samples = [piece.sample for piece in pieces]
     offsets = [0, *(piece.stop for piece in pieces)]
-    # A slice needs no index, for which a GPU would have to be waited for.
+    # A slice needs no index tensor, which would make the program wait for a GPU.
     if samples and samples[-1] - samples[0] + 1 == len(samples):
         return slice(samples[0], samples[-1] + 1), offsets
     return samples, offsets
 
 
 def of_samples(context: AttentionContext, samples: slice | list[int]) -> AttentionContext:
-    """Contexts of some samples."""
+    """Contexts of the given samples."""
     return AttentionContext(context.key_value[samples], context.key[samples])
 
 
@@ -35,7 +35,7 @@ def zeros_like(context: AttentionContext) -> AttentionContext:
 
 
 def divided(context: AttentionContext, total: Tensor) -> AttentionContext:
-    """Parts of each sample over the weight of its cells."""
+    """Divide the sums of each sample by the weight of its cells."""
     key_value, key = context
     return AttentionContext(key_value / total[:, None, None, None], key / total[:, None, None])
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a layer on one chunk, in buffers that are used again."""
+"""The arithmetic of a layer on one chunk of cells, in buffers that are reused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from fcm_estimators.nn.relu_attention import PARTIAL_ROWS, AttentionContext
+from fcm_estimators.nn.relu_attention import PARTIAL_ROWS, AttentionContext, block_diag
 from fcm_estimators.nn.reluformer import ReluFormerLayer
 from fcm_estimators.nn.sources import Piece
 
@@ -17,15 +17,15 @@ from fcm_estimators.nn.sources import Piece
 class Kernels:
     """Layers of an encoder, prepared for chunks of up to ``rows`` cells, without gradients.
 
-    Queries, keys and values are one product, with a column of ones behind the values, so that
-    one more product gives all sums of a context.
+    One product gives queries, keys and values, with a column of ones behind the values. A second
+    product then gives all sums of a context.
 
     Parameters
     ----------
     layers : sequence of L ReluFormerLayer
     rows : int
     like : Tensor
-        Of the dtype and device of the cells.
+        Tensor with the dtype and device of the cells.
     """
 
     def __init__(self, layers: Sequence[ReluFormerLayer], rows: int, like: Tensor) -> None:
@@ -39,24 +39,24 @@ class Kernels:
         self._norm = like.new_empty(rows, self._n_heads)
 
     def zero_sums(self, n_samples: int) -> Tensor:
-        """Sums of no cells, shape (S, D, D + 1), float64."""
+        """Return sums of 0, shape (S, D, D + 1), float64."""
         shape = (n_samples, self._width, self._width + 1)
         return torch.zeros(shape, dtype=torch.float64, device=self._like.device)
 
     def project(self, layer: int, h: Tensor) -> Tensor:
-        """Queries, keys, values and ones of cells ``h``, shape (n, 3 D + 1); in a buffer."""
+        """Project cells ``h`` to queries, keys, values and ones, (n, 3 D + 1), in a buffer."""
         prepared = self._layers[layer]
         out = self._projected[: len(h)]
         return torch.addmm(prepared.bias, h.to(out.dtype), prepared.weight, out=out)
 
     def queries(self, projected: Tensor) -> Tensor:
-        """The queries among what was projected."""
+        """Select the queries from the output of :meth:`project`."""
         return projected[:, : self._width]
 
     def add(
         self, sums: Tensor, projected: Tensor, pieces: Sequence[Piece], weight: Tensor | None
     ) -> None:
-        """Add what was projected to the sums of its samples; the keys are overwritten."""
+        """Add the output of :meth:`project` to the sums of its samples; overwrite its keys."""
         phi = projected[:, self._width : 2 * self._width].relu_()
         if weight is not None:
             phi.mul_(weight.unsqueeze(1))
@@ -67,20 +67,20 @@ class Kernels:
                 sums[sample].add_(_summable(phi[rows]).T @ _summable(values[rows]))
 
     def context(self, sums: Tensor, total: Tensor) -> AttentionContext:
-        """Contexts of S samples from their sums and the weight of their cells."""
+        """Contexts of S samples, from their sums and the total weight of their cells."""
         mean = sums / total[:, None, None]
-        heads = mean[:, :, : self._width].unflatten(1, (self._n_heads, -1))
-        heads = heads.unflatten(3, (self._n_heads, -1)).diagonal(dim1=1, dim2=3)
-        key = mean[:, :, self._width].unflatten(1, (self._n_heads, -1))
+        heads = torch.unflatten(mean[:, :, : self._width], 1, (self._n_heads, -1))
+        heads = torch.unflatten(heads, 3, (self._n_heads, -1)).diagonal(dim1=1, dim2=3)
+        key = torch.unflatten(mean[:, :, self._width], 1, (self._n_heads, -1))
         return AttentionContext(heads.permute(0, 3, 1, 2).contiguous(), key.contiguous())
 
     def readers(self, context: AttentionContext) -> list[tuple[Tensor, Tensor]]:
-        """What :meth:`read` multiplies queries with, per sample: (D, D) and (D, H)."""
+        """Matrices by which :meth:`read` multiplies queries, per sample: (D, D) and (D, H)."""
         scale, dtype = self._width**-0.5, self._like.dtype
         return [
             (
-                torch.block_diag(*(key_value * scale).to(dtype)),
-                torch.block_diag(*key.to(dtype)).T.contiguous(),
+                block_diag(*(key_value * scale).to(dtype)),
+                block_diag(*key.to(dtype)).T.contiguous(),
             )
             for key_value, key in zip(context.key_value, context.key, strict=True)
         ]
@@ -92,7 +92,7 @@ class Kernels:
         pieces: Sequence[Piece],
         readers: Sequence[tuple[Tensor, Tensor]],
     ) -> Tensor:
-        """Output of a layer, (n, D), from the queries of a chunk and its samples' readers."""
+        """Output of a layer, (n, D), from the queries of a chunk and :meth:`readers`."""
         layer, n = self._layers[number], len(q)
         phi = torch.clamp_min(q, 0, out=self._phi[:n])
         attended, norm = self._attended[:n], self._norm[:n]
@@ -101,14 +101,14 @@ class Kernels:
             torch.mm(phi[start:stop], key_value, out=attended[start:stop])
             torch.mm(phi[start:stop], key, out=norm[start:stop])
         norm.add_(layer.eps)
-        attended.unflatten(1, (self._n_heads, -1)).div_(norm.unsqueeze(2))
+        torch.unflatten(attended, 1, (self._n_heads, -1)).div_(norm.unsqueeze(2))
         h = layer_norm(attended.add_(q), [self._width], *layer.norm_attention)
         y = torch.addmm(layer.forward_bias, h, layer.forward_weight, out=phi)
         return layer_norm(y.relu_().add_(h), [self._width], *layer.norm_feedforward)
 
 
 class _Prepared(NamedTuple):
-    """A layer's weights as they are multiplied with; norms as (weight, bias, eps)."""
+    """Weights of a layer in the form of the products; norms are (weight, bias, eps)."""
 
     weight: Tensor
     bias: Tensor
@@ -141,5 +141,5 @@ def _prepared(layer: ReluFormerLayer, dtype: torch.dtype) -> _Prepared:
 
 
 def _summable(x: Tensor) -> Tensor:
-    """Half precision as single precision: sums of keys overflow it, and lose small ones."""
+    """Convert half to single precision: in half, sums of keys overflow or lose small keys."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,18 +1,19 @@
-"""Polygons of a gating tree from all cells of a sample.
+"""Predict the polygons of a gating tree from all cells of a sample.
 
 A gate is a *star polygon*: a centre and V radii at fixed angles. Its vertices are ordered by
-construction, it never crosses itself and need not be convex. With inverse radii ``w``, the cell
-at ``p`` (relative to the centre) between the directions ``u_k`` and ``u_k+1`` lies at
+construction; it never crosses itself and need not be convex. Let ``w`` be the inverse radii, and
+``p`` the position of a cell relative to the centre, between the directions ``u_k`` and ``u_k+1``.
+The relative distance of the cell from the centre is
 
     rho(p) = (w_k+1 cross(u_k, p) + w_k cross(p, u_k+1)) / sin(2 pi / V)
 
-times the way from the centre to the outline: 0 at the centre, 1 on the outline. ``rho`` is linear
-in ``p`` within each sector, so its gradient is finite everywhere, on the centre too.
+It is 0 at the centre and 1 on the outline. ``rho`` is linear in ``p`` within each sector, so its
+gradient is finite everywhere, also at the centre.
 
 References
 ----------
 Kowarsch et al., *Towards Self-explainable Transformers for Cell Classification in Flow Cytometry
-Data*, iMIMIC 2022, which predicts unordered vertices instead and takes their convex hull.
+Data*, iMIMIC 2022. That paper predicts unordered vertices and takes their convex hull.
 """
 
 from __future__ import annotations
@@ -27,15 +28,16 @@ from torch import Tensor, nn
 from fcm_estimators.nn.relu_attention import AttentionContext, attend, attention_context
 from fcm_estimators.nn.reluformer import LayerTrace, SetModule
 
-# Width of the soft outline: the logit of membership is -log(rho) / _SOFTNESS.
+# Width of the soft outline: the logit of the membership is -log(rho) / _SOFTNESS.
 _SOFTNESS = 0.1
-# Share of the way to the outline within which a cell is simply inside: no gradient there.
+# Below this rho, a cell is inside and its logit is constant, without a gradient.
 _CORE = 0.05
-# Bounds of what a net can change: the centre in training SD, a radius as a factor (exp).
+# Largest change by a net: of the centre in training SD, of the logarithm of a radius.
 _CENTRE_BOUND = 2.0
 _RADIUS_BOUND = 1.5
-# A vertex this close to the end of an axis (share of the axis) is moved outwards until it lies
-# beyond, so that events piled up on the end stay inside; at most by a factor.
+# A vertex within _NEAR_LIMIT of the end of an axis is moved outwards until it is _BEYOND_LIMIT
+# beyond the end (both are shares of the axis), so that saturated events stay inside. Its distance
+# from the centre grows at most by the factor _MAX_EXTENSION.
 _NEAR_LIMIT, _BEYOND_LIMIT, _MAX_EXTENSION = 0.01, 0.05, 2.0
 
 
@@ -45,9 +47,9 @@ class Shapes(NamedTuple):
     Attributes
     ----------
     centre : Tensor of shape (S, G, 2)
-        In training SD of the plane's markers.
+        Centres in training SD of the plane's markers.
     log_radius : Tensor of shape (S, G, V)
-        Logarithm of the radii, in units of the gate's own SD.
+        Logarithm of the radii, in units of the gate's ``spread``.
     """
 
     centre: Tensor
@@ -55,23 +57,23 @@ class Shapes(NamedTuple):
 
 
 class StarGates(nn.Module):
-    """Planes of the gates and typical polygons in them.
+    """Planes of the gates, and the typical polygon in each.
 
     Parameters
     ----------
     axes : sequence of G pairs of int
-        Marker of x and y of each gate.
+        Markers of the x and y axis of each gate.
     n_vertices : int
-        V.
+        Vertices V.
 
     Attributes
     ----------
     centre, spread : Tensor of shape (G, 2)
-        Buffers: typical centre, and SD of the cells inside, in training SD of the markers.
+        Buffers: typical centre, and SD of the cells inside; both in training SD of the markers.
     log_radius : Tensor of shape (G, V)
         Buffer: typical radii, in units of ``spread``.
     limits : Tensor of shape (2, G, 2)
-        Buffer: lower and upper end of the axes, in training SD.
+        Buffer: lower and upper ends of the axes, in training SD.
     """
 
     axes: Tensor
@@ -96,23 +98,23 @@ class StarGates(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Numbers that describe one polygon: two of the centre, V radii."""
+        """Number of parameters of one polygon: two for the centre, V radii."""
         return 2 + self.log_radius.shape[1]
 
     def shapes(self, change: Tensor) -> Shapes:
-        """Polygons from bounded changes of the typical ones.
+        """Make polygons by bounded changes of the typical ones.
 
         Parameters
         ----------
         change : Tensor of shape (S, G, 2 + V)
-            Unbounded; 0 is the typical polygon.
+            Unbounded changes; 0 gives the typical polygon.
         """
         moved = _CENTRE_BOUND * torch.tanh(change[..., :2] / _CENTRE_BOUND)
         factor = _RADIUS_BOUND * torch.tanh(change[..., 2:] / _RADIUS_BOUND)
         return Shapes(self.centre + moved, self.log_radius + factor)
 
     def membership(self, z: Tensor, shapes: Shapes, offsets: Sequence[int]) -> Tensor:
-        """Soft membership of each cell in each gate, parents left aside.
+        """Soft membership of each cell in each gate, regardless of parents.
 
         Parameters
         ----------
@@ -130,11 +132,11 @@ class StarGates(nn.Module):
         rows = torch.repeat_interleave(torch.arange(len(counts), device=z.device), counts)
         place = (z[:, self.axes] - shapes.centre[rows]) / self.spread
         rho = self._relative_distance(place, torch.exp(-shapes.log_radius), rows)
-        # clamp has no gradient below the core, where the cell is inside whatever the outline.
+        # Below _CORE the cell is inside for any outline, and clamp gives no gradient.
         return -torch.log(rho.clamp(min=_CORE)) / _SOFTNESS
 
     def _relative_distance(self, place: Tensor, inverse: Tensor, rows: Tensor) -> Tensor:
-        """``rho`` of cells at ``place`` (N, G, 2) of polygons with ``inverse`` radii (S, G, V)."""
+        """``rho`` of cells at ``place`` (N, G, 2) in polygons with ``inverse`` radii (S, G, V)."""
         n_vertices = inverse.shape[-1]
         step = 2 * math.pi / n_vertices
         with torch.no_grad():
@@ -149,18 +151,18 @@ class StarGates(nn.Module):
         )
 
     def set_limits(self, ends: Tensor) -> None:
-        """Take the ends of the axes from the lowest and highest cell of each marker, (2, M)."""
+        """Set the ends of the axes to the lowest and highest cell of each marker, (2, M)."""
         self.limits.copy_(ends[:, self.axes])
 
     def vertices(self, shapes: Shapes) -> Tensor:
-        """Vertices in training SD, anticlockwise, as predicted; shape (S, G, V, 2)."""
+        """Predicted vertices in training SD, anticlockwise; shape (S, G, V, 2)."""
         radius = torch.exp(shapes.log_radius).unsqueeze(-1) * self.directions
         return shapes.centre.unsqueeze(2) + radius * self.spread.unsqueeze(1)
 
     def extended(self, shapes: Shapes) -> Tensor:
-        """Vertices, those at the end of an axis moved beyond it along their ray.
+        """Vertices; those at the end of an axis are moved beyond it, away from the centre.
 
-        The polygon stays a star around its centre.
+        The polygon remains a star around its centre.
         """
         centre = shapes.centre.unsqueeze(2)
         arm = self.vertices(shapes) - centre
@@ -168,10 +170,10 @@ class StarGates(nn.Module):
         outward = arm.sign()
         end = torch.where(outward > 0, high, low)
         length = high - low
-        # How far inside of the end, and how far the arm has to reach, along each axis.
+        # Whether the vertex is near the end, and how far it has to reach, along each axis.
         near = (end - centre - arm) * outward <= _NEAR_LIMIT * length
         reach = (end - centre) * outward + _BEYOND_LIMIT * length
-        factor = torch.where(near & (arm != 0), reach / arm.abs().clamp(min=1e-6), 1.0)
+        factor = torch.where(near & (arm.abs() > 1e-6), reach / arm.abs().clamp(min=1e-6), 1.0)
         return centre + arm * factor.amax(-1, keepdim=True).clamp(1.0, _MAX_EXTENSION)
 
 
@@ -182,9 +184,10 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
 class GatePooling(nn.Module):
     """ReLU attention of one learned query per gate to the encoded cells of a sample.
 
-    ``r = attend(q, context)``, ``h = LayerNorm(q + r)``, ``y = LayerNorm(h + relu(W h + b))``: the
-    layer of the encoder with learned queries. Values hold the markers beside the encoded cell, and
-    ``r`` is passed on beside ``y``: where the attended cells lie, with no norm in between.
+    ``r = attend(q, context)``, ``h = LayerNorm(q + r)``, ``y = LayerNorm(h + relu(W h + b))``. This
+    is a layer of the encoder with learned queries. Values include the markers in addition to the
+    encoded cell. The output includes ``r`` in addition to ``y``: it tells where the attended cells
+    are, without a norm.
 
     Parameters
     ----------
@@ -217,7 +220,8 @@ class GatePooling(nn.Module):
     ) -> LayerTrace:
         """Attend to packed cells.
 
-        ``k`` has N rows, ``q`` G rows per sample of width D, ``output`` the same of width 2 D.
+        ``k`` has N rows of width D. Per sample, ``q`` has G rows of width D, and ``output`` has G
+        rows of width 2 D.
         """
         k, v = self.keys_values(h, z)
         if context is None:
@@ -226,11 +230,11 @@ class GatePooling(nn.Module):
         return LayerTrace(q, k, context, output)
 
     def keys_values(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of encoded and standardised cells, (N, D) each."""
+        """Keys and values, (N, D) each, of encoded cells ``h`` and standardised cells ``z``."""
         return self.key(h), self.value(h) + self.place(z)
 
     def read(self, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """Queries (S G, D) and what they make of the context of S samples, (S G, 2 D)."""
+        """Queries (S G, D), and their output (S G, 2 D) for the context of S samples."""
         n_samples, n_gates = len(context.key), len(self.query)
         q = self.query.repeat(n_samples, 1)
         limits = [n_gates * s for s in range(n_samples + 1)]
@@ -241,18 +245,18 @@ class GatePooling(nn.Module):
 
 
 class PolygonFormer(SetModule):
-    """Polygons of every gate from all cells of a sample, and the cells' soft membership.
+    """Predict the polygon of every gate from all cells of a sample, and soft membership.
 
     Parameters
     ----------
     n_markers : int
         Markers M.
     axes : sequence of G pairs of int
-        Marker of x and y of each gate.
+        Markers of the x and y axis of each gate.
     n_vertices : int, default 16
-        V.
+        Vertices V.
     **encoder
-        Of :class:`SetModule`.
+        Further parameters of :class:`SetModule`.
 
     Examples
     --------
@@ -277,9 +281,19 @@ class PolygonFormer(SetModule):
         self.gates = StarGates(axes, n_vertices)
         width = self.hidden_dim
         self.pooling = GatePooling(n_markers, len(axes), width, self.n_heads, self.eps)
-        # Zero: training starts from the typical polygons.
+        # With zeros, training starts from the typical polygons.
         self.weight = nn.Parameter(torch.zeros(len(axes), 2 * width, self.gates.n_parameters))
         self.bias = nn.Parameter(torch.zeros(len(axes), self.gates.n_parameters))
+        self.register_buffer("change_scale", torch.ones(len(axes), 1))
+        self.register_buffer("change_offset", torch.zeros(len(axes), self.gates.n_parameters))
+
+    change_scale: Tensor
+    change_offset: Tensor
+
+    def forget_calibration(self) -> None:
+        """Let predicted changes be as the net has learnt them."""
+        self.change_scale.fill_(1.0)
+        self.change_offset.fill_(0.0)
 
     def shapes(
         self,
@@ -297,31 +311,32 @@ class PolygonFormer(SetModule):
         return self.gates.shapes(self._change_of(step.output))
 
     def shapes_in(self, context: AttentionContext) -> Shapes:
-        """Polygons from the context that the gates' queries read."""
+        """Polygons from the context that the queries of the gates read."""
         return self.gates.shapes(self.change_in(context))
 
     def change_in(self, context: AttentionContext) -> Tensor:
-        """How polygons differ from the typical ones, unbounded, shape (S, G, 2 + V)."""
+        """Unbounded changes of the typical polygons, shape (S, G, 2 + V)."""
         return self._change_of(self.pooling.read(context)[1])
 
     def _change_of(self, output: Tensor) -> Tensor:
-        pooled = output.unflatten(0, (-1, len(self.weight)))
-        return torch.einsum("sgd,gdp->sgp", pooled, self.weight) + self.bias
+        pooled = torch.unflatten(output, 0, (-1, len(self.weight)))
+        learnt = torch.einsum("sgd,gdp->sgp", pooled, self.weight) + self.bias
+        return learnt * self.change_scale + self.change_offset
 
     @torch.no_grad()
     def adjust(self, scale: Tensor, offset: Tensor) -> None:
-        """Make every predicted change ``scale * change + offset``.
+        """Replace every learnt change by ``scale * change + offset`` from now on.
 
         Parameters
         ----------
         scale : Tensor of shape (G, 1)
         offset : Tensor of shape (G, 2 + V)
         """
-        self.weight.mul_(scale.unsqueeze(2))
-        self.bias.mul_(scale).add_(offset)
+        self.change_scale.copy_(scale)
+        self.change_offset.copy_(offset)
 
     def pool(self, encoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the cells that the gates' queries read."""
+        """Keys and values of the cells, for the queries of the gates."""
         return self.pooling.keys_values(encoded, self.standardise(x))
 
     def read_out(
@@ -333,7 +348,7 @@ class PolygonFormer(SetModule):
         contexts: Sequence[AttentionContext] | None = None,
         context_weight: Tensor | None = None,
     ) -> Tensor:
-        """Logits of membership of every cell in every gate, shape (N, G)."""
+        """Logits of the membership of every cell in every gate, shape (N, G)."""
         shapes = self.shapes(
             encoded, self.standardise(x), offsets, contexts=contexts, context_weight=context_weight
         )
@@ -349,8 +364,8 @@ class PolygonFormer(SetModule):
     ) -> Tensor:
         """Vertices of every gate in the caller's units, shape (S, G, V, 2).
 
-        With ``extend`` those at the end of an axis of the training data are moved beyond it. With
-        ``contexts`` the polygons are theirs, and the cells are not looked at.
+        With ``extend``, vertices at the end of an axis of the training data are moved beyond it.
+        With ``contexts``, the polygons depend only on them, and not on the cells ``x``.
         """
         if contexts is not None:
             shapes = self.shapes_in(contexts[len(self.layers)])

@@ -1,12 +1,12 @@
-"""Attention with the feature map ReLU: a dense reference and the linear form.
+"""Attention with ReLU as feature map: the linear form and a dense reference.
 
-Cells of several samples are *packed*: one block of rows, sample ``s`` in rows
-``offsets[s]:offsets[s + 1]``. Nothing is padded. ``offsets`` is a Python list, so that slicing
-never waits for a device.
+Cells of several samples are *packed* into one block of rows, without padding. Sample ``s`` has the
+rows ``offsets[s]:offsets[s + 1]``. ``offsets`` is a Python list, so that slicing never waits for a
+device.
 
-What a cell needs of all other cells of its sample are two means over cells, the
-:class:`AttentionContext`. They are means rather than sums, so that neither the result nor its
-numerical error depends on the number of cells, and are accumulated in float64.
+A cell reads all other cells of its sample through two means over cells, the
+:class:`AttentionContext`. They are means and not sums, so that the result and its numerical error
+do not depend on the number of cells. They are accumulated in float64.
 
 References
 ----------
@@ -16,20 +16,22 @@ arXiv 2307.14581; Qin et al., *cosFormer*, arXiv 2202.08791 (the feature map).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Rows of one float32 partial sum. Partial sums are added in float64, so the rounding error of a
-# context is that of a sample of this size, however many cells there are.
+# Rows of one float32 partial sum. Partial sums are added in float64, so the rounding error of any
+# context is that of a sample of this size.
 PARTIAL_ROWS = 8192
+# torch gives this function no types.
+block_diag: Callable[..., Tensor] = torch.block_diag
 
 
 class AttentionContext(NamedTuple):
-    """What one attention layer keeps of all cells of each sample.
+    """Summary of all cells of each sample for one attention layer.
 
     Attributes
     ----------
@@ -43,13 +45,13 @@ class AttentionContext(NamedTuple):
     key: Tensor
 
     def detach(self) -> AttentionContext:
-        """Return the context cut off from the graph: cells become independent given it."""
+        """Detach the context from the graph; cells are then independent given the context."""
         return AttentionContext(self.key_value.detach(), self.key.detach())
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """View (N, D) as (N, H, d); heads are contiguous blocks of columns."""
-    return x.unflatten(-1, (n_heads, -1))
+    return torch.unflatten(x, -1, (n_heads, -1))
 
 
 def attention_context(
@@ -71,12 +73,12 @@ def attention_context(
     n_heads : int
         Number of heads H; ``D = H d``.
     weight : Tensor of shape (N,), optional
-        How much a cell counts in the means; 0 leaves it out (it still attends). Default: 1 each.
+        Weight of each cell in the means. A cell of weight 0 still attends. Default: 1 for all.
 
     Returns
     -------
     AttentionContext
-        All zero for a sample without cells or without weight.
+        All zero for a sample without cells, or whose weights sum to 0.
     """
     phi = torch.relu(k)
     if weight is not None:
@@ -96,7 +98,7 @@ def attention_context(
 
 
 def context_sums(phi: Tensor, v: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
-    """Sums over cells from which the context of one sample is made.
+    """Sum over cells for the context of one sample.
 
     Parameters
     ----------
@@ -113,9 +115,11 @@ def context_sums(phi: Tensor, v: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
     width = phi.shape[-1] // n_heads
     kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=phi.device)
     k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=phi.device)
-    for phi_part, v_part in zip(phi.split(PARTIAL_ROWS), v.split(PARTIAL_ROWS), strict=True):
-        # One product of all heads and its diagonal blocks: cheaper than a batched product of
-        # strided heads at the widths in use.
+    for phi_part, v_part in zip(
+        torch.split(phi, PARTIAL_ROWS), torch.split(v, PARTIAL_ROWS), strict=True
+    ):
+        # The product of all heads is computed at once, and its diagonal blocks are taken. At the
+        # widths in use, this is cheaper than a batched product of strided heads.
         full = (phi_part.T @ v_part).view(n_heads, width, n_heads, width)
         kv_sum = kv_sum + full.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
         k_sum = k_sum + split_heads(phi_part.sum(0), n_heads).double()
@@ -125,10 +129,11 @@ def context_sums(phi: Tensor, v: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
 def attend(
     q: Tensor, context: AttentionContext, offsets: Sequence[int], n_heads: int, eps: float
 ) -> Tensor:
-    """What each cell reads from its sample's context (linear form).
+    """Compute what each cell reads from the context of its sample (linear form).
 
-    Computes ``relu(q) · KV / (relu(q) · K + eps) / sqrt(D)`` with the means KV and K of the
-    context; with ``eps = e / N`` this is the published form with ``e`` on the sum of N cells.
+    The result is ``relu(q) · KV / (relu(q) · K + eps) / sqrt(D)`` with the means KV and K of the
+    context. With ``eps = e / N`` it equals the published form, which adds ``e`` to the sum over N
+    cells.
 
     Parameters
     ----------
@@ -137,7 +142,8 @@ def attend(
     offsets : sequence of S + 1 int
     n_heads : int
     eps : float
-        Added to the mean normaliser; decides when a query counts as attending to nothing.
+        Added to the mean normaliser. A query whose normaliser is far below ``eps`` attends to
+        nothing.
 
     Returns
     -------
@@ -147,20 +153,20 @@ def attend(
     scale = q.shape[-1] ** -0.5
     out = []
     for s, rows in enumerate(_split(phi, offsets)):
-        kv = torch.block_diag(*(context.key_value[s] * scale).to(q.dtype))
+        kv = block_diag(*(context.key_value[s] * scale).to(q.dtype))
         numerator = split_heads(rows @ kv, n_heads)
         out.append((numerator / _normaliser(rows, context.key[s], eps)).flatten(1))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def _split(x: Tensor, offsets: Sequence[int]) -> tuple[Tensor, ...]:
-    """Rows of each sample. Splitting once costs one copy backward, slices cost one each."""
-    return x.split([stop - start for start, stop in pairwise(offsets)])
+    """Rows of each sample. One split costs one copy in backward; slices cost one copy each."""
+    return torch.split(x, [stop - start for start, stop in pairwise(offsets)])
 
 
 def _normaliser(phi: Tensor, key: Tensor, eps: float) -> Tensor:
     """``relu(q) · K + eps`` per cell and head, shape (n, H, 1)."""
-    per_head = torch.block_diag(*key.to(phi.dtype)).T
+    per_head = block_diag(*key.to(phi.dtype)).T
     return (phi @ per_head + eps).unsqueeze(-1)
 
 
@@ -174,11 +180,11 @@ def received_attention(
     *,
     queries: Tensor | None = None,
 ) -> Tensor:
-    """Attention that each cell receives per head, averaged over the queries of its sample.
+    """Attention that each cell receives per head, mean over the queries of its sample.
 
-    ``r_j = mean_{i in Q} A_ij`` with ``A_ij = relu(q_i)·relu(k_j) / (N (relu(q_i)·K + eps))``,
-    exact and linear in the number of cells: the mean over queries is taken before the product
-    with the keys.
+    ``r_j = mean_{i in Q} A_ij`` with ``A_ij = relu(q_i)·relu(k_j) / (N (relu(q_i)·K + eps))``. The
+    result is exact. The cost is linear in the number of cells, because the mean over queries is
+    taken before the product with the keys.
 
     Parameters
     ----------
@@ -187,14 +193,14 @@ def received_attention(
     offsets : sequence of S + 1 int
     n_heads : int
     eps : float
-        The layer's ``eps`` (on the mean).
+        The ``eps`` of the layer, added to the mean normaliser.
     queries : bool Tensor of shape (N,), optional
-        The set Q. Default: all cells of the sample. A sample without queries gives zeros.
+        The set Q. Default: all cells of the sample. The result is 0 for a sample without queries.
 
     Returns
     -------
     Tensor of shape (N, H)
-        Sums over a sample's cells to the share of attention that ``eps`` does not absorb, <= 1.
+        The sum over the cells of a sample is at most 1; ``eps`` absorbs the rest.
     """
     phi_k = torch.relu(k)
     out = []
@@ -202,12 +208,12 @@ def received_attention(
         rows = q[start:stop] if queries is None else q[start:stop][queries[start:stop]]
         reader = query_readers(rows, context, s, n_heads, eps).double().sum(0)
         reader = reader / (max(len(rows), 1) * max(stop - start, 1))
-        out.append(phi_k[start:stop] @ torch.block_diag(*reader.to(phi_k.dtype)).T)
+        out.append(phi_k[start:stop] @ block_diag(*reader.to(phi_k.dtype)).T)
     return torch.cat(out)
 
 
 def head_overlap(received: Tensor, offsets: Sequence[int]) -> Tensor:
-    """How much the heads look at the same cells.
+    """Measure how much the heads attend to the same cells.
 
     Parameters
     ----------
@@ -218,9 +224,9 @@ def head_overlap(received: Tensor, offsets: Sequence[int]) -> Tensor:
     Returns
     -------
     Tensor, scalar
-        Cosine similarity of two heads' attention over the cells of a sample, mean over pairs of
-        heads and samples: 1 where all heads look at the same cells, 0 where no two share one or
-        there is one head only.
+        Cosine similarity of the attention of two heads over the cells of a sample, mean over pairs
+        of heads and over samples. 1: all heads attend to the same cells. 0: no two heads share a
+        cell, or there is only one head.
     """
     n_heads = received.shape[1]
     total = received.new_zeros(())
@@ -232,7 +238,7 @@ def head_overlap(received: Tensor, offsets: Sequence[int]) -> Tensor:
 
 
 def head_unevenness(received: Tensor, offsets: Sequence[int], weight: Tensor) -> Tensor:
-    """How unevenly all heads together look at the cells.
+    """Measure how unevenly all heads together attend to the cells.
 
     Parameters
     ----------
@@ -240,13 +246,13 @@ def head_unevenness(received: Tensor, offsets: Sequence[int], weight: Tensor) ->
         Received attention.
     offsets : sequence of S + 1 int
     weight : Tensor of shape (N,)
-        How much each cell counts.
+        Weight of each cell.
 
     Returns
     -------
     Tensor, scalar
-        1 minus the cosine similarity of the sum over heads with an even one, mean over samples: 0
-        where every cell receives the same, near 1 where a few receive everything.
+        1 minus the cosine similarity of the sum over heads and uniform attention, mean over
+        samples. 0: all cells receive the same attention. Near 1: a few cells receive nearly all.
     """
     total = received.new_zeros(())
     for rows, w in zip(_split(received.sum(1), offsets), _split(weight, offsets), strict=True):
@@ -259,7 +265,7 @@ def head_unevenness(received: Tensor, offsets: Sequence[int], weight: Tensor) ->
 def query_readers(
     q: Tensor, context: AttentionContext, sample: int, n_heads: int, eps: float
 ) -> Tensor:
-    """``relu(q_i) / (relu(q_i)·K + eps)``: N times the row of A, before the product with the keys.
+    """``relu(q_i) / (relu(q_i)·K + eps)``: N times a row of A before the product with the keys.
 
     Parameters
     ----------
@@ -267,7 +273,7 @@ def query_readers(
         Queries of one sample.
     context : AttentionContext of S samples
     sample : int
-        Which of them.
+        Position of the sample in ``context``.
     n_heads : int
     eps : float
 
@@ -280,19 +286,19 @@ def query_readers(
 
 
 def dense_attention(q: Tensor, k: Tensor, n_heads: int, eps: float) -> Tensor:
-    """Attention matrix of one sample, written as the equation stands; for tests.
+    """Attention matrix of one sample, written like the equation; for tests.
 
     Parameters
     ----------
     q, k : Tensor of shape (N, D)
     n_heads : int
     eps : float
-        On the mean normaliser, as in :func:`attend`.
+        Added to the mean normaliser, as in :func:`attend`.
 
     Returns
     -------
     Tensor of shape (H, N, N)
-        ``A[h, i, j]``: how much cell i attends to cell j.
+        ``A[h, i, j]`` is the attention of cell i to cell j in head h.
     """
     phi_q = split_heads(torch.relu(q), n_heads).transpose(0, 1)
     phi_k = split_heads(torch.relu(k), n_heads).transpose(0, 1)
@@ -301,7 +307,8 @@ def dense_attention(q: Tensor, k: Tensor, n_heads: int, eps: float) -> Tensor:
 
 
 def dense_attend(q: Tensor, k: Tensor, v: Tensor, n_heads: int, eps: float) -> Tensor:
-    """Output of the attention of one sample through the N x N matrix; for tests."""
+    """Output of the attention of one sample, from the N x N matrix; for tests."""
     values = split_heads(v, n_heads).transpose(0, 1)
     out = dense_attention(q, k, n_heads, eps) @ values
-    return out.transpose(0, 1).flatten(1) * q.shape[-1] ** -0.5
+    scale: float = q.shape[-1] ** -0.5
+    return out.transpose(0, 1).flatten(1) * scale

@@ -1,4 +1,4 @@
-"""ReluFormer: an encoder of whole samples with a linear head per cell."""
+"""ReluFormer: an encoder of whole samples and a linear head for each cell."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fcm_estimators.nn.relu_attention import AttentionContext, attend, attention
 
 
 class LayerTrace(NamedTuple):
-    """What one layer computed: enough for its attention, without computing it a second time.
+    """Results of one layer; they suffice to compute its attention without running it again.
 
     Attributes
     ----------
     q, k : Tensor of shape (N, D)
         Queries and keys before the feature map.
     context : AttentionContext
-        What the layer kept of all cells.
+        Context of the layer.
     output : Tensor of shape (N, D)
-        The layer's output, the next layer's input.
+        Output of the layer and input of the next.
     """
 
     q: Tensor
@@ -32,15 +32,15 @@ class LayerTrace(NamedTuple):
 
 
 class ReluFormerLayer(nn.Module):
-    """One layer: ReLU attention on the projected query, then a feed-forward step.
+    """One layer: ReLU attention and a feed-forward step.
 
-    ``h = LayerNorm(q + attend(q, context))``, ``y = LayerNorm(h + relu(W h + b))``: the residual
-    is the projected query, as published.
+    ``h = LayerNorm(q + attend(q, context))``, ``y = LayerNorm(h + relu(W h + b))``. As published,
+    the residual is the projected query.
 
     Parameters
     ----------
     in_dim : int
-        Width of the input: number of markers M for the first layer, else D.
+        Width of the input: the number of markers M for the first layer, D for the others.
     hidden_dim : int
         Width D.
     n_heads : int
@@ -79,9 +79,9 @@ class ReluFormerLayer(nn.Module):
         h : Tensor of shape (N, in_dim)
         offsets : sequence of S + 1 int
         context : AttentionContext, optional
-            Given: cells attend to it and not to each other. Default: computed from ``h``.
+            Context that the cells attend to. Default: it is computed from ``h``.
         context_weight : Tensor of shape (N,), optional
-            Weight of each cell in the context.
+            Weight of each cell in the context. Default: 1 for all.
 
         Returns
         -------
@@ -95,17 +95,18 @@ class ReluFormerLayer(nn.Module):
         return LayerTrace(q, k, context, self.read(q, context, offsets))
 
     def read(self, q: Tensor, context: AttentionContext, offsets: Sequence[int]) -> Tensor:
-        """Output of the layer, (N, D), from its queries and the context they read."""
-        h = self.norm_attention(q + attend(q, context, offsets, self.n_heads, self.eps))
-        return self.norm_feedforward(h + torch.relu(self.feedforward(h)))
+        """Output of the layer, (N, D), from its queries and the context that they read."""
+        h: Tensor = self.norm_attention(q + attend(q, context, offsets, self.n_heads, self.eps))
+        y: Tensor = self.norm_feedforward(h + torch.relu(self.feedforward(h)))
+        return y
 
 
 class SetModule(nn.Module):
-    """Encoder of whole samples that standardises its input; what the two models share.
+    """Encoder of whole samples that standardises its input; base class of the two models.
 
-    Inputs are standardised inside (buffers ``input_mean`` and ``input_scale``), so gradients are
-    per unit of the caller's values and the state dict is the whole model. Subclasses make their
-    outputs from the encoded cells in :meth:`read_out`.
+    The module standardises its inputs (buffers ``input_mean`` and ``input_scale``), so gradients
+    are per unit of the caller's values and the state dict is the complete model. Subclasses
+    compute their outputs from the encoded cells in :meth:`read_out`.
 
     Parameters
     ----------
@@ -118,8 +119,8 @@ class SetModule(nn.Module):
     n_layers : int, default 4
         Number of layers L.
     eps : float, default 1e-2
-        Relative to the mean normaliser of the attention. The published form adds 1e-5 to the
-        sum over N cells, which is ``eps = 1e-5 / N`` here.
+        Added to the mean normaliser of the attention. The published form adds 1e-5 to the sum over
+        N cells, which corresponds to ``eps = 1e-5 / N``.
     """
 
     input_mean: Tensor
@@ -148,8 +149,20 @@ class SetModule(nn.Module):
             ReluFormerLayer(width, hidden_dim, n_heads, eps) for width in widths[:-1]
         )
 
+    def forget_calibration(self) -> None:
+        """Reset what was fitted to held-out samples after training; nothing by default."""
+
+    def copy_scale(self, other: SetModule) -> None:
+        """Take over the buffers of another net, which were measured on its training data.
+
+        Calibration is not among them: it suits the parameters of the other net.
+        """
+        for name, value in other.named_buffers():
+            self.get_buffer(name).copy_(value)
+        self.forget_calibration()
+
     def standardise(self, x: Tensor) -> Tensor:
-        """Cells in training SD around the training mean."""
+        """Standardise cells by the mean and SD of the training data."""
         return (x - self.input_mean) / self.input_scale
 
     def trace(
@@ -160,7 +173,7 @@ class SetModule(nn.Module):
         contexts: Sequence[AttentionContext] | None = None,
         context_weight: Tensor | None = None,
     ) -> Iterator[LayerTrace]:
-        """Run layer by layer and yield what each computed.
+        """Run the layers one after the other and yield the results of each.
 
         Parameters are those of :meth:`forward`.
         """
@@ -184,12 +197,12 @@ class SetModule(nn.Module):
         contexts: Sequence[AttentionContext] | None = None,
         context_weight: Tensor | None = None,
     ) -> Tensor:
-        """Encoded cells, the output of the last layer; parameters are those of :meth:`forward`."""
+        """Output of the last layer for each cell; parameters are those of :meth:`forward`."""
         steps = self.trace(x, offsets, contexts=contexts, context_weight=context_weight)
         return deque(steps, maxlen=1).pop().output
 
     def pool(self, encoded: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of one more context, made of the encoded cells; None for none."""
+        """Keys and values of an additional context of the encoded cells; None for no context."""
         return None
 
     def read_out(
@@ -203,8 +216,8 @@ class SetModule(nn.Module):
     ) -> Tensor:
         """Outputs per cell, shape (N, n_outputs), from encoded cells of shape (N, D).
 
-        Where :meth:`pool` makes a context and ``contexts`` hold it, the encoded cells are not
-        needed: what is read out then depends on the cells' markers and on contexts alone.
+        If ``contexts`` include that of :meth:`pool`, the encoded cells are not used: the outputs
+        depend only on the markers of the cells and on the contexts.
         """
         raise NotImplementedError
 
@@ -216,7 +229,7 @@ class SetModule(nn.Module):
         contexts: Sequence[AttentionContext] | None = None,
         context_weight: Tensor | None = None,
     ) -> Tensor:
-        """Outputs of every cell.
+        """Compute the outputs of every cell.
 
         Parameters
         ----------
@@ -225,10 +238,10 @@ class SetModule(nn.Module):
         offsets : sequence of S + 1 int, optional
             Row limits of the samples. Default: all rows are one sample.
         contexts : sequence of AttentionContext, optional
-            Contexts to use instead of those of ``x`` (from :meth:`contexts`): cells are then
+            Contexts from :meth:`contexts`, used instead of those of ``x``. Cells are then
             independent of each other.
         context_weight : Tensor of shape (N,), optional
-            Weight of each cell in the contexts; 0 makes a cell a reader only.
+            Weight of each cell in the contexts. A cell of weight 0 only reads the contexts.
 
         Returns
         -------
@@ -250,7 +263,7 @@ class SetModule(nn.Module):
 
 
 class ReluFormer(SetModule):
-    """Logits per cell from all cells of a sample.
+    """Compute the logits of each cell from all cells of its sample.
 
     Parameters
     ----------
@@ -259,7 +272,12 @@ class ReluFormer(SetModule):
     n_outputs : int
         Outputs per cell, one logit per class.
     **encoder
-        Of :class:`SetModule`.
+        Further parameters of :class:`SetModule`.
+
+    Attributes
+    ----------
+    temperature : Tensor of shape ()
+        Divides the logits; 1 unless probabilities were calibrated.
 
     Examples
     --------
@@ -274,6 +292,13 @@ class ReluFormer(SetModule):
     def __init__(self, n_markers: int, n_outputs: int, **encoder: Any) -> None:
         super().__init__(n_markers, **encoder)
         self.output = nn.Linear(self.hidden_dim, n_outputs)
+        self.register_buffer("temperature", torch.ones(()))
+
+    temperature: Tensor
+
+    def forget_calibration(self) -> None:
+        """Set the temperature to 1."""
+        self.temperature.fill_(1.0)
 
     def read_out(
         self,
@@ -285,4 +310,5 @@ class ReluFormer(SetModule):
         context_weight: Tensor | None = None,
     ) -> Tensor:
         """Logits of encoded cells, shape (N, n_outputs)."""
-        return self.output(encoded)
+        logits: Tensor = self.output(encoded)
+        return logits / self.temperature

@@ -1,4 +1,4 @@
-"""Soft membership through a hierarchy of gates."""
+"""Soft membership in a hierarchy of gates."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 class SoftGate(NamedTuple):
-    """One gate of a hierarchy, parents and operands named by their position in it.
+    """One gate of a hierarchy; parents and operands are positions in the hierarchy.
 
     Attributes
     ----------
     parent : int
         Position of the parent, -1 for none.
     polygon : int
-        Position among the polygons, -1 for a gate that combines others.
+        Position among the polygons, -1 for a gate that combines other gates.
     operation : {"", "and", "or", "not"}
-        How operands are combined; "" for a polygon.
+        How the operands are combined; "" for a polygon.
     operands : tuple of int
         Positions of the operands.
     complements : tuple of bool
-        Whether an operand counts as its complement.
+        Whether the complement of each operand is used.
     """
 
     parent: int
@@ -39,14 +39,14 @@ def soft_members(gates: Sequence[SoftGate], own: Tensor) -> Tensor:
     Parameters
     ----------
     gates : sequence of K SoftGate
-        Parents and operands before the gates that need them.
+        Gates in an order in which parents and operands precede the gates that use them.
     own : Tensor of shape (N, G)
-        Soft membership in each polygon, 0 to 1, without parents.
+        Soft membership in each polygon, 0 to 1, regardless of parents.
 
     Returns
     -------
     Tensor of shape (N, K)
-        A gate within its parent and AND are products, NOT is 1 - p, OR is 1 - (1 - p)(1 - q).
+        AND and a gate inside its parent are products; NOT is 1 - p; OR is 1 - (1 - p)(1 - q).
     """
     found: list[Tensor] = []
     for gate in gates:

@@ -1,4 +1,4 @@
-"""Where the cells of a stream come from, and where its rows are kept between sweeps."""
+"""Sources of the cells of a stream, and stores of its rows between sweeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Piece(NamedTuple):
-    """Cells of one sample within a chunk: rows ``start:stop`` of the chunk."""
+    """Cells of one sample in a chunk: rows ``start:stop`` of the chunk."""
 
     sample: int
     start: int
@@ -18,7 +18,7 @@ class Piece(NamedTuple):
 
 
 class CellSource(Protocol):
-    """Cells that can be read chunk by chunk, the same every time.
+    """Cells that are read chunk by chunk; every reading gives the same cells.
 
     Attributes
     ----------
@@ -32,14 +32,14 @@ class CellSource(Protocol):
         """Cells ``start:stop`` in the caller's units, shape (stop - start, M)."""
 
     def pieces(self, start: int, stop: int) -> Sequence[Piece]:
-        """Which rows of this chunk belong to which sample.
+        """Tell which rows of this chunk belong to which sample.
 
-        Every row is in one piece, in ascending order, and every sample in one piece at most.
+        Pieces are in ascending order. Every row is in one piece, every sample in at most one.
         """
 
 
 class PackedCells:
-    """Cells in memory, samples packed.
+    """Cells in memory, with samples packed.
 
     Parameters
     ----------
@@ -71,13 +71,13 @@ class PackedCells:
 
 
 class Rows(Protocol):
-    """Rows that are kept between sweeps."""
+    """Store of rows between sweeps."""
 
     def get(self, start: int, stop: int) -> Tensor:
         """Rows ``start:stop``."""
 
     def put(self, start: int, rows: Tensor) -> None:
-        """Replace rows from ``start`` on."""
+        """Replace the rows from ``start`` on."""
 
 
 class Stored:
@@ -93,13 +93,13 @@ class Stored:
 
     @classmethod
     def new(cls, n_rows: int, width: int, like: Tensor) -> Stored:
-        """Rows with any content, of the dtype and device of ``like``."""
+        """Make rows with arbitrary content, of the dtype and device of ``like``."""
         return cls(like.new_empty(n_rows, width))
 
     def get(self, start: int, stop: int) -> Tensor:
-        """Rows ``start:stop``, a view."""
+        """Return rows ``start:stop``, as a view."""
         return self.rows[start:stop]
 
     def put(self, start: int, rows: Tensor) -> None:
-        """Replace rows from ``start`` on."""
+        """Replace the rows from ``start`` on."""
         self.rows[start : start + len(rows)] = rows

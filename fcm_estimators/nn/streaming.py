@@ -1,14 +1,15 @@
-"""Whole samples of any size, chunk by chunk: exact forward and backward at bounded memory.
+"""Run nets on whole samples of any size, chunk by chunk: exact results in bounded memory.
 
-All that a layer needs of the other cells is its context, a mean over cells. A sample therefore
-goes through the net in sweeps: one that makes the context of the first layer, then one per layer
-that reads the layer's queries, computes its output, and from that, while it is in the cache, the
-queries of the next layer, stored in their place, and the next context. The residual of a layer is
-its query, so queries are all that is stored.
+A cell depends on the other cells only through the context of each layer, which is a mean over
+cells. A sample therefore goes through the net in sweeps. The first sweep makes the context of the
+first layer. Then there is one sweep per layer: it reads the queries of the layer and computes the
+output. While the output is in the cache, it computes the queries of the next layer, stores them in
+place of the old ones, and adds to the next context. The residual of a layer is its query, so only
+queries are stored.
 
-Backward the same in reverse: a context's gradient is a sum over cells as well. Each sweep
-recomputes one layer from its stored queries, chunk by chunk, and puts the gradient of the queries
-in their place; the gradient of the context goes back through keys and values in the next sweep.
+Backward works in reverse, because the gradient of a context is a sum over cells as well. Each sweep
+recomputes one layer from its stored queries, chunk by chunk, and replaces the queries by their
+gradient. The gradient of the context goes back through keys and values in the next sweep.
 
 References
 ----------
@@ -32,15 +33,16 @@ from fcm_estimators.nn.relu_attention import AttentionContext, context_sums
 from fcm_estimators.nn.reluformer import ReluFormerLayer, SetModule
 from fcm_estimators.nn.sources import CellSource, PackedCells, Piece, Rows, Stored
 
-# Rows that a GPU works on at once: enough to fill it.
+# Rows per chunk on a GPU: enough to use all of it.
 _GPU_ROWS = 1 << 18
-# Bytes of a chunk's buffers, in rows of the width. Between 4 and 16 MB the time per cell differs
-# by less than a tenth; more does not fit into the caches, less is spent on calls.
+# Bytes of the buffers of a chunk, number of buffers, and smallest number of rows. Between 4 and
+# 16 MB the time per cell differs by less than a tenth. Larger chunks do not fit into the caches;
+# with smaller chunks, the time goes into calls.
 _CHUNK_BYTES, _ROW_BUFFERS, _FEWEST_ROWS = 8 << 20, 8, 256
 
 
 def chunk_rows(module: SetModule, like: Tensor) -> int:
-    """Cells per chunk: on a CPU, what a layer computes of them stays in the cache."""
+    """Cells per chunk. On a CPU, the buffers of a layer then stay in the cache."""
     if like.device.type != "cpu":
         return _GPU_ROWS
     row = _ROW_BUFFERS * module.hidden_dim * like.element_size()
@@ -48,31 +50,32 @@ def chunk_rows(module: SetModule, like: Tensor) -> int:
 
 
 class Stream:
-    """Cells on their way through a net, sweep by sweep.
+    """Cells that go through a net in sweeps.
 
-    The contexts are made at once; what follows is read by chunk.
+    The constructor computes the contexts. Outputs and gradients are then computed by chunk.
 
     Parameters
     ----------
     module : SetModule
-        Of the dtype and on the device of the cells.
+        Its dtype and device must be those of the cells.
     source : CellSource
     weight : Tensor of shape (N,), optional
-        Weight of each cell in the contexts.
+        Weight of each cell in the contexts. Default: 1 for all.
     chunk_size : int, optional
         Cells per chunk. Default: :func:`chunk_rows`.
     keep_layers : bool, default False
-        Keep the queries of all layers, which :meth:`backward` needs, instead of one layer's.
+        Keep the queries of all layers, as :meth:`backward` needs, instead of those of one layer.
     precision : torch.dtype, optional
-        Of the layers' arithmetic and of what is kept, lower than the module's: ``bfloat16``, or
-        ``float16``. Contexts are summed in float32 and float64 all the same. Forward only.
+        Precision of the layers' arithmetic and of stored rows: ``bfloat16`` or ``float16``.
+        Contexts are still summed in float32 and float64. Forward only. Default: the module's.
     store : callable, default Stored.new
-        Makes what keeps rows between sweeps.
+        Makes a store of rows between sweeps, from the number of rows, their width and a tensor of
+        their dtype and device.
 
     Attributes
     ----------
     contexts : list of AttentionContext
-        Of all layers, and of the pooling where the module has one.
+        Contexts of all layers, and of the pooling if the module has one.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Stream:
         self.queries = stores if keep_layers else stores * len(self.layers)
         self._keeps_layers = keep_layers and precision is None
         with torch.no_grad():
-            self._kernels = Kernels(self.layers, self._rows, low)
+            self.kernels = Kernels(self.layers, self._rows, low)
             self.total = self._count()
             self.contexts = self._encode()
             self._add_pooled_context()
@@ -115,7 +118,7 @@ class Stream:
         return None if self._weights is None else self._weights[start:stop].to(self._like.dtype)
 
     def _count(self) -> Tensor:
-        """Weight of all cells of each sample, 1 where there is none; shape (S,), float64."""
+        """Total weight of the cells of each sample, 1 if it is 0; shape (S,), float64."""
         total = self._like.new_zeros(self.source.n_samples, dtype=torch.float64)
         for start, stop, pieces in self.chunks():
             weight = self._weight(start, stop)
@@ -125,16 +128,16 @@ class Stream:
         return torch.where(total > 0, total, torch.ones_like(total))
 
     def _encode(self) -> list[AttentionContext]:
-        """Contexts of all layers; afterwards the queries of the last layer are stored."""
+        """Contexts of all layers; the queries of the last layer remain stored."""
         contexts: list[AttentionContext] = []
         for number, queries in enumerate(self.queries):
-            sums = self._kernels.zero_sums(self.source.n_samples)
+            sums = self.kernels.zero_sums(self.source.n_samples)
             cells = self._outputs_of(number - 1, contexts[-1]) if number else self._standardised()
             for start, stop, pieces, h in cells:
-                projected = self._kernels.project(number, h)
-                queries.put(start, self._kernels.queries(projected))
-                self._kernels.add(sums, projected, pieces, self._weight(start, stop))
-            contexts.append(self._kernels.context(sums, self.total))
+                projected = self.kernels.project(number, h)
+                queries.put(start, self.kernels.queries(projected))
+                self.kernels.add(sums, projected, pieces, self._weight(start, stop))
+            contexts.append(self.kernels.context(sums, self.total))
         return contexts
 
     def _standardised(self) -> Iterator[tuple[int, int, Sequence[Piece], Tensor]]:
@@ -144,11 +147,11 @@ class Stream:
     def _outputs_of(
         self, number: int, context: AttentionContext
     ) -> Iterator[tuple[int, int, Sequence[Piece], Tensor]]:
-        """Chunks with the output of a layer from its stored queries."""
-        readers = self._kernels.readers(context)
+        """Yield chunks with the output of a layer, computed from its stored queries."""
+        readers = self.kernels.readers(context)
         for start, stop, pieces in self.chunks():
             q = self.queries[number].get(start, stop)
-            yield start, stop, pieces, self._kernels.read(number, q, pieces, readers)
+            yield start, stop, pieces, self.kernels.read(number, q, pieces, readers)
 
     def _add_pooled_context(self) -> None:
         shape = (self.source.n_samples, *self.contexts[-1].key_value.shape[1:])
@@ -167,7 +170,7 @@ class Stream:
     def sums(
         self, k: Tensor, v: Tensor, start: int, stop: int, pieces: Sequence[Piece]
     ) -> list[tuple[Tensor, Tensor]]:
-        """What a chunk adds to the context of each of its samples."""
+        """Sums that a chunk adds to the context of each of its samples."""
         phi, weight = torch.relu(k), self._weight(start, stop)
         if weight is not None:
             phi = phi * weight.unsqueeze(1)
@@ -176,14 +179,15 @@ class Stream:
 
     @property
     def pools(self) -> bool:
-        """Whether the outputs are read from a pooled context, and not from encoded cells."""
+        """Whether the outputs are read from a pooled context instead of encoded cells."""
         return len(self.contexts) > len(self.layers)
 
     @torch.no_grad()
     def outputs(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Start and stop of each chunk and the outputs of its cells."""
+        """Yield start, stop and outputs of each chunk."""
+        cells: Iterator[tuple[int, int, Sequence[Piece], Tensor | None]]
         if self.pools:
-            cells: Iterator = ((*chunk, None) for chunk in self.chunks())
+            cells = ((*chunk, None) for chunk in self.chunks())
         else:
             cells = self._outputs_of(len(self.layers) - 1, self.contexts[-1])
         for start, stop, pieces, h in cells:
@@ -192,13 +196,13 @@ class Stream:
 
     @torch.no_grad()
     def looking(self, number: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-        """Start and stop of each chunk, queries and keys of a layer; in buffers used again.
+        """Yield start, stop, queries and keys of each chunk in a layer, in reused buffers.
 
         Parameters
         ----------
         number : int
-            Of the layer; the stream has to keep layers. L for the pooling, whose keys come with
-            no queries.
+            Number of the layer, from 0; the stream must keep layers. L is the pooling, which has
+            keys but no queries.
         """
         if number == 0:
             cells = self._standardised()
@@ -207,17 +211,22 @@ class Stream:
         width = self.module.hidden_dim
         for start, stop, _, h in cells:
             if number < len(self.layers):
-                projected = self._kernels.project(number, h)
+                projected = self.kernels.project(number, h)
                 yield start, stop, projected[:, :width], projected[:, width : 2 * width]
             else:
                 h = h.to(self._like.dtype)
-                k, _ = cast(Any, self.module.pool(h, self.source.read(start, stop)))
+                made = self.module.pool(h, self.source.read(start, stop))
+                k, _ = cast(tuple[Tensor, Tensor], made)
                 yield start, stop, k[:, :0], k
 
     def read_out(
-        self, x: Tensor, h: Tensor | None, pieces: Sequence[Piece], pooled: Any = None
+        self,
+        x: Tensor,
+        h: Tensor | None,
+        pieces: Sequence[Piece],
+        pooled: AttentionContext | None = None,
     ) -> Tensor:
-        """Outputs of a chunk; ``pooled`` is the pooled context of its samples."""
+        """Outputs of a chunk. ``pooled`` replaces the pooled context of its samples."""
         samples, offsets = packed(pieces)
         contexts = [of_samples(context, samples) for context in self.contexts]
         if pooled is not None:
@@ -234,21 +243,21 @@ class Stream:
         into: Rows | None = None,
         parameters: Sequence[Tensor] = (),
     ) -> list[Tensor]:
-        """Gradient with respect to all cells and the parameters.
+        """Compute the gradient with respect to all cells and the parameters.
 
-        The stored queries are used up: it can be called once.
+        This overwrites the stored queries, so it can be called only once.
 
         Parameters
         ----------
         grad_outputs : callable or None
-            ``grad_outputs(start, stop, outputs)``: gradient with respect to the outputs of these
-            cells. None for zero.
+            ``grad_outputs(start, stop, outputs)`` returns the gradient with respect to the outputs
+            of these cells. None: the gradient is 0.
         grad_pooled : pair of Tensor or None
-            Gradient with respect to the pooled context, beside what comes from the outputs.
+            Gradient with respect to the pooled context, in addition to that from the outputs.
         into : Rows of zeros, shape (N, M), optional
-            Where to add the gradient with respect to the cells.
+            Store to which the gradient with respect to the cells is added.
         parameters : sequence of Tensor
-            Of the module.
+            Parameters of the module that get a gradient.
 
         Returns
         -------
@@ -257,8 +266,8 @@ class Stream:
         """
         if not self._keeps_layers:
             raise RuntimeError(
-                "The layers were not kept, or were used up by a backward before. Make the stream "
-                "with keep_layers=True, anew for every backward."
+                "The layers were not kept, or were overwritten by a backward before. Make a new "
+                "stream with keep_layers=True for every backward."
             )
         self._keeps_layers = False
         sweeps = BackwardSweeps(self, grad_outputs, into, parameters)
@@ -270,13 +279,13 @@ class Stream:
 
 
 class Streamed(NamedTuple):
-    """What a net makes of cells that went through it chunk by chunk.
+    """Outputs and contexts of cells that went through a net chunk by chunk.
 
     Attributes
     ----------
     outputs : Tensor of shape (N, n_outputs)
     contexts : list of AttentionContext
-        Of all layers, cut off from the graph, and of the pooling where the module has one.
+        Contexts of all layers, detached from the graph, and of the pooling if the module has one.
     """
 
     outputs: Tensor
@@ -293,10 +302,10 @@ def streamed(
     chunk_size: int | None = None,
     precision: torch.dtype | None = None,
 ) -> Streamed:
-    """Run a net on whole samples, chunk by chunk: the same result at a fraction of the memory.
+    """Run a net on whole samples, chunk by chunk: the same result with much less memory.
 
-    Backward works chunk by chunk too: beside the gradient of the cells, memory is one row of the
-    width per cell and layer. Second derivatives are not provided.
+    Backward also works chunk by chunk. In addition to the gradient of the cells, it needs memory
+    for one row of ``hidden_dim`` per cell and layer. There are no second derivatives.
 
     Parameters
     ----------
@@ -306,14 +315,14 @@ def streamed(
     offsets : sequence of S + 1 int, optional
         Row limits of the samples. Default: all rows are one sample.
     context_weight : Tensor of shape (N,), optional
-        Weight of each cell in the contexts; it gets no gradient.
+        Weight of each cell in the contexts. It gets no gradient. Default: 1 for all.
     parameters : sequence of Tensor, optional
         Parameters of the module that get a gradient. Default: none.
     chunk_size : int, optional
-        Cells per chunk. Default: by the cache.
+        Cells per chunk. Default: the number that fits into the cache.
     precision : torch.dtype, optional
-        ``bfloat16`` (or ``float16``) for the layers' arithmetic, which a GPU does faster; contexts
-        are summed in float32 and float64 all the same. Without gradients. Default: the module's.
+        ``bfloat16`` or ``float16`` for the layers' arithmetic, which is faster on a GPU. Contexts
+        are still summed in float32 and float64. It excludes gradients. Default: the module's.
 
     Returns
     -------
@@ -322,7 +331,7 @@ def streamed(
     Raises
     ------
     ValueError
-        A lower precision where a gradient is asked for.
+        If ``precision`` is given and a gradient is needed.
 
     Examples
     --------
@@ -338,8 +347,8 @@ def streamed(
     differentiable = torch.is_grad_enabled() and (x.requires_grad or bool(parameters))
     if differentiable and precision is not None:
         raise ValueError(
-            f"precision={precision} is for prediction; leave it None for gradients, or call it "
-            "inside torch.no_grad()"
+            f"precision={precision} is for prediction only; leave it None for gradients, or call "
+            "this function inside torch.no_grad()"
         )
     stream = Stream(
         module,
@@ -352,7 +361,9 @@ def streamed(
     contexts = list(stream.contexts)
     if not differentiable:
         return Streamed(_collected(stream), contexts)
-    outputs, *pooled = _Streamed.apply(stream, x, *parameters)
+    # torch gives this method no types.
+    apply: Callable[..., tuple[Tensor, ...]] = _Streamed.apply
+    outputs, *pooled = apply(stream, x, *parameters)
     if pooled:
         contexts[-1] = AttentionContext(*pooled)
     return Streamed(outputs, contexts)
@@ -361,7 +372,7 @@ def streamed(
 def streamed_contexts(
     module: SetModule, x: Tensor, offsets: Sequence[int] | None = None
 ) -> list[AttentionContext]:
-    """Contexts of all layers, and of the pooling, chunk by chunk and without gradients.
+    """Compute the contexts of all layers and of the pooling by chunk, without gradients.
 
     Parameters
     ----------
@@ -377,7 +388,7 @@ def _collected(stream: Stream) -> Tensor:
 
 
 class _Streamed(torch.autograd.Function):
-    """Outputs, and the pooled context, as functions of cells and parameters."""
+    """Outputs and the pooled context as functions of cells and parameters."""
 
     @staticmethod
     def forward(ctx: Any, stream: Stream, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -388,11 +399,13 @@ class _Streamed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, *pooled: Tensor | None) -> tuple[Any, ...]:
-        stream = ctx.stream
+    def backward(
+        ctx: Any, grad: Tensor | None, *pooled: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        stream: Stream = ctx.stream
         into = None
         if ctx.needs_input_grad[1]:
-            into = Stored(torch.zeros_like(stream.source.x))
+            into = Stored(torch.zeros_like(cast(PackedCells, stream.source).x))
         of_parameters = stream.backward(
             None if grad is None else lambda start, stop, _: grad[start:stop],
             pooled or (None, None),

@@ -1,8 +1,9 @@
-"""Compensation of spectral overlap, with each sample's own matrix or one for all."""
+"""Compensation of spectral overlap, with a matrix for each sample or one for all."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Self
 
 import flowutils
 import numpy as np
@@ -10,33 +11,37 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from fcm_estimators._checks import rows_by_sample
 from fcm_estimators.exceptions import (
     InvalidInputError,
     MarkerMismatchError,
-    MissingKeyError,
     NotFittedError,
     ProcessingStateError,
 )
-from fcm_estimators.io._record import get_spillover
+from fcm_estimators.io.record import get_spillover
 from fcm_estimators.preprocessing import _state
 
+# Values (N, C) and spillover matrix (C, C) to new values (N, C).
+_Function = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
-    """Compensate fluorescence for spillover, on AnnData.
+
+# scikit-learn has no types, so mypy sees its classes as Any.
+class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg, misc]
+    """Compensate the fluorescence of an AnnData for spillover.
 
     Parameters
     ----------
     spillover : DataFrame of shape (C, C), optional
-        Matrix for all samples: the signal of the row's fluorochrome in the column's detector,
-        1 on the diagonal, both labelled with channel names ($PnN). Default: each sample's own
-        matrix, which :func:`fcm_estimators.read_fcs` keeps in ``uns["fcs"]``.
+        Matrix for all samples: the signal of the row's fluorochrome in the column's detector, 1 on
+        the diagonal. Rows and columns are labelled with channel names ($PnN). Default: the matrix
+        of each sample, which :func:`fcm_estimators.read_fcs` stores in ``uns["fcs"]``.
     sample_key : str, default "sample"
-        Column of ``obs`` with the sample of each cell; not read if ``spillover`` is given.
+        Column of ``obs`` with the sample of each cell. Not used if ``spillover`` is given.
 
     Attributes
     ----------
     spillover_ : DataFrame or None
-        The matrix for all samples as it is applied; None means each sample's own.
+        The matrix that is applied to all samples; None if each sample has its own.
 
     References
     ----------
@@ -63,13 +68,13 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         self.spillover = spillover
         self.sample_key = sample_key
 
-    def fit(self, X: AnnData, y: Any = None) -> Self:
-        """Check the given matrix; each sample's own is looked up in ``transform``.
+    def fit(self, X: AnnData, y: object = None) -> Self:
+        """Check the given matrix. The matrices of samples are looked up in ``transform``.
 
         Parameters
         ----------
         X : AnnData
-            Training cells; left as they are.
+            Training cells; not changed.
         y : None
             Ignored.
 
@@ -80,7 +85,7 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         Raises
         ------
         InvalidInputError
-            If ``X`` is no in-memory dense AnnData, or ``spillover`` is no square, labelled,
+            If ``X`` is not a dense AnnData in memory, or ``spillover`` is not a square, labelled,
             invertible matrix of finite numbers.
         """
         _state.check_adata(X)
@@ -94,28 +99,28 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         Parameters
         ----------
         X : AnnData
-            Cells with raw linear values; left as they are.
+            Cells with raw linear values; not changed.
 
         Returns
         -------
         AnnData
-            A copy with compensated float32 values in ``X``, ``layers["raw"]`` (what ``X`` held,
-            unless that layer exists) and True in ``var["compensated"]`` for these channels.
+            A copy with compensated float32 values in ``X``, the former ``X`` in ``layers["raw"]``
+            (unless that layer exists) and True in ``var["compensated"]`` for these channels.
 
         Raises
         ------
         NotFittedError
             If called before ``fit``.
         InvalidInputError
-            If ``X`` is no in-memory dense AnnData, has NaN or infinite values in a channel, or
-            the samples' matrices are unusable or cover different channels.
+            If ``X`` is not a dense AnnData in memory or has NaN or infinite values in a channel,
+            or if the samples' matrices are invalid or cover different channels.
         MissingKeyError
-            If ``obs`` has no column ``sample_key``, or ``uns["fcs"]`` is missing or does not
-            list a sample.
+            If ``obs`` has no column ``sample_key``, or ``uns["fcs"]`` is missing or lacks a
+            sample.
         MarkerMismatchError
             If a channel of the matrix is not in the data.
         ProcessingStateError
-            If the data are compensated already ("Comp-" channels included), a channel is
+            If the data are already compensated (also by "Comp-" channels), a channel is
             transformed, or a sample's file had no matrix.
         """
         self._check(X)
@@ -128,12 +133,12 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         return self._apply(X, flowutils.compensate.compensate, compensated=True)
 
     def inverse_transform(self, X: AnnData) -> AnnData:
-        """Add the spillover again, exact to float32.
+        """Undo the compensation, with the precision of float32.
 
         Parameters
         ----------
         X : AnnData
-            Cells with compensated linear values; left as they are.
+            Cells with compensated linear values; not changed.
 
         Returns
         -------
@@ -160,25 +165,25 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
             )
         _state.check_adata(adata)
 
-    def _apply(self, adata: AnnData, function: Any, *, compensated: bool) -> AnnData:
+    def _apply(self, adata: AnnData, function: _Function, *, compensated: bool) -> AnnData:
         parts = self._matrices(adata)
         if not parts:
-            raise InvalidInputError("The AnnData has no cells; nothing to compensate.")
+            raise InvalidInputError("The AnnData has no cells, so there is nothing to compensate.")
         detectors = list(parts[0][1].columns)
         markers = _markers_of(adata, detectors)
         _refuse_state(adata, markers, compensated=not compensated)
         values = _state.read_values(adata, markers)
         for rows, matrix in parts:
-            # Matched by name: the files of a cohort may list the channels in another order.
+            # Channels are matched by name: the files of a cohort may order them differently.
             square = matrix.loc[detectors, detectors].to_numpy()
             values[rows] = function(values[rows], square)
         return _state.processed_copy(adata, markers, values, compensated=compensated)
 
     def _matrices(self, adata: AnnData) -> list[tuple[np.ndarray, pd.DataFrame]]:
-        """Rows of each sample with the sample's matrix, all over the same channels."""
+        """Rows and matrix of each sample; all matrices cover the same channels."""
         if self.spillover_ is not None:
             return [(np.arange(adata.n_obs), self.spillover_)]
-        rows_of = _rows_of_samples(adata, self.sample_key)
+        rows_of = rows_by_sample(adata, self.sample_key)
         found = {s: get_spillover(adata, s) for s in rows_of}
         missing = [s for s, matrix in found.items() if matrix is None]
         if missing:
@@ -195,25 +200,10 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         if len(sets) > 1:
             differing = sorted(frozenset.union(*sets) - frozenset.intersection(*sets))
             raise InvalidInputError(
-                f"The samples' spillover matrices do not all cover {differing}. Compensate the "
+                f"Some samples' spillover matrices do not cover {differing}. Compensate only "
                 "samples of one panel together, or pass one matrix as spillover=."
             )
         return parts
-
-
-def _rows_of_samples(adata: AnnData, sample_key: str) -> dict[str, np.ndarray]:
-    if sample_key not in adata.obs:
-        raise MissingKeyError(
-            f"adata.obs has no column {sample_key!r} (it has {list(adata.obs.columns)}). Set "
-            "sample_key, or pass one matrix for all as spillover=."
-        )
-    codes, names = pd.factorize(adata.obs[sample_key])
-    if (codes < 0).any():
-        raise InvalidInputError(
-            f"{np.count_nonzero(codes < 0)} cells have no sample in obs[{sample_key!r}]; expected "
-            "a sample for every cell."
-        )
-    return {str(name): np.flatnonzero(codes == i) for i, name in enumerate(names)}
 
 
 def _markers_of(adata: AnnData, detectors: list[str]) -> list[str]:
@@ -222,26 +212,27 @@ def _markers_of(adata: AnnData, detectors: list[str]) -> list[str]:
     missing = [d for d in detectors if d not in set(names)]
     if missing:
         raise MarkerMismatchError(
-            f"Channels {missing} of the spillover matrix are not in the data; present are "
+            f"Channels {missing} of the spillover matrix are not in the data; available: "
             f"{list(names)} (var['channel']). Compensate before removing channels."
         )
     ambiguous = sorted(set(names[names.duplicated()]) & set(detectors))
     if ambiguous:
         raise InvalidInputError(
-            f"Channels {ambiguous} occur more than once in var['channel']; expected one each."
+            f"Channels {ambiguous} occur more than once in var['channel']; every channel "
+            "must be unique."
         )
     marker_of = dict(zip(names, names.index, strict=True))
     return [str(marker_of[d]) for d in detectors]
 
 
 def _refuse_state(adata: AnnData, markers: list[str], *, compensated: bool) -> None:
-    """Raise unless the markers are linear and their compensation is as said."""
+    """Raise ProcessingStateError unless markers are linear and ``compensated`` as given."""
     transforms = _state.recorded_transforms(adata)[markers]
     transformed = transforms[transforms != _state.UNTRANSFORMED]
     if len(transformed):
         raise ProcessingStateError(
-            f"Already transformed: {transformed.to_dict()}; spillover is a matter of linear "
-            "values. Put Compensation before the transforms."
+            f"Already transformed: {transformed.to_dict()}; expected linear values, because "
+            "spillover is linear. Put Compensation before the transforms."
         )
     flags = _state.recorded_compensation(adata)[markers]
     if (flags != compensated).any():
@@ -251,7 +242,7 @@ def _refuse_state(adata: AnnData, markers: list[str], *, compensated: bool) -> N
 
 
 def _checked(matrix: pd.DataFrame, what: str) -> pd.DataFrame:
-    """Copy in float64 with rows in the order of the columns, once it is usable."""
+    """Check a matrix; return it in float64, with the rows in the order of the columns."""
     if not isinstance(matrix, pd.DataFrame):
         raise InvalidInputError(
             f"{what} is a {type(matrix).__name__}; expected a DataFrame with channel names "
@@ -266,12 +257,12 @@ def _checked(matrix: pd.DataFrame, what: str) -> pd.DataFrame:
     try:
         values = matrix.to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"{what} holds values that are no numbers.") from error
+        raise InvalidInputError(f"{what} holds values that are not numbers.") from error
     if not np.isfinite(values).all():
         raise InvalidInputError(f"{what} holds NaN or infinite values.")
     square = pd.DataFrame(values, index=rows, columns=columns).loc[columns]
     if (np.diag(square) >= 50).all():
         raise InvalidInputError(f"{what} is in percent; expected 1 on the diagonal. Divide by 100.")
     if np.linalg.matrix_rank(square.to_numpy()) < len(columns):
-        raise InvalidInputError(f"{what} is singular; two channels cannot be told apart by it.")
+        raise InvalidInputError(f"{what} is singular; it cannot tell all channels apart.")
     return square

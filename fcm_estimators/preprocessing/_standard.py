@@ -1,19 +1,21 @@
-"""The preprocessing that raw data of a kind usually get."""
+"""The usual preprocessing of raw data, by their kind."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from anndata import AnnData
 
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.io._record import UNS_KEY, get_spillover
+from fcm_estimators.io.record import UNS_KEY, get_spillover
 from fcm_estimators.preprocessing._compensation import Compensation
 from fcm_estimators.preprocessing._transformers import (
     ArcsinhTransform,
     LinearTransform,
     LogicleTransform,
 )
+
+Step = Compensation | ArcsinhTransform | LinearTransform | LogicleTransform
 
 
 def standard_steps(
@@ -22,24 +24,26 @@ def standard_steps(
     transform: Literal["auto", "logicle", "arcsinh", "none"] = "auto",
     cofactor: float | None = None,
     compensate: bool | None = None,
-) -> list[Any]:
-    """Preprocessing that raw data of a kind usually get.
+) -> list[Step]:
+    """Choose the usual preprocessing of raw data, by their kind.
 
     Parameters
     ----------
     adata : AnnData
-        As read. Data that are transformed already get no steps.
+        Data as read. If they are already transformed, there are no steps.
     transform : {"auto", "logicle", "arcsinh", "none"}, default "auto"
-        Logicle for fluorescence, arcsinh for mass cytometry; scatter becomes linear from 0 to 1.
+        "auto": logicle for fluorescence, arcsinh for mass cytometry. Unless "none", scatter
+        becomes linear from 0 to 1.
     cofactor : float, optional
-        Of arcsinh. Default: 5 for mass cytometry, 150 for fluorescence.
+        Cofactor of arcsinh, in raw units. Default: 5 for mass cytometry, 150 for fluorescence.
     compensate : bool, optional
-        Default: where files have a spillover matrix and the channels are not compensated.
+        Whether to compensate. Default: fluorescence is compensated if all files have a spillover
+        matrix and no channel is compensated.
 
     Returns
     -------
-    list of transformers
-        Not fitted.
+    list of Compensation, ArcsinhTransform, LogicleTransform or LinearTransform
+        Transformers in order, not fitted.
     """
     if transform not in ("auto", "logicle", "arcsinh", "none"):
         raise InvalidInputError(
@@ -50,7 +54,7 @@ def standard_steps(
     if (adata.var["transform"].astype(str) != "none").any():
         return []
     kinds = set(adata.var["kind"].astype(str))
-    steps: list[Any] = []
+    steps: list[Step] = []
     if compensate is None:
         compensate = "fluorescence" in kinds and _has_spillover(adata)
     if compensate:

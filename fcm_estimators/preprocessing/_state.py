@@ -1,9 +1,8 @@
-"""What preprocessing reads from an AnnData and how it writes a processed copy."""
+"""Read what preprocessing needs from an AnnData, and write a processed copy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,25 +11,25 @@ from scipy.sparse import issparse
 
 from fcm_estimators._checks import require_finite
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
-from fcm_estimators.io._channels import COMPENSATED_PREFIX
+from fcm_estimators.io.channels import COMPENSATED_PREFIX
 
 RAW_LAYER = "raw"
 UNTRANSFORMED = "none"
 
 
-def check_adata(adata: Any) -> None:
+def check_adata(adata: object) -> None:
     """Raise InvalidInputError unless ``adata`` is an in-memory AnnData of dense real numbers."""
     if not isinstance(adata, AnnData):
         raise InvalidInputError(
             f"Expected an AnnData (cells x markers), got {type(adata).__name__}. "
-            "Wrap an array as anndata.AnnData(X, var=pandas.DataFrame(index=markers))."
+            "Wrap an array: anndata.AnnData(X, var=pandas.DataFrame(index=markers))."
         )
     if adata.isbacked:
         raise InvalidInputError("The AnnData is backed by a file. Load it with adata.to_memory().")
     X = adata.X
     if issparse(X):
         raise InvalidInputError(
-            "adata.X is sparse; cytometry values are dense. Set adata.X = adata.X.toarray()."
+            "adata.X is sparse; expected a dense array. Set adata.X = adata.X.toarray()."
         )
     if not isinstance(X, np.ndarray) or X.dtype.kind not in "fiub":
         found = f"{type(X).__name__} of {getattr(X, 'dtype', 'no dtype')}"
@@ -43,7 +42,7 @@ def check_adata(adata: Any) -> None:
 
 
 def channels(adata: AnnData) -> pd.Series:
-    """Channel name ($PnN) of every marker; the marker's own name where none is recorded."""
+    """Channel name ($PnN) of every marker; the marker's name where no channel is recorded."""
     names = adata.var.get("channel", adata.var_names)
     return pd.Series(np.asarray(names, dtype=object), index=adata.var_names).astype(str)
 
@@ -52,16 +51,18 @@ def recorded_transforms(adata: AnnData) -> pd.Series:
     """Recorded transform of every marker, ``"none"`` where nothing is recorded."""
     if "transform" not in adata.var:
         return pd.Series(UNTRANSFORMED, index=adata.var_names, dtype=object)
-    # An h5ad round trip makes the column categorical, which takes no new values.
-    return adata.var["transform"].astype(str).astype(object)
+    # A saved h5ad file has a categorical column, which takes no new values.
+    recorded: pd.Series = adata.var["transform"].astype(str).astype(object)
+    return recorded
 
 
 def recorded_compensation(adata: AnnData) -> pd.Series:
-    """Whether each marker is compensated: recorded, or named so by the exporting software."""
+    """Whether each marker is compensated, by the record or by a channel name "Comp-..."."""
     exported = channels(adata).str.startswith(COMPENSATED_PREFIX)
     if "compensated" not in adata.var:
         return exported
-    return adata.var["compensated"].astype(bool) | exported
+    recorded: pd.Series = adata.var["compensated"].astype(bool)
+    return recorded | exported
 
 
 def require_markers(adata: AnnData, markers: Sequence[str]) -> None:
@@ -69,13 +70,13 @@ def require_markers(adata: AnnData, markers: Sequence[str]) -> None:
     missing = [m for m in markers if m not in adata.var_names]
     if missing:
         raise MarkerMismatchError(
-            f"Markers {missing} are not in the data; present are {list(adata.var_names)}. "
+            f"Markers {missing} are not in the data; available: {list(adata.var_names)}. "
             "Rename adata.var_names or choose other markers."
         )
 
 
 def read_values(adata: AnnData, markers: Sequence[str]) -> np.ndarray:
-    """Values of ``markers`` as float64 of shape (N, len(markers)), all finite."""
+    """Values of ``markers``, float64, (N, len(markers)); InvalidInputError if not finite."""
     values = np.asarray(adata.X[:, adata.var_names.get_indexer(list(markers))], dtype=np.float64)
     require_finite(values, markers)
     return values
@@ -89,10 +90,10 @@ def processed_copy(
     transforms: dict[str, str] | None = None,
     compensated: bool | None = None,
 ) -> AnnData:
-    """Copy of ``adata`` with new values of ``markers``, in float32, and the state recorded.
+    """Copy ``adata`` with new float32 values of ``markers``, and record their state.
 
-    Sets the following fields of the copy: ``X`` float32; ``layers["raw"]`` float32 if there was
-    none; ``var["transform"]`` and ``var["compensated"]``.
+    Sets the following fields of the copy: ``X`` (float32), ``layers["raw"]`` (float32, unless it
+    exists), ``var["transform"]`` and ``var["compensated"]``.
     """
     before = as_float32(adata.X)
     new = as_float32(values)
@@ -114,13 +115,13 @@ def processed_copy(
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:
-    """Float32 copy; InvalidInputError where a finite value would become infinite."""
+    """Copy as float32; InvalidInputError if a finite value would become infinite."""
     with np.errstate(over="ignore"):
         result = np.array(values, dtype=np.float32)
     lost = np.isinf(result) & np.isfinite(values)
     if lost.any():
         raise InvalidInputError(
             f"{np.count_nonzero(lost)} values (such as {values[lost][0]:g}) exceed the range of "
-            "float32, in which processed data are kept. Check the units of the data."
+            "float32, the type of processed data. Check the units of the data."
         )
     return result

@@ -1,11 +1,11 @@
-"""Transformers that put markers on a scale: arcsinh, logicle, linear."""
+"""Transformers of markers to a scale: arcsinh, logicle, linear."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,12 @@ from fcm_estimators.exceptions import (
     ProcessingStateError,
 )
 from fcm_estimators.preprocessing import _state
-from fcm_estimators.preprocessing._scales import Arcsinh, Linear, Logicle, Scale
+from fcm_estimators.preprocessing.scales import Arcsinh, Linear, Logicle, Scale
 
 
-class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_keys=None):  # type: ignore[call-arg]
-    """A scale per marker, fixed at ``fit`` and applied by marker name."""
+# scikit-learn has no types, so mypy sees its classes as Any.
+class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_keys=None):  # type: ignore[call-arg, misc]
+    """One scale per marker, fixed in ``fit`` and applied by marker name."""
 
     _kinds: ClassVar[tuple[str, ...]]
     markers: Sequence[str] | None
@@ -31,15 +32,15 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
 
     @abstractmethod
     def _scales(self, adata: AnnData, markers: list[str]) -> list[Scale]:
-        """Scale of each marker, in order."""
+        """Scale of each marker, in the order of ``markers``."""
 
-    def fit(self, X: AnnData, y: Any = None) -> Self:
-        """Choose the markers and fix their scales.
+    def fit(self, X: AnnData, y: object = None) -> Self:
+        """Choose the markers and set their scales.
 
         Parameters
         ----------
         X : AnnData
-            Training cells; left as they are.
+            Training cells; not changed.
         y : None
             Ignored.
 
@@ -50,10 +51,10 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         Raises
         ------
         InvalidInputError
-            If ``X`` is no in-memory dense AnnData, a parameter cannot be used, or no marker is
-            left to transform.
+            If ``X`` is not a dense AnnData in memory, a parameter is invalid, or there is no
+            marker to transform.
         MissingKeyError
-            If ``markers`` is None and ``X.var`` has no column ``kind``, or ``T`` is None and
+            If ``markers`` is None and ``X.var`` has no column ``kind``, or if ``T`` is None and
             there is no column ``range``.
         MarkerMismatchError
             If a given marker is not in the data.
@@ -67,17 +68,17 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         return self
 
     def transform(self, X: AnnData) -> AnnData:
-        """Put the fitted markers on their scale.
+        """Transform the fitted markers to their scales.
 
         Parameters
         ----------
         X : AnnData
-            Cells with raw linear (or compensated) values; left as they are.
+            Cells with raw linear (or compensated) values; not changed.
 
         Returns
         -------
         AnnData
-            A copy with new float32 values in ``X``, ``layers["raw"]`` (what ``X`` held, unless
+            A copy with new float32 values in ``X``, the former ``X`` in ``layers["raw"]`` (unless
             that layer exists) and the scales in ``var["transform"]``.
 
         Raises
@@ -85,7 +86,7 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         NotFittedError
             If called before ``fit``.
         InvalidInputError
-            If ``X`` is no in-memory dense AnnData, or has NaN or infinite values in a marker.
+            If ``X`` is not a dense AnnData in memory, or has NaN or infinite values in a marker.
         MarkerMismatchError
             If a fitted marker is not in the data.
         ProcessingStateError
@@ -99,13 +100,13 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         return _state.processed_copy(X, list(recorded), values, transforms=recorded)
 
     def inverse_transform(self, X: AnnData) -> AnnData:
-        """Bring the fitted markers back to linear values, exact to float32.
+        """Transform the fitted markers back to linear values, with the precision of float32.
 
         Parameters
         ----------
         X : AnnData
-            Cells that this transformer, or one with the same scales, has transformed; left as
-            they are.
+            Cells that this transformer, or one with the same scales, has transformed; not
+            changed.
 
         Returns
         -------
@@ -117,11 +118,11 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         NotFittedError
             If called before ``fit``.
         InvalidInputError
-            If ``X`` is no in-memory dense AnnData, or has NaN or infinite values in a marker.
+            If ``X`` is not a dense AnnData in memory, or has NaN or infinite values in a marker.
         MarkerMismatchError
             If a fitted marker is not in the data.
         ProcessingStateError
-            If a marker is recorded with another scale than the fitted one.
+            If the recorded scale of a marker is not the fitted one.
         """
         values = self._read(X)
         recorded = _state.recorded_transforms(X)
@@ -132,7 +133,7 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         }
         if different:
             raise ProcessingStateError(
-                f"The data record other transforms than the fitted ones: {different}; expected "
+                f"The recorded transforms are not the fitted ones: {different}; expected "
                 f"{ {m: str(self.transforms_[m]) for m in different} }. Invert with the "
                 "transformer that was applied."
             )
@@ -143,7 +144,7 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         return _state.processed_copy(X, markers, values, transforms=none)
 
     def _read(self, adata: AnnData) -> np.ndarray:
-        """Values of the fitted markers, once they and the state are checked."""
+        """Values of the fitted markers, after checks of the data and the fit."""
         if not hasattr(self, "transforms_"):
             name = type(self).__name__
             raise NotFittedError(f"This {name} is not fitted yet. Call fit or fit_transform first.")
@@ -177,12 +178,12 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
 
 
 class ArcsinhTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: ignore[call-arg]
-    """Arcsinh scale ``arcsinh(x / cofactor)`` per marker, on AnnData.
+    """Transform markers of an AnnData to arcsinh scales, ``arcsinh(x / cofactor)``.
 
     Parameters
     ----------
     cofactor : float or dict of str to float, default 150
-        In raw units, positive; one for all markers, or one per marker. 150 is usual for
+        In raw units, positive: one for all markers, or one per marker. 150 is usual for
         fluorescence, 5 for mass cytometry.
     markers : list of str, optional
         Markers (``var_names``) to transform. Default: kind ``fluorescence`` or ``mass``.
@@ -223,17 +224,17 @@ class ArcsinhTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: 
 
 
 class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: ignore[call-arg]
-    """Logicle scale per marker, on AnnData: 0 to 1 over the positive range as in Gating-ML 2.0.
+    """Transform markers of an AnnData to logicle scales of Gating-ML 2.0: 1 at raw value ``T``.
 
     Parameters
     ----------
     T : float, optional
-        Top of the raw scale. Default: each marker's ``var["range"]`` ($PnR) at ``fit``.
+        Top of the raw scale. Default: ``var["range"]`` ($PnR) of each marker in ``fit``.
     W : float, dict of str to float, or "fit", default 0.5
-        Decades of the linear region. ``"fit"``: per marker from the training cells,
-        ``(M - log10(T / |r|)) / 2`` with r the 5th percentile of the negative values, limited to
-        what ``M`` and ``A`` allow; the narrowest region where no value is negative. Fixed at
-        ``fit``, never estimated anew for other samples.
+        Decades of the linear region. ``"fit"`` computes it for each marker from the training cells:
+        ``(M - log10(T / |r|)) / 2``, where r is the 5th percentile of the negative values, within
+        the limits of ``M`` and ``A``. A marker without negative values gets the narrowest region.
+        The width is not estimated again for other samples.
     M : float, default 4.5
         Decades of the whole scale.
     A : float, default 0
@@ -248,8 +249,8 @@ class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: 
 
     References
     ----------
-    Parks, Roederer, Moore, Cytometry A 69A, 541-551 (2006): the choice of W. Moore, Parks,
-    Cytometry A 81A, 273-277 (2012): the scale.
+    The choice of W: Parks, Roederer, Moore, Cytometry A 69A, 541-551 (2006). The scale: Moore,
+    Parks, Cytometry A 81A, 273-277 (2012).
 
     Examples
     --------
@@ -284,7 +285,7 @@ class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: 
         if isinstance(self.W, str):
             if self.W != "fit":
                 raise InvalidInputError(f'W={self.W!r}; expected a number, a dict or "fit".')
-            # Checks T, M and A before they are used.
+            # This checks T, M and A before they are used.
             limits = [Logicle(T=t, W=max(0.0, -self.A), M=self.M, A=self.A) for t in tops]
             values = _state.read_values(adata, markers)
             widths = [_fitted_width(x, s) for x, s in zip(values.T, limits, strict=True)]
@@ -295,12 +296,12 @@ class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: 
 
 
 class LinearTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: ignore[call-arg]
-    """Linear scale ``x / T`` per marker, on AnnData: for scatter.
+    """Transform markers of an AnnData to linear scales, ``x / T``; for scatter.
 
     Parameters
     ----------
     T : float, optional
-        Top of the raw scale. Default: each marker's ``var["range"]`` ($PnR) at ``fit``.
+        Top of the raw scale. Default: ``var["range"]`` ($PnR) of each marker in ``fit``.
     markers : list of str, optional
         Markers (``var_names``) to transform. Default: kind ``scatter``.
 
@@ -343,15 +344,17 @@ def _refuse_transformed(adata: AnnData, markers: list[str]) -> None:
         )
 
 
-def _named(marker: str, apply: Any, column: np.ndarray) -> np.ndarray:
+def _named(
+    marker: str, apply: Callable[[np.ndarray], np.ndarray], column: np.ndarray
+) -> np.ndarray:
     try:
         return apply(column)
     except InvalidInputError as error:
         raise InvalidInputError(f"Marker {marker}: {error}") from error
 
 
-def _per_marker(name: str, value: Any, markers: list[str]) -> list[float]:
-    """Value of each marker from one for all or a dict that names exactly the markers."""
+def _per_marker(name: str, value: float | Mapping[str, float], markers: list[str]) -> list[float]:
+    """Value of each marker, from one value for all or a dict with exactly these markers."""
     if not isinstance(value, Mapping):
         return [value] * len(markers)
     missing, unknown = sorted(set(markers) - set(value)), sorted(set(value) - set(markers))
@@ -364,7 +367,7 @@ def _per_marker(name: str, value: Any, markers: list[str]) -> list[float]:
 
 
 def _tops(adata: AnnData, T: float | None, markers: list[str]) -> list[float]:
-    """Top of the raw scale of each marker, given or from ``var["range"]``."""
+    """Top of the raw scale of each marker: the given one, or ``var["range"]``."""
     if T is not None:
         if not isinstance(T, Real):
             raise InvalidInputError(f"T={T!r}; expected a number or None.")
@@ -385,7 +388,7 @@ def _tops(adata: AnnData, T: float | None, markers: list[str]) -> list[float]:
 
 
 def _fitted_width(x: np.ndarray, scale: Logicle) -> float:
-    """Width of the linear region that takes in the negative values (Parks et al. 2006)."""
+    """Width of the linear region that covers the negative values (Parks et al. 2006)."""
     narrowest, widest = scale.W, (scale.M - max(scale.A, 0.0)) / 2
     negative = x[x < 0]
     if len(negative) == 0:

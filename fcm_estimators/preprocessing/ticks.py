@@ -1,4 +1,4 @@
-"""Raw values on axes of transformed ones: what pictures and reports draw with."""
+"""Ticks with raw values on axes of transformed values, for pictures and reports."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import numpy as np
 from anndata import AnnData
 
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.preprocessing._scales import Linear, Scale, parse_transform
+from fcm_estimators.preprocessing.scales import Linear, Scale, parse_transform
 
 _DECADES = np.array([0.0, *(sign * 10.0**k for k in range(2, 7) for sign in (-1, 1))])
 
 
 def marker_column(adata: AnnData, marker: str) -> int:
-    """Position of a marker; InvalidInputError with those present."""
+    """Position of a marker; InvalidInputError, listing the markers, if it is missing."""
     if marker not in adata.var_names:
         raise InvalidInputError(
-            f"marker {marker!r} was not found; there is {', '.join(map(str, adata.var_names))}."
+            f"marker {marker!r} was not found; available: {', '.join(map(str, adata.var_names))}."
         )
     return int(adata.var_names.get_loc(marker))
 
 
 def recorded_scale(adata: AnnData, marker: str) -> Scale | None:
-    """Scale that a marker's values are on; None where they are raw or nothing is recorded."""
+    """Scale of a marker's values; None if they are raw or nothing is recorded."""
     if "transform" not in adata.var:
         return None
     text = str(adata.var["transform"].iloc[marker_column(adata, marker)])
@@ -29,7 +29,7 @@ def recorded_scale(adata: AnnData, marker: str) -> Scale | None:
 
 
 def decades(scale: Scale, low: float, high: float) -> list[tuple[float, float]]:
-    """Places and raw values of ticks at powers of ten; none on a linear scale."""
+    """Positions on the scale and raw values of ticks at powers of ten; none if it is linear."""
     if isinstance(scale, Linear):
         return []
     places = scale.transform(_DECADES)
@@ -38,7 +38,7 @@ def decades(scale: Scale, low: float, high: float) -> list[tuple[float, float]]:
 
 
 def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[float, float]]:
-    """Ticks at least this far apart; zero first, then the largest values."""
+    """Keep ticks at least this far apart; prefer zero, then large absolute values."""
     kept: list[tuple[float, float]] = []
     for i in np.lexsort([raw < 0, -np.abs(raw), raw != 0]):
         if all(abs(places[i] - place) >= least for place, _ in kept):
@@ -47,9 +47,9 @@ def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[floa
 
 
 def short(raw: float, power: str = "$10^{{{}}}$") -> str:
-    """Write a raw value as cytometry software does: 0, 10^k, or k for thousands.
+    """Format a raw value as cytometry software does: 0, 10^k, or k for thousands.
 
-    ``power`` is how a power of ten is written, for an exponent.
+    ``power`` is the format of a power of ten; its argument is the exponent.
     """
     size = abs(raw)
     sign = "−" if raw < 0 else ""

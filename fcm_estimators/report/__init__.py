@@ -1,7 +1,7 @@
-"""A report of one annotated sample as a single HTML page that needs no network.
+"""Reports of annotated samples as HTML pages that need no network.
 
-:func:`write_report` writes it, :func:`report_files` those of many files; on the command line
-``fcm report sample.h5ad -o report.html``.
+:func:`write_report` writes the page of one sample, :func:`report_files` the pages of many files. On
+the command line: ``fcm report sample.h5ad -o report.html``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Columns of the interactive picture: what each cell's place and colour can be.
+"""Columns of the interactive picture, by which cells can be placed or coloured.
 
-Numbers travel as 16-bit and categories as 8-bit integers in base64.
+The page stores numbers as 16-bit and categories as 8-bit integers in base64.
 """
 
 from __future__ import annotations
@@ -12,25 +12,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._cells.keys import NOT_ANALYSED
+from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
 from fcm_estimators.report._sample import Annotated
 from fcm_estimators.report._tables import received_attention
 
-# Base64 characters of all columns together; the rest of the page takes about 6 million.
+# Base64 characters of all columns together. The rest of the page has about 6 million.
 _BUDGET = 8_000_000
 _CHARACTERS_PER_BYTE = 4 / 3
 _MISSING = 65_535
 _MOST_CATEGORIES = 255
 _RAW_POINTS = 400
-# Drawn in grey, as what estimators call "other" or "none" is.
+# Colour of cells that were not analysed.
 _FAINT = "#dfe3e8"
+# Drawn in grey, like the classes "other" and "none" of estimators.
 _NO_POPULATION = ("outside", "not flagged", "unlabelled")
 
 
 def chosen_cells(
     sample: Annotated, found: list[tuple[str, str, Any]], max_cells: int
 ) -> np.ndarray:
-    """Cells to draw: all, or every positive one (up to half) and a random part of the others."""
+    """Rows of the cells to draw.
+
+    All cells, if they fit; else the positive cells (up to half of the room) and a random part of
+    the others.
+    """
     n_cells = sample.adata.n_obs
     n_bytes = sum(1 if isinstance(values, pd.Series) else 2 for _, _, values in found)
     room = min(max_cells, int(_BUDGET / (_CHARACTERS_PER_BYTE * max(n_bytes, 1))))
@@ -46,8 +51,8 @@ def chosen_cells(
     return np.flatnonzero(kept)
 
 
-def telling_markers(sample: Annotated) -> list[str]:
-    """Markers by how much of their variance lies between the classes, most first."""
+def separating_markers(sample: Annotated) -> list[str]:
+    """Markers, sorted by the share of their variance between the classes, largest first."""
     names = sample.markers or [str(v) for v in sample.adata.var_names]
     if not sample.has_classes:
         return names
@@ -64,7 +69,7 @@ def telling_markers(sample: Annotated) -> list[str]:
 
 
 def columns(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
-    """Group, name and values of everything that a cell can be placed or coloured by."""
+    """Yield group, name and values of each column by which cells can be placed or coloured."""
     adata = sample.adata
     for key in adata.obsm:
         values = adata.obsm[key]
@@ -79,7 +84,7 @@ def columns(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
             text = expert.map(lambda v: "unlabelled" if v is None else str(v))
             yield "Cells", "expert's label", text.astype("category")
         positive = sample.positive_class
-        proba = adata.obsm.get(f"{sample.keys.classes}_proba")
+        proba = adata.obsm.get(sample.keys.classes.probabilities)
         if proba is not None:
             shares = pd.DataFrame(proba)
             if positive in shares:
@@ -98,23 +103,27 @@ def columns(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
             yield "Gates", f"{name} {gate}", pd.Series(inside).astype("category")
     for flag in sample.quality:
         flagged = np.where(adata.obs[flag].to_numpy(dtype=bool), "flagged", "not flagged")
-        yield "Quality", flag.removeprefix("qc_"), pd.Series(flagged).astype("category")
-    first = sample.markers
-    for marker in [*first, *(str(v) for v in adata.var_names if str(v) not in first)]:
+        yield (
+            "Quality",
+            flag.removeprefix(QualityKeys().flag("")),
+            pd.Series(flagged).astype("category"),
+        )
+    of_model = sample.markers
+    for marker in [*of_model, *(str(v) for v in adata.var_names if str(v) not in of_model)]:
         yield "Markers", marker, sample.values(marker)
 
 
 def _explanations(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
     obs, keys = sample.adata.obs, sample.keys
     for key, name in (
-        (f"{keys.attention}_head", "head that looks most"),
-        (f"{keys.gradient}_marker", "marker with the strongest gradient"),
+        (keys.attention.head, "head that looks most"),
+        (keys.gradient.marker, "marker with the strongest gradient"),
     ):
         if key in obs:
             values = obs[key].astype(object).where(obs[key].notna(), NOT_ANALYSED)
             yield "Explanations", name, values.astype(str).astype("category")
-    if f"{keys.gradient}_norm" in obs:
-        yield "Explanations", "length of the gradient", obs[f"{keys.gradient}_norm"].to_numpy()
+    if keys.gradient.norm in obs:
+        yield "Explanations", "length of the gradient", obs[keys.gradient.norm].to_numpy()
     attention = received_attention(sample)
     if attention is None:
         return
@@ -123,7 +132,7 @@ def _explanations(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
 
 
 def packed(group: str, name: str, values: Any, rows: np.ndarray) -> dict[str, Any]:
-    """One column of the drawn cells as the page reads it; ``counts`` are of all cells."""
+    """Encode one column of the drawn cells for the page; ``counts`` count all cells."""
     if isinstance(values, pd.Series):
         return {"group": group, "name": name, **_categories(values, rows)}
     numbers = np.asarray(values, dtype=np.float64)[rows]
@@ -146,7 +155,7 @@ def packed(group: str, name: str, values: Any, rows: np.ndarray) -> dict[str, An
 def _categories(values: pd.Series, rows: np.ndarray) -> dict[str, Any]:
     from matplotlib.colors import to_hex
 
-    from explainers.plotting._style import GREY, colours
+    from explainers.plotting.style import GREY, colours
 
     values = values.astype("category").cat.remove_unused_categories()
     rare = values.value_counts().index[_MOST_CATEGORIES - 1 :]
@@ -167,18 +176,18 @@ def _categories(values: pd.Series, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _encoded(values: np.ndarray, dtype: str) -> str:
-    # A category of -1 becomes the largest number, which no category has.
+    # The code -1 of a missing category becomes 255, which is not the code of a category.
     return base64.b64encode(values.astype(np.int64).astype(dtype).tobytes()).decode("ascii")
 
 
 def axis_of(sample: Annotated, marker: str, low: float, high: float) -> dict[str, Any]:
-    """Ticks in raw units, and a table from which the page reads raw values.
+    """Ticks in raw units, and a table from which the page converts values to raw units.
 
     Returns
     -------
     dict
-        ``ticks``: places and labels; ``raw``: scaled and raw values at evenly spaced places.
-        Empty for values that are raw.
+        ``ticks``: positions and labels. ``raw``: scaled values at equal distances, and their raw
+        values. Empty if the values are raw or the scale is not recorded.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -189,16 +198,16 @@ def axis_of(sample: Annotated, marker: str, low: float, high: float) -> dict[str
     scale = recorded_scale(sample.adata, marker)
     if scale is None or not low < high:
         return {}
-    places = np.linspace(low, high, _RAW_POINTS)
-    raw = scale.inverse(places)
+    scaled = np.linspace(low, high, _RAW_POINTS)
+    raw = scale.inverse(scaled)
     ticks = decades(scale, low, high)
     if len(ticks) < 2:
         wanted = np.asarray(MaxNLocator(5).tick_values(raw[0], raw[-1]))
         ticks = list(zip(scale.transform(wanted).tolist(), wanted.tolist(), strict=True))
     return {
         "ticks": [
-            [place for place, _ in ticks],
+            [position for position, _ in ticks],
             [short(value, "10<sup>{}</sup>") for _, value in ticks],
         ],
-        "raw": [places.round(6).tolist(), [float(f"{v:.5g}") for v in raw]],
+        "raw": [scaled.round(6).tolist(), [float(f"{v:.5g}") for v in raw]],
     }

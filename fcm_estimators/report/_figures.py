@@ -15,6 +15,7 @@ from fcm_estimators.report._cells import axis_of
 from fcm_estimators.report._sample import Annotated
 
 _BINS = 150
+_FONT = {"family": "system-ui, sans-serif", "size": 13}
 # Colour and dash of outlines.
 _LINES = {
     "predicted": ("#D55E00", "solid"),
@@ -29,12 +30,9 @@ def line_of(name: str) -> dict[str, str]:
     return {"colour": colour, "dash": dash}
 
 
-_FONT = {"family": "system-ui, sans-serif", "size": 13}
-
-
 def planes(sample: Annotated) -> list[dict[str, Any]]:
-    """Gates with a polygon: name, parent, markers and outlines in the units of ``X``."""
-    predicted = _tree(sample, sample.keys.gates)
+    """Name, parent, markers and outlines, in the units of ``X``, of each polygon gate."""
+    predicted = _tree(sample, sample.keys.gates.record)
     drawn = _tree(sample, sample.keys.expert_gates)
     tree = predicted or drawn
     found = []
@@ -63,16 +61,16 @@ def _tree(sample: Annotated, key: str) -> GatingTree | None:
         return None
     try:
         entry = sample.adata.uns[key]
-        # A model without sample_key has a name of its own for its one sample.
+        # Without sample_key, a model gives its only sample another name.
         named = {str(name) for name in entry.get("gates", entry)["sample"]}
         name = sample.name if len(named) > 1 else named.pop()
         return GatingTree.from_adata(sample.adata, key=key, sample=name)
     except (FcmError, KeyError, TypeError, IndexError, AttributeError):
-        return None  # something else of that name
+        return None  # the key holds something else
 
 
 def _outline(sample: Annotated, gate: Any, name: str) -> dict[str, np.ndarray]:
-    """Outline in the units of the data; nothing where these are in another state than the gate."""
+    """Outline in the units of the data; empty if gate and data differ in preprocessing."""
     from fcm_estimators.gating.pictures import outline_in_data
 
     try:
@@ -84,27 +82,27 @@ def _outline(sample: Annotated, gate: Any, name: str) -> dict[str, np.ndarray]:
 def _expert_outline(
     sample: Annotated, gate: PolygonGate, drawn: GatingTree | None
 ) -> dict[str, np.ndarray]:
-    """The expert's polygon, or a hull of the expert's cells, or nothing."""
+    """Polygon of the expert, else a hull of the expert's cells, else empty."""
     if drawn is not None and gate.name in drawn.gates:
-        theirs = drawn[gate.name]
-        if isinstance(theirs, PolygonGate) and theirs.markers == gate.markers:
-            found = _outline(sample, theirs, "expert")
+        of_expert = drawn[gate.name]
+        if isinstance(of_expert, PolygonGate) and of_expert.markers == gate.markers:
+            found = _outline(sample, of_expert, "expert")
             if found:
                 return found
-    member = sample.expert_membership
-    if member is None or gate.name not in member:
+    membership = sample.expert_membership
+    if membership is None or gate.name not in membership:
         return {}
     try:
         hull = GatingTree.from_labels(
-            sample.adata, member, {gate.name: ("", gate.x, gate.y)}, trim=3.0
+            sample.adata, membership, {gate.name: ("", gate.x, gate.y)}, trim=3.0
         )[gate.name]
     except FcmError:
-        return {}  # hardly any cells inside
+        return {}  # too few cells inside
     return _outline(sample, hull, "hull of the expert's cells")
 
 
 def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
-    """Density of the parent's cells, and the outlines, as a Plotly figure."""
+    """Plotly figure of the density of the parent's cells, with the outlines."""
     import plotly.graph_objects as go
 
     from fcm_estimators.gating.pictures import picture_limits
@@ -172,7 +170,7 @@ def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
                 }
             }
         )
-    return json.loads(figure.to_json())
+    return _as_dict(figure)
 
 
 def _title(plane: Mapping[str, Any], n_cells: int) -> str:
@@ -247,9 +245,14 @@ def _heatmap(figure: Any, title: str, n_rows: int) -> dict[str, Any]:
     )
     figure.update_yaxes(autorange="reversed", ticks="")
     figure.update_xaxes(ticks="")
-    return json.loads(figure.to_json())
+    return _as_dict(figure)
+
+
+def _as_dict(figure: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(figure.to_json())
+    return found
 
 
 def _escaped(text: Any) -> str:
-    """Plotly reads some HTML in text; names are to be shown as they are."""
+    """Escape HTML, which Plotly would interpret in names."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""One annotated sample, and where in its AnnData the report finds things."""
+"""One annotated sample, and the keys under which its results are stored."""
 
 from __future__ import annotations
 
@@ -11,33 +11,40 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._cells import keys as _keys
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.keys import (
+    NOT_ANALYSED,
+    AttentionKeys,
+    ClassKeys,
+    GateKeys,
+    GradientKeys,
+    QualityKeys,
+)
 from fcm_estimators.quality import CHECKS
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Names under which estimators and explainers wrote their results."""
+    """Keys under which estimators and explainers wrote their results."""
 
-    classes: str
-    gates: str
+    classes: ClassKeys
+    gates: GateKeys
     expert_gates: str
-    gradient: str
-    attention: str
+    gradient: GradientKeys
+    attention: AttentionKeys
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """Cells of one sample with what was written about them.
+    """Cells of one sample with their annotation.
 
     Attributes
     ----------
     adata : AnnData
-        In memory, one sample.
+        One sample, in memory.
     name : str
-        The sample's.
+        Name of the sample.
     keys : Keys
     """
 
@@ -47,28 +54,28 @@ class Annotated:
 
     @property
     def has_classes(self) -> bool:
-        """Whether a classifier annotated it."""
-        return self.keys.classes in self.adata.obs
+        """Whether a classifier annotated the sample."""
+        return self.keys.classes.label in self.adata.obs
 
     @property
     def has_gates(self) -> bool:
-        """Whether a gating model annotated it."""
-        return self.keys.gates in self.adata.uns
+        """Whether a gating model annotated the sample."""
+        return self.keys.gates.record in self.adata.uns
 
     def record(self, key: str) -> dict[str, Any]:
-        """Run record, empty where there is none."""
+        """Run record under a key; empty if there is none."""
         found = self.adata.uns.get(key, {})
         if not isinstance(found, Mapping):
             raise InvalidInputError(
-                f"uns[{key!r}] holds {type(found).__name__} and no run record; the file was "
-                "changed after it was annotated. Annotate it again."
+                f"uns[{key!r}] holds a {type(found).__name__} instead of a run record; the file "
+                "was changed after it was annotated. Annotate it again."
             )
         return dict(found)
 
     @property
     def run(self) -> dict[str, Any]:
         """Run record of the classifier, else of the gating model."""
-        return self.record(self.keys.classes if self.has_classes else self.keys.gates)
+        return self.record(self.keys.classes.record if self.has_classes else self.keys.gates.record)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -78,20 +85,21 @@ class Annotated:
     @property
     def predicted(self) -> pd.Series:
         """Class of each cell, as Categorical of text."""
-        values = self.adata.obs[self.keys.classes]
+        values = self.adata.obs[self.keys.classes.label]
         if not isinstance(values.dtype, pd.CategoricalDtype):
             values = values.astype(str).astype("category")
-        return values.cat.rename_categories(str)
+        renamed: pd.Series = values.cat.rename_categories(str)
+        return renamed
 
     @property
     def analysed(self) -> np.ndarray:
-        """Cells that the model read."""
+        """Cells that the model analysed, bool of shape (n_cells,)."""
         if self.has_classes:
-            return (self.predicted != _keys.NOT_ANALYSED).to_numpy(dtype=bool)
-        member = self.adata.obsm.get(f"{self.keys.gates}_membership")
-        if member is None:
+            return (self.predicted != NOT_ANALYSED).to_numpy(dtype=bool)
+        membership = self.adata.obsm.get(self.keys.gates.membership)
+        if membership is None:
             return np.ones(self.adata.n_obs, dtype=bool)
-        return ~pd.DataFrame(member).isna().any(axis=1).to_numpy()
+        return ~pd.DataFrame(membership).isna().any(axis=1).to_numpy()
 
     @property
     def positive_class(self) -> str | None:
@@ -101,16 +109,16 @@ class Annotated:
 
     @property
     def expert_labels(self) -> pd.Series | None:
-        """Labels that the model was trained on, where these data have them."""
+        """Labels under the key on which the model was trained, if the data have them."""
         key = self.params.get("label_key")
         if not self.has_classes or not isinstance(key, str) or key not in self.adata.obs:
             return None
-        values = self.adata.obs[key]
+        values: pd.Series = self.adata.obs[key]
         return values.astype(object).where(values.notna(), None)
 
     @property
     def markers(self) -> list[str]:
-        """Markers of the model that the data have."""
+        """Markers that both the model and the data have."""
         names = [str(m) for m in self.run.get("markers", [])]
         aliases = self.params.get("marker_aliases") or {}
         present = {str(aliases.get(v, v)): str(v) for v in self.adata.var_names}
@@ -119,7 +127,7 @@ class Annotated:
     @property
     def quality(self) -> list[str]:
         """Columns of quality flags."""
-        return [c for c in (f"qc_{check}" for check in CHECKS) if c in self.adata.obs]
+        return [c for c in map(QualityKeys().flag, CHECKS) if c in self.adata.obs]
 
     def values(self, marker: str) -> np.ndarray:
         """Values of a marker, float64 of shape (n_cells,)."""
@@ -128,7 +136,7 @@ class Annotated:
         return np.asarray(dense, dtype=np.float64).ravel()
 
     def membership(self, key: str) -> pd.DataFrame | None:
-        """Cells inside gates, missing counted as outside."""
+        """Cells inside each gate; cells with missing values count as outside."""
         table = self.adata.obsm.get(key)
         if table is None or not hasattr(table, "columns"):
             return None
@@ -138,7 +146,7 @@ class Annotated:
     @property
     def predicted_membership(self) -> pd.DataFrame | None:
         """Cells inside the predicted gates."""
-        return self.membership(f"{self.keys.gates}_membership")
+        return self.membership(self.keys.gates.membership)
 
     @property
     def expert_membership(self) -> pd.DataFrame | None:
@@ -147,7 +155,7 @@ class Annotated:
 
 
 def json_table(text: Any, name: str) -> dict[str, Any]:
-    """What a run record holds as JSON; InvalidInputError for anything else."""
+    """Parse a table that a run record holds as JSON; raise InvalidInputError if it is not one."""
     try:
         found = json.loads(str(text))
     except (ValueError, RecursionError) as error:
@@ -157,52 +165,53 @@ def json_table(text: Any, name: str) -> dict[str, Any]:
         ) from error
     if not isinstance(found, dict):
         raise InvalidInputError(
-            f"The run record's {name!r} holds {type(found).__name__} and no table. Annotate again."
+            f"The run record's {name!r} holds a {type(found).__name__}, no table. Annotate again."
         )
     return found
 
 
 def samples_in(
-    adata: AnnData, key: str = "reluformer", gates_key: str = "predicted_gates"
+    adata: AnnData, key: str = ClassKeys.key, gates_key: str = GateKeys.key
 ) -> list[str]:
-    """Names of the samples that a model annotated, by first appearance."""
-    return list(dict.fromkeys(_names(adata, key, gates_key)))
+    """Names of the samples that a model annotated, in order of first appearance."""
+    return list(dict.fromkeys(_names(adata, ClassKeys(key), GateKeys(gates_key))))
 
 
-def _names(adata: AnnData, key: str, gates_key: str) -> np.ndarray:
+def _names(adata: AnnData, classes: ClassKeys, gates: GateKeys) -> np.ndarray:
     """Sample of each cell, as text.
 
     Raises
     ------
     InvalidInputError, MissingKeyError
-        Not an AnnData; nothing that a model wrote.
+        ``adata`` is not an AnnData, or a model has not annotated it.
     """
     if not isinstance(adata, AnnData):
         raise InvalidInputError(
             f"A report needs an AnnData, got {type(adata).__name__}. Read the file first: "
             "fcm_estimators.cohort.read_file(path)."
         )
-    if key not in adata.obs and gates_key not in adata.uns:
+    if classes.label not in adata.obs and gates.record not in adata.uns:
         raise MissingKeyError(
-            f"Neither obs[{key!r}] nor uns[{gates_key!r}] was found: there is nothing to report. "
-            "Annotate the sample first: model.annotate(adata), or fcm annotate."
+            f"Neither obs[{classes.label!r}] nor uns[{gates.record!r}] was found, so there is "
+            "nothing to report. Annotate the sample first: model.annotate(adata), or fcm annotate."
         )
-    run = adata.uns.get(key if key in adata.obs else gates_key, {})
+    run = adata.uns.get(classes.record if classes.label in adata.obs else gates.record, {})
     column = str(run.get("sample_key", "sample")) if hasattr(run, "get") else "sample"
     if column in adata.obs:
-        return adata.obs[column].astype(str).to_numpy()
+        return np.asarray(adata.obs[column].astype(str))
     return np.full(adata.n_obs, "all")
 
 
 def one_sample(adata: AnnData, sample: str | None, keys: Keys) -> Annotated:
-    """Cells of one sample in memory; ``adata`` is left as it is.
+    """Copy the cells of one sample into memory; ``adata`` is not changed.
 
     Raises
     ------
     InvalidInputError
-        Not an AnnData, no cells, or several samples and none chosen.
+        ``adata`` is not an AnnData or has no cells, or there are several samples and none is
+        chosen.
     MissingKeyError
-        No such sample, or nothing that a model wrote.
+        The sample is not there, or a model has not annotated it.
     """
     names = _names(adata, keys.classes, keys.gates)
     present = list(dict.fromkeys(names))

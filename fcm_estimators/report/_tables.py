@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._cells import keys as _keys
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
+from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
 from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
 from fcm_estimators.quality import flag_quality, quality_table
 from fcm_estimators.report._sample import Annotated, json_table
 
 _CHECKS = {
-    "time": "unsteady acquisition (gaps, drift, clock running back)",
+    "time": "unsteady acquisition (gaps, drift, or time that runs backwards)",
     "margin": "at the end of a detector's range",
     "doublet": "doublet by forward scatter",
     "dead": "stained as dead",
-    "any": "at least one of them",
+    "any": "at least one of these flags",
 }
 
 
@@ -37,7 +37,7 @@ class Table:
 
 
 def percent(value: float) -> str:
-    """A fraction as people read it; not so many digits that they pretend."""
+    """A fraction in percent, with three digits; "not known" for NaN."""
     return "not known" if np.isnan(value) else f"{100 * value:.3g} %"
 
 
@@ -46,12 +46,12 @@ def residual_disease(
     denominator: str | None,
     limit_of_blank: float | None,
 ) -> dict[str, str] | None:
-    """Entries of the MRD table, or None without a positive class.
+    """Entries of the table of residual disease; None without a positive class.
 
     Raises
     ------
     MissingKeyError
-        No gate of the name ``denominator``.
+        ``denominator`` is not the name of a gate.
     """
     positive = sample.positive_class
     if positive is None:
@@ -66,7 +66,7 @@ def residual_disease(
             known = list(dict.fromkeys(str(c) for t in tables for c in t))
             raise MissingKeyError(
                 f"denominator={denominator!r} is not among the gates {listed(known)}. Name one of "
-                "them, or none for all analysed cells."
+                "them, or leave it out to use all analysed cells."
             )
         inside, name = found[0].to_numpy(), denominator
     called = (sample.predicted == positive).to_numpy()
@@ -95,7 +95,7 @@ def residual_disease(
 
 
 def class_counts(sample: Annotated) -> Table | None:
-    """Cells per class, with those flagged and the expert's counts where there are labels."""
+    """Cells and flagged cells per class, with the expert's counts and F1 if there are labels."""
     if not sample.has_classes:
         return None
     predicted, n_analysed = sample.predicted, int(sample.analysed.sum())
@@ -109,7 +109,7 @@ def class_counts(sample: Annotated) -> Table | None:
     for name in predicted.cat.categories:
         inside = (predicted == name).to_numpy()
         row = [name, f"{inside.sum():,}"]
-        if name == _keys.NOT_ANALYSED or not n_analysed:
+        if name == NOT_ANALYSED or not n_analysed:
             row.append("")
         else:
             row.append(percent(inside.sum() / n_analysed))
@@ -122,7 +122,7 @@ def class_counts(sample: Annotated) -> Table | None:
     note = ""
     if expert is not None:
         note = (
-            "The expert's labels are in the file. If the model was trained on them, the F1 says "
+            "The file contains the expert's labels. If the model was trained on them, the F1 says "
             "nothing about other samples."
         )
     return Table("classes", "Cells by class", columns, rows, note)
@@ -136,19 +136,18 @@ def _scores(sample: Annotated, expert: pd.Series) -> dict[str, str]:
 
 
 def quality(sample: Annotated) -> Table:
-    """Flags of quality control; judged now where the file has none."""
+    """Flags of quality control; if the file has none, they are computed now."""
     adata = sample.adata
     if not sample.quality:
-        light = adata.copy()
+        adata = adata.copy()
         try:
-            flag_quality(light, sample_key=None)
+            flag_quality(adata, sample_key=None)
         except FcmError as error:
             return Table("quality", "Quality control", [], [], f"Not judged: {error}")
-        adata = light
     row = quality_table(adata, sample_key=None).iloc[0]
     rows = []
     for check, meaning in _CHECKS.items():
-        count = row[f"n_qc_{check}"]
+        count = row[f"n_{QualityKeys().flag(check)}"]
         known = not pd.isna(count)
         share = percent(int(count) / adata.n_obs) if known else ""
         rows.append([check, meaning, f"{count:,}" if known else "could not be judged", share])
@@ -157,12 +156,12 @@ def quality(sample: Annotated) -> Table:
         "Quality control",
         ["flag", "meaning", "cells", "share"],
         rows,
-        "Flagged cells are counted and classified like all others; none is removed.",
+        "Flagged cells are counted and classified like all other cells; none are removed.",
     )
 
 
 def distances(sample: Annotated) -> Table | None:
-    """How far the sample is from training, marker by marker."""
+    """Distance of the sample from the training samples, per marker."""
     found = sample.run.get("distance")
     if found is None:
         return None
@@ -188,7 +187,7 @@ def distances(sample: Annotated) -> Table | None:
         "from each other. Predictions may be wrong: look at the pictures below."
         if n_far
         else "No marker is farther from the training samples than these are from each other. "
-        "That is no proof that the predictions are right."
+        "This does not prove that the predictions are right."
     )
     return Table(
         "distance",
@@ -201,7 +200,7 @@ def distances(sample: Annotated) -> Table | None:
 
 
 def agreement(sample: Annotated) -> Table | None:
-    """Predicted gates against the expert's, where both are in the file."""
+    """Predicted gates against the expert's; without the expert's gates, only counts."""
     truth, predicted = sample.expert_membership, sample.predicted_membership
     if predicted is None:
         return None
@@ -227,33 +226,19 @@ def agreement(sample: Annotated) -> Table | None:
 
 
 def gradients(sample: Annotated) -> pd.DataFrame | None:
-    """Mean signed gradients per class and marker, as ``GradientExplainer.summary``."""
-    from explainers._maths.summary import summarise
+    """Mean signed gradients per class and marker, as :func:`explainers.gradient_summary`."""
+    from explainers import gradient_summary
 
-    key = sample.keys.gradient
-    if key not in sample.adata.layers or key not in sample.adata.uns:
+    keys = sample.keys.gradient
+    if keys.values not in sample.adata.layers or keys.record not in sample.adata.uns:
         return None
-    markers = [m for m in sample.markers if m in sample.adata.var_names]
-    values = np.asarray(sample.adata[:, markers].layers[key], dtype=np.float64)
-    if sample.has_classes:
-        labels = sample.predicted.astype(object).to_numpy()
-    else:
-        labels = np.full(sample.adata.n_obs, "all cells", dtype=object)
-    if not markers or np.isnan(values).any(1).all():
-        return None
-    return summarise(
-        values,
-        markers,
-        labels,
-        np.zeros(sample.adata.n_obs),
-        confidence=0.95,
-        n_bootstrap=200,
-        seed=0,
-    )
+    population = sample.keys.classes.label if sample.has_classes else None
+    table = gradient_summary(sample.adata, population, key=keys.key, n_bootstrap=200)
+    return None if table.empty else table
 
 
 def attention(sample: Annotated) -> pd.DataFrame | None:
-    """Received attention per class and head, mean over cells; 1 is uniform."""
+    """Mean received attention per class and head; 1 is uniform."""
     found = received_attention(sample)
     if found is None:
         return None
@@ -263,7 +248,7 @@ def attention(sample: Annotated) -> pd.DataFrame | None:
 
 
 def gradient_table(summary: pd.DataFrame, unit: str) -> Table:
-    """Gradients in words."""
+    """Gradients as a table of text."""
     rows = [
         [
             str(r["population"]),
@@ -281,35 +266,36 @@ def gradient_table(summary: pd.DataFrame, unit: str) -> Table:
         "Gradients as a table",
         columns,
         rows,
-        "The intervals resample the cells of this one sample; they know nothing of other patients.",
+        "The intervals come from resampling the cells of this one sample. Differences between "
+        "patients are not in them.",
     )
 
 
 def attention_table(received: pd.DataFrame) -> Table:
-    """Received attention in words."""
+    """Received attention as a table of text."""
     rows = [[str(i), *(f"{v:.3g}" for v in row)] for i, row in received.iterrows()]
     return Table(
         "attention",
         "Received attention as a table",
         ["class", *(str(c) for c in received)],
         rows,
-        "Mean over the cells of a class; 1 is what every cell would get if a head looked at all "
-        "cells alike.",
+        "Mean over the cells of a class. If a head looked at all cells equally, every cell would "
+        "receive 1.",
     )
 
 
 def received_attention(sample: Annotated) -> pd.DataFrame | None:
-    """Received attention of the explained layer."""
-    key = sample.keys.attention
-    layer = sample.record(key).get("layer")
-    table = sample.adata.obsm.get(f"{key}_layer{layer}")
+    """Received attention of each cell in the explained layer; a column per head."""
+    keys = sample.keys.attention
+    layer = sample.record(keys.record).get("net_layer", -1)
+    table = sample.adata.obsm.get(keys.received(layer))
     return None if table is None else pd.DataFrame(table)
 
 
 def model_cards(sample: Annotated) -> dict[str, dict[str, dict[str, str]]]:
-    """Cards of every model that annotated the sample."""
+    """Cards of the models that annotated the sample."""
     found: dict[str, Any] = {}
-    for key in (sample.keys.classes, sample.keys.gates):
+    for key in (sample.keys.classes.record, sample.keys.gates.record):
         text = sample.record(key).get("cards")
         if text is None:
             continue

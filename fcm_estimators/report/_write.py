@@ -1,4 +1,4 @@
-"""Write the page of one sample, or those of many files."""
+"""Write the page of one sample, or the pages of many files."""
 
 from __future__ import annotations
 
@@ -15,71 +15,80 @@ from anndata import AnnData
 
 from fcm_estimators._files import write_whole
 from fcm_estimators._version import __version__
-from fcm_estimators.cohort._executor import said
-from fcm_estimators.cohort._files import PathName, file_names, list_files, read_file
-from fcm_estimators.cohort._tasks import failed_row
+from fcm_estimators.cohort.executor import error_text
+from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
+from fcm_estimators.cohort.tasks import failed_row
 from fcm_estimators.exceptions import FcmError, InvalidInputError
+from fcm_estimators.keys import EXPERT_GATES, AttentionKeys, ClassKeys, GateKeys, GradientKeys
 from fcm_estimators.report import _cells, _figures, _tables
 from fcm_estimators.report._sample import Annotated, Keys, one_sample, samples_in
 
-_WITHHELD = "withheld (ask for identifiers to see it)"
-# Cells of a UMAP that is made for the report.
+_WITHHELD = "not shown (use identifiers to show it)"
+# Number of cells of a UMAP that is computed for the report.
 _EMBEDDED = 10_000
 
 
 def write_report(
     adata: AnnData,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     sample: str | None = None,
-    key: str = "reluformer",
-    gates_key: str = "predicted_gates",
-    expert_gates_key: str = "gates",
-    gradient_key: str = "gradient",
-    attention_key: str = "attention",
+    key: str = ClassKeys.key,
+    gates_key: str = GateKeys.key,
+    expert_gates_key: str = EXPERT_GATES,
+    gradient_key: str = GradientKeys.key,
+    attention_key: str = AttentionKeys.key,
     denominator: str | None = None,
     limit_of_blank: float | None = None,
     umap: bool = False,
     max_cells: int = 100_000,
     identifiers: bool = False,
 ) -> None:
-    """Write what was found in a sample, and why, as one HTML page.
+    """Write the results of a sample and their explanations as one HTML page.
 
-    The page holds everything it needs: residual disease with its denominator and interval, cells
-    by class, quality control, the distance from the training samples, a picture of the cells whose
-    axes and colours can be chosen, predicted gates beside the expert's, what the model looked at,
-    and the model card. It loads nothing from elsewhere, and its own policy forbids the browser to.
+    The page shows the residual disease with its denominator and interval, cells by class, quality
+    control, the distance from the training samples, a picture of the cells whose axes and colours
+    can be chosen, predicted gates beside the expert's, what the model looked at, and the model
+    card. It is complete: it loads nothing, and its content security policy forbids loading.
 
     Parameters
     ----------
     adata : AnnData
-        Annotated by a classifier, a gating model, or both; explanations are shown where they are.
-        Not changed.
+        Annotated by a classifier, a gating model, or both; explanations are shown if they are in
+        the data. Not changed.
     path : path
-        The page to write; replaced if it exists.
+        Page to write; an existing file is replaced.
     sample : str, optional
-        Which sample, where there are several.
-    key, gates_key, expert_gates_key, gradient_key, attention_key : str
-        What was given as ``key_added`` to the classifier, the gating model and the explainers,
-        and the ``label_key`` of gates.
+        Sample to report, needed if there are several.
+    key : str, default "reluformer"
+        ``key_added`` of the classifier.
+    gates_key : str, default "predicted_gates"
+        ``key_added`` of the gating model.
+    expert_gates_key : str, default "gates"
+        Key of the expert's gates, the ``label_key`` of the gating model.
+    gradient_key, attention_key : str, default "gradient" and "attention"
+        ``key_added`` of the explainers.
     denominator : str, optional
-        Gate, expert's or predicted, that the fraction of positive cells refers to. Default: all
-        cells that the model analysed.
+        Gate, the expert's or a predicted one, to which the fraction of positive cells refers.
+        Default: all cells that the model analysed.
     limit_of_blank : float, optional
         Fraction found in samples without disease (:func:`fcm_estimators.metrics.limit_of_blank`).
     umap : bool, default False
-        Make a UMAP of the model's markers, of at most 10,000 cells, where the data have none.
+        Compute a UMAP of at most 10,000 cells on the model's markers if the data have none.
     max_cells : int, default 100,000
-        Cells in the picture. Of larger samples a random part is drawn, with every positive cell
-        (up to half); so is of samples with so many columns that the page would outgrow 15 MB.
-        All tables count all cells.
+        Largest number of cells in the picture. Of larger samples, the positive cells (up to half of
+        the picture) and a random part of the other cells are drawn. With many columns the number
+        is smaller, so that the page stays below 15 MB. All tables count all cells.
     identifiers : bool, default False
-        Whether the page names the sample. The name of a file often is that of a patient.
+        Whether the page shows the name of the sample, which often identifies a patient.
 
     Raises
     ------
-    InvalidInputError, MissingKeyError
-        No AnnData; nothing annotated; several samples and none chosen; no such sample or gate.
+    InvalidInputError
+        ``adata`` is not an AnnData or has no cells, there are several samples and none is chosen,
+        ``max_cells`` is below 1, or a run record is damaged.
+    MissingKeyError
+        A model has not annotated the data, or the sample or the gate is not there.
 
     Examples
     --------
@@ -98,7 +107,13 @@ def write_report(
     """
     if max_cells < 1:
         raise InvalidInputError(f"max_cells={max_cells} must be 1 or more.")
-    keys = Keys(key, gates_key, expert_gates_key, gradient_key, attention_key)
+    keys = Keys(
+        ClassKeys(key),
+        GateKeys(gates_key),
+        expert_gates_key,
+        GradientKeys(gradient_key),
+        AttentionKeys(attention_key),
+    )
     found = one_sample(adata, sample, keys)
     if umap and "X_umap" not in found.adata.obsm:
         _add_umap(found)
@@ -138,7 +153,7 @@ def write_report(
         css=_resource("page.css"),
         script=_resource("page.js"),
         plotly=_plotly(),
-        # No "<" in a script: names of markers or classes cannot end it.
+        # Without "<", names of markers or classes cannot end the script element.
         data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
     )
     write_whole(Path(path), page.encode("utf-8"))
@@ -152,40 +167,41 @@ def report_files(
     progress: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Write the reports of annotated files.
+    """Write the reports of annotated files, one page per sample.
 
     Parameters
     ----------
     files : path or sequence of paths
-        h5ad or zarr, as :func:`~fcm_estimators.cohort.annotate_files` and the like write them; a
+        h5ad or zarr files, for example from :func:`~fcm_estimators.cohort.annotate_files`; a
         directory stands for its files.
     out : path
-        A page, ``report.html``, for one sample of one file. Else a directory: of each file
-        ``{name}.html``, or ``{name}-1.html``, ``{name}-2.html`` and so on where it has several
-        samples. Their names are those of the files, whatever ``identifiers`` says.
+        A page (.html or .htm) for one sample of one file, or a directory. The directory gets
+        ``{name}.html`` for each file, or ``{name}-1.html``, ``{name}-2.html`` and so on if the file
+        has several samples. ``name`` is the name of the file, also without ``identifiers``.
     sample : str, optional
-        Only this sample.
+        Report only this sample.
     progress : callable, optional
-        Called with the row of each page.
+        Called with the last row of each file when the file is done.
     **options
-        Of :func:`write_report`.
+        Options of :func:`write_report`.
 
     Returns
     -------
     DataFrame
         A row per page: ``file``, ``sample``, ``output``, ``status`` ("done" or "failed"),
-        ``error``. In a directory a file that fails does not stop the others.
+        ``error``. If ``out`` is a directory, a file that fails does not stop the others.
 
     Raises
     ------
     InvalidInputError, MissingKeyError
-        No files, several for one page, names that repeat; for one page what write_report raises.
+        There are no files, there are several files for one page, or names repeat. For one page
+        also the errors of :func:`write_report`.
     """
     paths, target = list_files(files), Path(out)
     single = target.suffix.lower() in (".html", ".htm")
     if single and len(paths) > 1:
         raise InvalidInputError(
-            f"{len(paths)} files do not fit on one page, {target.name}. Give a directory as out."
+            f"{len(paths)} files do not fit on one page, {target.name}. Pass a directory as out."
         )
     names = file_names(paths, None)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +222,7 @@ def report_files(
         except FcmError as error:
             if single:
                 raise
-            rows.append(failed_row(path, name, said(error)))
+            rows.append(failed_row(path, name, error_text(error)))
         if progress is not None:
             progress(rows[-1])
     return pd.DataFrame(rows)
@@ -226,19 +242,20 @@ def _facts(sample: Annotated, identifiers: bool) -> dict[str, str]:
 def _picture(
     sample: Annotated, planes: list[dict[str, Any]], max_cells: int
 ) -> tuple[dict[str, Any], str]:
-    """Columns and views of the picture of cells, and a note on what is drawn."""
+    """Columns and views of the picture of cells, and a note on which cells are drawn."""
     everything = list(_cells.columns(sample))
     rows = _cells.chosen_cells(sample, everything, max_cells)
     columns = [_cells.packed(*column, rows) for column in everything]
     for column in columns:
         if column["group"] == "Markers":
             column |= _cells.axis_of(sample, column["name"], column["low"], column["high"])
-    place = {(c["group"], c["name"]): i for i, c in enumerate(columns)}
+    position = {(c["group"], c["name"]): i for i, c in enumerate(columns)}
     views: list[dict[str, Any]] = []
-    for group, name in place:
+    for group, name in position:
         if group == "Embedding" and name.endswith(" 1"):
             base = name.removesuffix(" 1")
-            views.append({"name": base, "x": place[group, name], "y": place[group, f"{base} 2"]})
+            x, y = position[group, name], position[group, f"{base} 2"]
+            views.append({"name": base, "x": x, "y": y})
     for plane in planes:
         lines = [
             {
@@ -249,22 +266,22 @@ def _picture(
             }
             for name, outline in plane["outlines"].items()
         ]
-        x, y = (place["Markers", plane[axis]] for axis in "xy")
+        x, y = (position["Markers", plane[axis]] for axis in "xy")
         views.append({"name": f"gate {plane['gate']}", "x": x, "y": y, "outlines": lines})
-    markers = [place["Markers", name] for name in _cells.telling_markers(sample)]
-    colours = [i for (group, _), i in place.items() if group in ("Cells", "Gates")]
+    markers = [position["Markers", name] for name in _cells.separating_markers(sample)]
+    colours = [i for (group, _), i in position.items() if group in ("Cells", "Gates")]
     n_drawn, n_cells = len(rows), sample.adata.n_obs
     note = f"All {n_cells:,} cells are drawn."
     if n_drawn < n_cells:
-        n_kept = "every positive cell (up to half) and " if sample.positive_class else ""
+        positive = "every positive cell (up to half) and " if sample.positive_class else ""
         note = (
-            f"{n_drawn:,} of {n_cells:,} cells are drawn: {n_kept}a random part of the others. "
+            f"{n_drawn:,} of {n_cells:,} cells are drawn: {positive}a random part of the others. "
             "The tables count all cells."
         )
     data = {
         "columns": columns,
         "views": views,
-        "places": [markers[0], markers[min(1, len(markers) - 1)]],
+        "axes": [markers[0], markers[min(1, len(markers) - 1)]],
         "colour": colours[0] if colours else markers[0],
         "point_size": float(np.clip(900 / np.sqrt(n_drawn + 1), 2, 6).round(1)),
     }
@@ -274,11 +291,11 @@ def _picture(
 
 
 def _why(sample: Annotated) -> tuple[list[dict[str, Any]], list[str], list[_tables.Table]]:
-    """Figures of explanations, what they show, and their tables."""
+    """Figures of explanations, their descriptions and their tables."""
     figures, names, tables = [], [], []
     summary = _tables.gradients(sample)
     if summary is not None:
-        run = sample.record(sample.keys.gradient)
+        run = sample.record(sample.keys.gradient.record)
         explained = str(run.get("explained", "the output"))
         unit = "per SD" if run.get("units") == "sd" else "per unit"
         figures.append(_figures.gradient_figure(summary, explained, unit))
@@ -293,7 +310,7 @@ def _why(sample: Annotated) -> tuple[list[dict[str, Any]], list[str], list[_tabl
 
 
 def _add_umap(sample: Annotated) -> None:
-    """UMAP of some cells on the model's markers, each scaled to its SD."""
+    """Compute a UMAP of some cells on the model's markers, each scaled to unit variance."""
     import scanpy as sc
 
     adata = sample.adata
@@ -305,9 +322,9 @@ def _add_umap(sample: Annotated) -> None:
     sc.pp.scale(part)
     sc.pp.neighbors(part, n_neighbors=15, use_rep="X", random_state=0)
     sc.tl.umap(part, random_state=0)
-    places = np.full((adata.n_obs, 2), np.nan, dtype=np.float32)
-    places[rows] = part.obsm["X_umap"]
-    adata.obsm["X_umap"] = places
+    embedding = np.full((adata.n_obs, 2), np.nan, dtype=np.float32)
+    embedding[rows] = part.obsm["X_umap"]
+    adata.obsm["X_umap"] = embedding
 
 
 def _resource(name: str) -> str:
@@ -324,4 +341,4 @@ def _template() -> Any:
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
-    return get_plotlyjs()
+    return str(get_plotlyjs())

@@ -44,9 +44,9 @@
       groups.get(entry.group).append(new Option(entry.name, String(i)));
     });
   };
-  const isPlace = (entry) => entry.group === "Embedding" || entry.group === "Markers";
-  fill(byId("x"), isPlace);
-  fill(byId("y"), isPlace);
+  const canBeAxis = (entry) => entry.group === "Embedding" || entry.group === "Markers";
+  fill(byId("x"), canBeAxis);
+  fill(byId("y"), canBeAxis);
   fill(byId("colour"), (entry) => entry.group !== "Embedding");
   data.views.forEach((view, i) => byId("view").append(new Option(view.name, String(i))));
   byId("view").append(new Option("as chosen below", ""));
@@ -124,19 +124,19 @@
     cells.forEach((trace) => { trace.showlegend = false; });
     const [across, up] = [column(byId("x").value), column(byId("y").value)];
     const [x, y] = [numbers(across), numbers(up)];
-    const placed = x.reduce((n, value, i) => n + (Number.isNaN(value) || Number.isNaN(y[i]) ? 0 : 1), 0);
-    const missing = placed < x.length ? ` ${(x.length - placed).toLocaleString("en")} cells have no place here.` : "";
+    const nShown = x.reduce((n, value, i) => n + (Number.isNaN(value) || Number.isNaN(y[i]) ? 0 : 1), 0);
+    const missing = nShown < x.length ? ` ${(x.length - nShown).toLocaleString("en")} cells have no values here.` : "";
     byId("seen").textContent = `${across.name} and ${up.name}, coloured by ${column(byId("colour").value).name}.${missing}`;
     return Plotly.react(plot, [...cells, ...outlines()], layout, config);
   };
   const raw = (entry, value) => {
     if (!entry.raw) return value.toPrecision(4);
-    const [places, values] = entry.raw;
-    const at = (value - places[0]) / (places[1] - places[0]);
-    const low = Math.max(0, Math.min(places.length - 2, Math.floor(at)));
+    const [scaled, values] = entry.raw;
+    const at = (value - scaled[0]) / (scaled[1] - scaled[0]);
+    const low = Math.max(0, Math.min(scaled.length - 2, Math.floor(at)));
     return (values[low] + (at - low) * (values[low + 1] - values[low])).toPrecision(4);
   };
-  const tell = (row) => {
+  const showCell = (row) => {
     const lines = data.columns.filter((entry) => entry.group !== "Embedding").map((entry) => {
       if (entry.kind === "categories") return [entry.name, entry.categories[integers(entry)[row]] || ""];
       const value = numbers(entry)[row];
@@ -146,10 +146,10 @@
     byId("cell").replaceChildren(...lines.map(([name, text]) => {
       const line = document.createElement("div");
       const term = document.createElement("dt");
-      const said = document.createElement("dd");
+      const value = document.createElement("dd");
       term.textContent = name;
-      said.textContent = text;
-      line.append(term, said);
+      value.textContent = text;
+      line.append(term, value);
       return line;
     }));
   };
@@ -178,20 +178,20 @@
   byId("closer").addEventListener("click", () => zoom(0.7));
   byId("farther").addEventListener("click", () => zoom(1 / 0.7));
   byId("whole").addEventListener("click", () => draw(true));
-  // Paper cannot be unfolded.
+  // Open folded tables for printing.
   window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((entry) => { entry.open = true; }));
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
 
   byId("colour").value = String(data.colour);
   byId("view").selectedIndex = 0;
   const first = data.views[0];
-  byId("x").value = String(first ? first.x : data.places[0]);
-  byId("y").value = String(first ? first.y : data.places[1]);
+  byId("x").value = String(first ? first.x : data.axes[0]);
+  byId("y").value = String(first ? first.y : data.axes[1]);
   legend();
   draw(true).then(() => {
     plot.on("plotly_hover", (event) => {
       const point = event.points.find((p) => p.fullData.type === "scattergl");
-      if (point) tell(point.customdata === undefined ? point.pointIndex : point.customdata);
+      if (point) showCell(point.customdata === undefined ? point.pointIndex : point.customdata);
     });
     document.documentElement.dataset.ready = "true";
     data.gates.forEach((figure, i) => Plotly.newPlot(byId(`gate-${i}`), figure.data, figure.layout, { responsive: true, displaylogo: false }));

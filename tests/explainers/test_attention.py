@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from explainers import AttentionExplainer
+from explainers._maths.attention import population_attention
 from explainers.attention import assigned_heads
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, NotFittedError
+from fcm_estimators.inference import fitted_net, net_for
 from fcm_estimators.nn.relu_attention import dense_attention
+from fcm_estimators.nn.sources import PackedCells
+from fcm_estimators.nn.streaming import Stream
 from tests.helpers import toy_cohort
 
 QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 3, "random_state": 0}
@@ -36,7 +40,7 @@ def clf():
 
 def dense(clf, x):
     """Attention matrices of one sample, (layers, heads, N, N)."""
-    module = clf._module(np.dtype(np.float64))
+    module = net_for(fitted_net(clf), np.dtype(np.float64))
     with torch.no_grad():
         steps = module.trace(torch.from_numpy(x))
         layers = module.layers
@@ -48,7 +52,7 @@ def dense(clf, x):
 @pytest.mark.parametrize("layer", [0, 1, -1])
 @pytest.mark.parametrize("queries", [None, "chosen"])
 def test_received_attention_is_the_column_mean_of_the_dense_matrix(clf, cohort, layer, queries):
-    got = AttentionExplainer(clf, layer=layer, queries=queries).attribute(cohort)
+    got = AttentionExplainer(clf, net_layer=layer, queries=queries).attribute(cohort)
     for i in range(3):
         rows = slice(300 * i, 300 * i + 300)
         matrix = dense(clf, cohort.X[rows])[layer]
@@ -68,7 +72,7 @@ def test_a_large_sample_is_exact_too(clf):
 
 
 def test_attention_between_populations_is_the_block_sum_of_the_dense_matrix(clf, cohort):
-    table = AttentionExplainer(clf, layer=1).between(cohort, "cell_type")
+    table = AttentionExplainer(clf, net_layer=1).between(cohort, "cell_type")
     table = table.set_index(["head", "queries", "keys"])
     for h in range(4):
         for queries in ("blast", "other"):
@@ -86,6 +90,25 @@ def test_attention_between_populations_is_the_block_sum_of_the_dense_matrix(clf,
                 assert row["n_samples"] == 3
 
 
+def test_populations_that_look_may_be_others_than_those_looked_at(clf, cohort):
+    x = cohort.X[:300]
+    rng = np.random.default_rng(0)
+    readers, read = (
+        torch.from_numpy(rng.random((2, 300)) < 0.3),
+        torch.from_numpy(rng.random((3, 300)) < 0.6),
+    )
+    stream = Stream(
+        net_for(fitted_net(clf), np.dtype(np.float64)),
+        PackedCells(torch.from_numpy(x)),
+        chunk_size=70,
+        keep_layers=True,
+    )
+    matrix = dense(clf, x)[1]
+    want = [[[m[p][:, r].sum(1).mean() for r in read] for p in readers] for m in matrix]
+    got = population_attention(stream, 1, readers, read)
+    np.testing.assert_allclose(got, want, rtol=1e-8)
+
+
 @pytest.mark.parametrize("queries", [None, "chosen", 7])
 def test_rollout_is_the_product_of_the_dense_layers(clf, cohort, queries):
     got = AttentionExplainer(clf, queries=queries).rollout(cohort)[:300]
@@ -98,6 +121,20 @@ def test_rollout_is_the_product_of_the_dense_layers(clf, cohort, queries):
     for matrix in dense(clf, cohort.X[:300])[::-1]:
         mass = mass @ (np.eye(300) + matrix.mean(0)) / 2
     np.testing.assert_allclose(got, 300 * mass, rtol=1e-8)
+
+
+@pytest.mark.parametrize("size", [7, 299, 300])
+def test_chunk_size_changes_nothing(clf, cohort, monkeypatch, size):
+    def everything():
+        explainer = AttentionExplainer(clf, net_layer=1, queries="chosen")
+        received = explainer.attribute(cohort)
+        between = explainer.between(cohort, "cell_type")[["attention", "enrichment"]]
+        return received.relative, received.absorbed, explainer.rollout(cohort), between
+
+    whole = everything()
+    monkeypatch.setattr("fcm_estimators.nn.streaming.chunk_rows", lambda module, like: size)
+    for got, want in zip(everything(), whole, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-12)
 
 
 def test_heads_are_assigned_to_the_one_that_looks_most():
@@ -141,7 +178,7 @@ def test_nothing_is_changed(clf, cohort, grad):
 @pytest.mark.filterwarnings("ignore:Writing zarr v2")
 def test_written_keys_survive_stores(clf, cohort, tmp_path, store):
     data = cohort.copy()
-    explainer = AttentionExplainer(clf, layer=-1)
+    explainer = AttentionExplainer(clf, net_layer=-1)
     assert explainer.explain(data) is None
     frame = data.obsm["attention_layer2"]
     assert list(frame.columns) == ["head0", "head1", "head2", "head3"]
@@ -177,7 +214,7 @@ def test_cells_outside_the_parent_gate_are_missing():
 def test_layers_that_are_not_there_are_named(clf, cohort, layer):
     data = cohort.copy()
     with pytest.raises(InvalidInputError, match=r"has the layers '0', '1', '2'"):
-        AttentionExplainer(clf, layer=layer).explain(data)
+        AttentionExplainer(clf, net_layer=layer).explain(data)
     assert "attention" not in data.uns
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from explainers import AttentionExplainer, GradientExplainer, faithfulness
+from explainers import AttentionExplainer, GradientExplainer, Integrated, faithfulness
 from explainers.attention import Received
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.nn import AttentionContext
+from fcm_estimators.nn.relu_attention import AttentionContext
 from tests.helpers import toy_cohort
 
 
@@ -65,15 +65,30 @@ class Constant:
         return np.ones_like(values)
 
 
+class _BrokenPlan:
+    """A plan whose result is changed."""
+
+    def __init__(self, plan, change):
+        self._plan, self._change = plan, change
+
+    def __getattr__(self, name):
+        return getattr(self._plan, name)
+
+    def of_samples(self, *args):
+        found = self._plan.of_samples(*args)
+        if isinstance(found, Received):
+            return Received(self._change(found.relative), found.absorbed)
+        return self._change(found)
+
+
 class _BrokenGradient(GradientExplainer):
-    def _attribute(self, *args, **kwargs):
-        return self.change(super()._attribute(*args, **kwargs))
+    def plan(self):
+        return _BrokenPlan(super().plan(), self.change)
 
 
 class _BrokenAttention(AttentionExplainer):
-    def _attribute(self, *args, **kwargs):
-        received = super()._attribute(*args, **kwargs)
-        return Received(self.change(received.relative), received.absorbed)
+    def plan(self):
+        return _BrokenPlan(super().plan(), self.change)
 
 
 def broken(kind, base):
@@ -93,7 +108,7 @@ SIGNED = {
         make(mode="context"), data
     ),
     "deletion, integrated": lambda make, data, train: faithfulness.deletion(
-        make(mode="own", method="integrated", n_steps=16), data
+        make(mode="own", method=Integrated(16)), data
     ),
 }
 UNSIGNED = {
@@ -113,7 +128,7 @@ def gradients(base, clf):
 
 
 def attentions(base, models):
-    return lambda seed=0: base(models[seed], layer=0)
+    return lambda seed=0: base(models[seed], net_layer=0)
 
 
 @pytest.mark.parametrize("metric", [*SIGNED, *UNSIGNED])
@@ -155,7 +170,7 @@ def test_no_shuffled_or_constant_attention_passes(metric, kind, models, cohort, 
 
 def test_completeness_sums_what_the_integrated_gradient_holds(clf, cohort):
     plain = GradientExplainer(clf, target="blast", mode="own")
-    whole = GradientExplainer(clf, target="blast", mode="own", method="integrated", n_steps=20)
+    whole = GradientExplainer(clf, target="blast", mode="own", method=Integrated(20))
     result = faithfulness.completeness(plain, cohort, n_steps=20)
     np.testing.assert_allclose(
         result.explained, whole.attribute(cohort).sum(1), rtol=1e-3, atol=1e-3
@@ -192,7 +207,7 @@ def test_deletion_starts_at_the_output_and_ends_where_all_is_gone(mode, clf, coh
 def test_the_cascade_counts_parameters_and_leaves_the_model_alone(clf, cohort):
     before = {k: v.clone() for k, v in clf.net_.module_.state_dict().items()}
     result = faithfulness.parameter_randomisation(
-        AttentionExplainer(clf, layer=0), cohort, n_repeats=1, n_untrained=2
+        AttentionExplainer(clf, net_layer=0), cohort, n_repeats=1, n_untrained=2
     )
     assert result.stages == ["nothing", "output", "layer 1", "layer 0"]
     assert result.n_parameters == sum(p.numel() for p in clf.net_.module_.parameters())
@@ -221,14 +236,14 @@ def test_labels_are_shuffled_within_samples_and_given_back(clf, cohort, train):
 
 def test_ablation_is_what_the_net_says_without_the_head(clf, cohort):
     result = faithfulness.head_ablation(
-        AttentionExplainer(clf, layer=1), cohort, "cell_type", n_random=2
+        AttentionExplainer(clf, net_layer=1), cohort, "cell_type", n_random=2
     )
     module = clf.net_.module_
     name = cohort.obs["sample"].unique()[0]
     # One sample by hand: the head's context says nothing.
     data = cohort[cohort.obs["sample"] == name].copy()
     alone = faithfulness.head_ablation(
-        AttentionExplainer(clf, layer=1), data, "cell_type", n_random=2
+        AttentionExplainer(clf, net_layer=1), data, "cell_type", n_random=2
     )
     x = torch.from_numpy(data.X)
     with torch.no_grad():
@@ -291,20 +306,44 @@ def test_a_model_agrees_with_itself(clf, cohort):
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "error", "says"),
     [
-        lambda clf, data: faithfulness.completeness(AttentionExplainer(clf), data),
-        lambda clf, data: faithfulness.head_ablation(
-            GradientExplainer(clf, target="blast"), data, "cell_type"
+        (
+            lambda clf, data: faithfulness.completeness(AttentionExplainer(clf), data),
+            InvalidInputError,
+            "completeness needs a GradientExplainer, got AttentionExplainer",
         ),
-        lambda clf, data: faithfulness.deletion(clf, data),
-        lambda clf, data: faithfulness.seed_agreement([clf, clf], data),
-        lambda clf, data: faithfulness.head_ablation(AttentionExplainer(clf), data, "lineage"),
-        lambda clf, data: faithfulness.deletion(GradientExplainer(clf, target="NK"), data),
+        (
+            lambda clf, data: faithfulness.head_ablation(
+                GradientExplainer(clf, target="blast"), data, "cell_type"
+            ),
+            InvalidInputError,
+            "head_ablation needs a AttentionExplainer, got GradientExplainer",
+        ),
+        (
+            lambda clf, data: faithfulness.deletion(clf, data),
+            InvalidInputError,
+            "deletion needs a GradientExplainer or AttentionExplainer, got ReluFormerClassifier",
+        ),
+        (
+            lambda clf, data: faithfulness.seed_agreement([clf, clf], data),
+            InvalidInputError,
+            "seed_agreement needs a AttentionExplainer, got ReluFormerClassifier",
+        ),
+        (
+            lambda clf, data: faithfulness.head_ablation(AttentionExplainer(clf), data, "lineage"),
+            MissingKeyError,
+            r"population 'lineage' was not found; there is 'sample', .*'cell_type'",
+        ),
+        (
+            lambda clf, data: faithfulness.deletion(GradientExplainer(clf, target="NK"), data),
+            InvalidInputError,
+            "target='NK' is not among the classes 'T', 'blast', 'myeloid'",
+        ),
     ],
 )
-def test_what_cannot_be_checked_is_said(call, clf, cohort):
-    with pytest.raises((InvalidInputError, MissingKeyError)):
+def test_what_cannot_be_checked_is_said(call, error, says, clf, cohort):
+    with pytest.raises(error, match=says):
         call(clf, cohort)
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from explainers import AttentionExplainer, GradientExplainer, specialisation
+from explainers import (
+    AttentionExplainer,
+    GateQuery,
+    GateSize,
+    GradientExplainer,
+    LogOdds,
+    Vertex,
+    specialisation,
+)
+from explainers._populations import population_labels
 from explainers.faithfulness import (
     completeness,
     deletion,
@@ -20,6 +30,7 @@ from explainers.plotting import GateDisplay
 from fcm_estimators import PolygonRegressor
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import BooleanGate, GatingTree
+from fcm_estimators.inference import fitted_net, net_for, read_samples
 from fcm_estimators.nn.relu_attention import dense_attention
 from tests.test_polygons import FAST, GATES, gated_cohort
 
@@ -43,7 +54,7 @@ def double(adata):
 
 def test_a_vertex_s_gradient_is_its_central_difference(cohort, reg):
     adata = double(cohort)
-    explainer = GradientExplainer(reg, gate="left", vertex=3, axis="y")
+    explainer = GradientExplainer(reg, Vertex("left", 3, "y"))
     gradient = explainer.attribute(adata)
     rng = np.random.default_rng(0)
     index = reg.gates_.index("left")
@@ -69,14 +80,14 @@ def test_a_size_s_gradient_is_its_central_difference(cohort, reg, gate):
     adata = double(cohort)
     chosen = np.zeros(adata.n_obs, dtype=bool)
     chosen[100:400] = True
-    explainer = GradientExplainer(reg, gate=gate, size=True)
+    explainer = GradientExplainer(reg, GateSize(gate))
     gradient = explainer.attribute(adata, cells=chosen)
     rng = np.random.default_rng(0)
 
     def size(x):
         moved = adata.copy()
         moved.X = x
-        return reg._soft_members(reg._read_to_predict(moved, None))[gate][chosen].sum()
+        return reg._soft_members(read_samples(reg, moved))[gate].to_numpy()[chosen].sum()
 
     for _ in range(5):
         step = rng.normal(size=adata.X.shape)
@@ -86,21 +97,21 @@ def test_a_size_s_gradient_is_its_central_difference(cohort, reg, gate):
 
 def test_gates_are_explained_into_the_adata(cohort, reg, tmp_path):
     adata = cohort.copy()
-    GradientExplainer(reg, gate="live", vertex=0, axis="x").explain(adata)
+    GradientExplainer(reg, Vertex("live", 0, "x")).explain(adata)
     assert adata.uns["gradient"]["explained"] == "A of vertex 0 of live"
     assert adata.uns["gradient"]["mode"] == "set"
     assert np.isfinite(adata.layers["gradient"]).all()
-    AttentionExplainer(reg, gate="left").explain(adata)
+    AttentionExplainer(reg, queries=GateQuery("left")).explain(adata)
     assert adata.obsm["attention_layer2"].shape == (cohort.n_obs, 4)
     assert adata.uns["attention"]["queries"] == "gate left"
     adata.write_h5ad(tmp_path / "a.h5ad")
-    assert ad.read_h5ad(tmp_path / "a.h5ad").uns["attention"]["layer"] == 2
+    assert ad.read_h5ad(tmp_path / "a.h5ad").uns["attention"]["net_layer"] == 2
 
 
 def test_a_gate_s_attention_is_that_of_the_dense_matrix(cohort, reg):
     adata = double(cohort)
-    received = AttentionExplainer(reg, gate="right").attribute(adata)
-    net = reg._module(np.dtype("f8"))
+    received = AttentionExplainer(reg, queries=GateQuery("right")).attribute(adata)
+    net = net_for(fitted_net(reg), np.dtype(np.float64))
     for s in range(2):
         x = torch.from_numpy(adata.X[300 * s : 300 * (s + 1)])
         with torch.no_grad():
@@ -116,19 +127,59 @@ def test_a_gate_s_attention_is_that_of_the_dense_matrix(cohort, reg):
 
 
 def test_layers_of_the_encoder_are_explained_as_for_classes(cohort, reg):
-    received = AttentionExplainer(reg, layer=0).attribute(cohort)
+    received = AttentionExplainer(reg, net_layer=0).attribute(cohort)
     assert received.relative.shape == (cohort.n_obs, 4)
     cohort = cohort.copy()
     cohort.obs["side"] = np.where(cohort.obsm["gates"]["left"], "left", "not left")
     cohort.obs["all"] = "cell"
     found = specialisation(
-        AttentionExplainer(reg, gate="left"), cohort, "side", given="all", n_permutations=20
+        AttentionExplainer(reg, queries=GateQuery("left")),
+        cohort,
+        "side",
+        label_key="all",
+        n_permutations=20,
     )
     assert found.information > found.permuted.max()
 
 
+UNKNOWN = {
+    "nullable": lambda known: pd.array(known, dtype="boolean"),
+    "objects": lambda known: np.array(known, dtype=object),
+    "numbers": lambda known: np.array([np.nan if v is None else float(v) for v in known]),
+}
+
+
+@pytest.mark.parametrize("form", UNKNOWN)
+def test_cells_of_which_a_gate_says_nothing_have_no_population(form):
+    known = [True, False, None, True, None]
+    adata = ad.AnnData(np.zeros((5, 1), "f4"))
+    adata.obsm["gates"] = pd.DataFrame({"left": UNKNOWN[form](known)}, index=adata.obs_names)
+    labels = population_labels(adata, "left")
+    names = {True: "left", False: "not left", None: None}
+    assert [None if pd.isna(v) else v for v in labels] == [names[v] for v in known]
+
+
+@pytest.mark.parametrize("dtype", ["boolean", "string", "category", "object"])
+def test_cells_without_a_label_count_in_no_population(cohort, reg, dtype):
+    adata = cohort.copy()
+    left = adata.obsm["gates"]["left"].to_numpy(dtype=bool)
+    side = pd.Series(left if dtype == "boolean" else np.where(left, "left", "right"))
+    unknown = np.arange(adata.n_obs) % 3 == 0
+    adata.obs["side"] = side.astype(dtype).mask(unknown).array
+    assert adata.obs["side"].dtype == dtype
+    adata.obs["all"] = np.where(unknown, "unknown", side.astype(str))
+    explainer = AttentionExplainer(reg, net_layer=0)
+    found, every = (explainer.between(adata, key) for key in ("side", "all"))
+    known = every[(every["queries"] != "unknown") & (every["keys"] != "unknown")]
+    found["queries"], found["keys"] = found["queries"].astype(str), found["keys"].astype(str)
+    order = ["head", "queries", "keys"]
+    pd.testing.assert_frame_equal(
+        found.sort_values(order, ignore_index=True), known.sort_values(order, ignore_index=True)
+    )
+
+
 def test_explaining_samples_apart_or_together_is_the_same(cohort, reg):
-    explainer = GradientExplainer(reg, gate="right", size=True)
+    explainer = GradientExplainer(reg, GateSize("right"))
     together = explainer.attribute(cohort)
     rows = (cohort.obs["sample"] == "s4").to_numpy()
     alone = explainer.attribute(cohort[rows].copy())
@@ -136,7 +187,7 @@ def test_explaining_samples_apart_or_together_is_the_same(cohort, reg):
 
 
 def test_integrated_gradients_of_a_gate_add_up(cohort, reg):
-    explainer = GradientExplainer(reg, gate="left", vertex=2, axis="x")
+    explainer = GradientExplainer(reg, Vertex("left", 2, "x"))
     result = completeness(explainer, double(cohort), n_steps=256)
     assert result.holds
     assert result.frame().shape[0] == 2
@@ -148,15 +199,14 @@ def test_integrated_gradients_of_a_gate_add_up(cohort, reg):
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({}, InvalidInputError, "name a gate with gate="),
-        ({"gate": "nobody", "size": True}, MissingKeyError, "'nobody'.*'live', 'left'"),
-        ({"gate": "left"}, InvalidInputError, "size=True or vertex"),
-        ({"gate": "left", "size": True, "vertex": 1}, InvalidInputError, "size=True or vertex"),
-        ({"gate": "left", "vertex": 16, "axis": "x"}, InvalidInputError, "0 to 15"),
-        ({"gate": "left", "vertex": 0}, InvalidInputError, "axis=None"),
-        ({"gate": "either", "vertex": 0, "axis": "x"}, InvalidInputError, "combines others"),
-        ({"gate": "left", "size": True, "mode": "own"}, InvalidInputError, "'set' only"),
+        ({}, InvalidInputError, r"target=None.*Vertex\(gate, number, axis\) or GateSize"),
+        ({"target": GateSize("nobody")}, MissingKeyError, "'nobody'.*'live', 'left'"),
+        ({"target": Vertex("left", 16, "x")}, InvalidInputError, "0 to 15"),
+        ({"target": Vertex("left", 0, None)}, InvalidInputError, "axis=None"),
+        ({"target": Vertex("either", 0, "x")}, InvalidInputError, "combines others"),
+        ({"target": GateSize("left"), "mode": "own"}, InvalidInputError, "'set' only"),
         ({"target": "left"}, InvalidInputError, "no classes"),
+        ({"target": LogOdds("left")}, InvalidInputError, "no classes"),
     ],
 )
 def test_targets_that_a_gate_does_not_have(cohort, reg, params, error, message):
@@ -166,16 +216,16 @@ def test_targets_that_a_gate_does_not_have(cohort, reg, params, error, message):
 
 def test_what_gates_cannot_be_asked(cohort, reg):
     with pytest.raises(InvalidInputError, match="no target cells"):
-        GradientExplainer(reg, gate="left", vertex=0, axis="x").attribute(cohort, cells="s")
+        GradientExplainer(reg, Vertex("left", 0, "x")).attribute(cohort, cells="s")
     with pytest.raises(MissingKeyError, match="'either'"):
-        AttentionExplainer(reg, gate="either").attribute(cohort)
-    with pytest.raises(InvalidInputError, match="its own query"):
-        AttentionExplainer(reg, gate="left", layer=0).attribute(cohort)
+        AttentionExplainer(reg, queries=GateQuery("either")).attribute(cohort)
+    with pytest.raises(InvalidInputError, match="attends after the last layer"):
+        AttentionExplainer(reg, queries=GateQuery("left"), net_layer=0).attribute(cohort)
     with pytest.raises(InvalidInputError, match="no cell"):
-        AttentionExplainer(reg, gate="left").rollout(cohort)
+        AttentionExplainer(reg, queries=GateQuery("left")).rollout(cohort)
     with pytest.raises(InvalidInputError, match="no cell"):
-        AttentionExplainer(reg, gate="left").between(cohort, "sample")
-    heads = AttentionExplainer(reg, layer=0)
+        AttentionExplainer(reg, queries=GateQuery("left")).between(cohort, "sample")
+    heads = AttentionExplainer(reg, net_layer=0)
     for check in (
         lambda: head_ablation(heads, cohort, "sample"),
         lambda: deletion(heads, cohort),
@@ -189,7 +239,7 @@ def test_what_gates_cannot_be_asked(cohort, reg):
 def test_the_picture_of_a_gate_shows_what_was_predicted(cohort, reg):
     adata = cohort[cohort.obs["sample"] == "s1"].copy()
     tree = reg.predict_gates(adata)["s1"]
-    GradientExplainer(reg, gate="left", size=True, key_added="size").explain(adata)
+    GradientExplainer(reg, GateSize("left"), key_added="size").explain(adata)
     expert = GatingTree.from_labels(adata, adata.obsm["gates"], GATES)
     display = GateDisplay.from_tree(adata, tree, "left", expert=expert, key="size", n_arrows=9)
     inside = tree.apply(adata)["live"].to_numpy()

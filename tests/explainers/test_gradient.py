@@ -8,9 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from explainers import GradientExplainer
+from explainers import GateSize, GradientExplainer, Integrated, LogOdds, Probability, Smooth
+from explainers._maths.gradients import smoothed
+from explainers._maths.projection import project_arrows
+from explainers._maths.summary import summarise
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, NotFittedError
+from fcm_estimators.inference import fitted_net, net_for
 from tests.helpers import MARKERS, toy_cohort
 
 QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "random_state": 0}
@@ -72,7 +76,7 @@ def test_set_gradient_is_the_central_difference_of_the_summed_output(
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (57, 2)])
 def test_own_gradient_is_the_difference_with_the_context_held_fixed(clf, cohort, row, column):
     data = double(cohort)
-    module = clf._module(np.dtype(np.float64))
+    module = net_for(fitted_net(clf), np.dtype(np.float64))
     start = row // 40 * 40
     sample = torch.from_numpy(data.X[start : start + 40])
 
@@ -113,34 +117,71 @@ def test_probability_and_difference_follow_from_log_odds(three):
     data = double(data)
     p = clf.predict_proba(data)
     by_odds = GradientExplainer(clf, "T").attribute(data)
-    by_probability = GradientExplainer(clf, "T", output="probability").attribute(data)
+    by_probability = GradientExplainer(clf, Probability("T")).attribute(data)
     np.testing.assert_allclose(
         by_probability, by_odds * (p[:, 1] * (1 - p[:, 1]))[:, None], rtol=1e-6, atol=1e-10
     )
-    forth = GradientExplainer(clf, "T", versus="B").attribute(data)
-    back = GradientExplainer(clf, "B", versus="T").attribute(data)
+    forth = GradientExplainer(clf, LogOdds("T", versus="B")).attribute(data)
+    back = GradientExplainer(clf, LogOdds("B", versus="T")).attribute(data)
     np.testing.assert_allclose(forth, -back, rtol=1e-9, atol=1e-12)
 
 
 def test_integrated_set_gradients_add_up_to_the_change_of_the_output(clf):
     # Of a few cells the path crosses few, large kinks of the ReLUs; of many, a smooth lot.
-    data = double(toy_cohort(1, 400))
-    parts = GradientExplainer(clf, mode="set", method="integrated", n_steps=1024).attribute(data)
+    data = double(toy_cohort(1, 3000))
+    parts = GradientExplainer(clf, mode="set", method=Integrated(256)).attribute(data)
     at_baseline = data.copy()
-    at_baseline.X[:] = clf._module(np.dtype("f8")).input_mean.numpy()
+    at_baseline.X[:] = net_for(fitted_net(clf), np.dtype(np.float64)).input_mean.numpy()
     want = log_odds(clf, data).sum() - log_odds(clf, at_baseline).sum()
     assert parts.sum() == pytest.approx(want, rel=2e-3)
     plain = GradientExplainer(clf, mode="set").attribute(data)
     assert (plain * (data.X - at_baseline.X)).sum() != pytest.approx(want, rel=5e-2)
 
 
+def test_noise_is_the_samples_own(clf):
+    data = toy_cohort(1, 40)
+    twins = ad.concat([data, data, toy_cohort(1, 30, seed=1)], index_unique="-")
+    twins.obs["sample"] = np.repeat(["one follow-up", "other follow-up", "third"], [40, 40, 30])
+    explainer = GradientExplainer(clf, method=Smooth(n_draws=2))
+    smooth = explainer.attribute(twins)
+    plain = GradientExplainer(clf).attribute(twins)
+    # The cells are the same, the noise is not.
+    np.testing.assert_allclose(plain[:40], plain[40:80], rtol=1e-5, atol=1e-6)
+    different = np.abs(smooth[:40] - smooth[40:80]).mean() / np.abs(smooth[:40] - plain[:40]).mean()
+    assert different > 0.3
+    # Alone or among others, first or last: a sample keeps its noise.
+    for rows in (slice(40, 80), np.r_[80:110, 40:80], np.r_[40:80, :40]):
+        some = explainer.attribute(twins[rows].copy())
+        own = twins[rows].obs["sample"].to_numpy() == "other follow-up"
+        np.testing.assert_allclose(some[own], smooth[40:80], rtol=1e-5, atol=1e-6)
+
+
 def test_smoothing_without_noise_is_the_plain_gradient_and_noise_is_reproducible(clf, cohort):
     plain = GradientExplainer(clf).attribute(cohort)
-    still = GradientExplainer(clf, method="smooth", noise=0.0, n_draws=2).attribute(cohort)
+    still = GradientExplainer(clf, method=Smooth(0.0, 2)).attribute(cohort)
     np.testing.assert_allclose(still, plain, rtol=1e-5, atol=1e-6)
     a, b = (GradientExplainer(clf, method="smooth").attribute(cohort) for _ in range(2))
     np.testing.assert_array_equal(a, b)
     assert not np.allclose(a, plain, rtol=1e-3)
+
+
+def test_smoothing_moves_every_marker_by_the_noise_in_its_sd(clf, cohort, monkeypatch):
+    spread = torch.tensor([0.0, 0.1, 1.0, 5.0], dtype=torch.float64)
+    x = torch.ones(2000, 4, dtype=torch.float64)
+    # The mean square of what is looked at tells the mean and the spread.
+    square = smoothed(torch.square, x, spread, 4, torch.Generator().manual_seed(0)).mean(0)
+    torch.testing.assert_close(square, 1 + spread**2, rtol=0.1, atol=0)
+    seen = []
+
+    def spy(gradient, x, spread, n_draws, generator):
+        seen.append((spread, n_draws))
+        return gradient(x)
+
+    monkeypatch.setattr("explainers._gradient_plan.smoothed", spy)
+    GradientExplainer(clf, method=Smooth(0.3, 5)).attribute(cohort)
+    for spread, n_draws in seen:
+        torch.testing.assert_close(spread, 0.3 * clf.net_.module_.input_scale)
+        assert n_draws == 5
 
 
 def test_sd_units_are_layer_units_times_the_training_sd(clf, cohort):
@@ -153,7 +194,7 @@ def test_sd_units_are_layer_units_times_the_training_sd(clf, cohort):
 @pytest.mark.parametrize("method", ["plain", "smooth"])
 def test_samples_together_or_alone_and_cells_in_any_order_are_the_same(clf, cohort, mode, method):
     data = double(cohort)
-    explainer = GradientExplainer(clf, mode=mode, method=method, n_draws=2)
+    explainer = GradientExplainer(clf, mode=mode, method=method)
     together = explainer.attribute(data)
     alone = [explainer.attribute(data[data.obs["sample"] == s].copy()) for s in ("s0", "s1", "s2")]
     np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-9, atol=1e-12)
@@ -211,7 +252,7 @@ def test_nothing_of_the_model_or_of_torch_is_changed(clf, cohort, training, grad
     with torch.set_grad_enabled(grad):
         inner = state_of(clf)
         for method in ("plain", "smooth"):
-            GradientExplainer(clf, mode="context", method=method, n_draws=1).explain(cohort.copy())
+            GradientExplainer(clf, mode="context", method=method).explain(cohort.copy())
         broken = cohort.copy()
         broken.X[0, 0] = np.nan
         with pytest.raises(InvalidInputError):
@@ -286,6 +327,55 @@ def test_summary_is_the_mean_with_intervals_over_samples(clf, cohort):
     assert set(explainer.summary(alone, "cell_type")["resampled"]) == {"cells"}
 
 
+@pytest.mark.parametrize("n_samples", [1, 4])
+def test_turning_every_gradient_round_mirrors_the_summary(n_samples):
+    rng = np.random.default_rng(0)
+    values, labels = rng.normal(0.3, 1, size=(80, 3)), np.repeat(["B", "T"], 40)
+    values[3] = np.nan
+    there, back = (
+        summarise(
+            sign * values, list("abc"), labels, np.arange(80) % n_samples,
+            confidence=0.9, n_bootstrap=200, seed=0,
+        )
+        for sign in (1, -1)
+    )  # fmt: skip
+    np.testing.assert_allclose(back["mean"], -there["mean"], rtol=1e-12)
+    np.testing.assert_allclose(back["ci_low"], -there["ci_high"], rtol=1e-9)
+    np.testing.assert_allclose(back["ci_high"], -there["ci_low"], rtol=1e-9)
+    # A marker is as strong downwards as upwards.
+    same = ["population", "marker", "share_strongest", "n_cells", "n_samples"]
+    pd.testing.assert_frame_equal(back[same], there[same])
+    assert there["n_cells"].unique().tolist() == [39, 40]
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("resampled", ["cells", "samples"])
+def test_intervals_miss_the_truth_on_either_side_as_often_as_they_say(resampled, confidence):
+    """Each of 40 populations with 25 markers is a data set of its own with mean 0."""
+    rng = np.random.default_rng(0)
+    n_samples, sizes = (1, [50]) if resampled == "cells" else (40, rng.integers(3, 7, 40))
+    sample = np.repeat(np.arange(n_samples), sizes)
+    shape = (40, len(sample), 25)
+    # Samples differ, so cells are no independent witnesses.
+    values = rng.normal(size=(40, n_samples, 25))[:, sample] * (n_samples > 1)
+    values = values + rng.normal(size=shape)
+    table = summarise(
+        values.reshape(-1, 25),
+        [f"m{j}" for j in range(25)],
+        np.repeat([f"p{i}" for i in range(40)], len(sample)),
+        np.tile(sample, 40),
+        confidence=confidence,
+        n_bootstrap=400,
+        seed=0,
+    )
+    assert set(table["resampled"]) == {resampled}
+    # 1000 data sets: four standard errors, and what 50 cells or 40 samples leave of exactness.
+    tail = (1 - confidence) / 2
+    slack = 4 * np.sqrt(tail * (1 - tail) / len(table)) + 0.01
+    assert (table["ci_low"] > 0).mean() == pytest.approx(tail, abs=slack)
+    assert (table["ci_high"] < 0).mean() == pytest.approx(tail, abs=slack)
+
+
 @pytest.mark.parametrize(
     ("params", "error", "says"),
     [
@@ -294,13 +384,13 @@ def test_summary_is_the_mean_with_intervals_over_samples(clf, cohort):
             InvalidInputError,
             r"target='T' is not among the classes 'blast', 'other'",
         ),
-        ({"versus": "T"}, InvalidInputError, r"versus='T' is not among"),
-        ({"target": "blast", "versus": "blast"}, InvalidInputError, "both 'blast'"),
+        ({"target": LogOdds("blast", "T")}, InvalidInputError, r"versus='T' is not among"),
+        ({"target": LogOdds("blast", "blast")}, InvalidInputError, "both 'blast'"),
+        ({"target": Probability("T")}, InvalidInputError, r"target='T' is not among"),
+        ({"target": GateSize("T")}, InvalidInputError, "about a gate"),
         ({"mode": "all"}, InvalidInputError, r"mode='all' is not among 'own', 'set', 'context'"),
         ({"method": "x"}, InvalidInputError, "'plain', 'smooth', 'integrated'"),
         ({"units": "x"}, InvalidInputError, "'layer', 'sd'"),
-        ({"output": "x"}, InvalidInputError, "'log_odds', 'probability'"),
-        ({"versus": "other", "output": "probability"}, InvalidInputError, "no probability"),
         ({"method": "integrated", "units": "sd"}, InvalidInputError, "output units"),
         ({"key_added": "a/b"}, InvalidInputError, "'/'"),
     ],
@@ -358,13 +448,27 @@ def test_arrows_on_a_linear_projection_are_the_projected_gradient(clf, cohort):
     np.testing.assert_allclose(data.obsm["gradient_lin"], displaced @ w, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("power", [2, 3])
+def test_near_neighbours_tell_more_of_where_an_arrow_goes_than_far_ones(power):
+    """Along a curve that is flat at 0 and steep elsewhere."""
+    x = np.r_[0.0, np.linspace(-1, 1.1, 60)][:, None]
+    curve, arrows = np.abs(x) ** power * np.sign(x), np.ones_like(x)
+    found = project_arrows(x, curve, arrows, n_neighbors=60)[0, 0]
+    all_alike = (x * curve).sum() / (x * x).sum()
+    assert 0 < found < 0.9 * all_alike
+    # A neighbourhood of its own is flatter still.
+    assert project_arrows(x, curve, arrows, n_neighbors=15)[0, 0] < 0.5 * found
+    # Turned round, the arrow goes the other way.
+    np.testing.assert_allclose(project_arrows(x, curve, -arrows, 60)[0, 0], -found)
+
+
 def test_projection_names_what_it_needs(clf, cohort):
     data = cohort.copy()
     data.obsm["X_pca"] = data.X[:, :2]
     with pytest.raises(MissingKeyError, match="'gradient' was not found"):
         GradientExplainer(clf).project(data, "pca")
     GradientExplainer(clf).explain(data)
-    with pytest.raises(MissingKeyError, match="'umap' was not found; there is 'pca'"):
+    with pytest.raises(MissingKeyError, match="'umap' was not found; available: 'pca'"):
         GradientExplainer(clf).project(data)
     with pytest.raises(InvalidInputError, match="one neighbour per marker"):
         GradientExplainer(clf).project(data, "pca", n_neighbors=2)

@@ -16,7 +16,7 @@ from explainers.plotting import (
     GradientSummaryDisplay,
     HeadMatrixDisplay,
 )
-from explainers.plotting._style import HUES, colours
+from explainers.plotting.style import HUES, colours
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.preprocessing import ArcsinhTransform
@@ -136,7 +136,7 @@ def test_matrix_of_heads(clf, adata):
     pd.testing.assert_frame_equal(
         shown.sort_index(axis=0).sort_index(axis=1), matrix, check_names=False, check_dtype=False
     )
-    spec = specialisation(explainer, adata, "patient", given="cell_type", n_permutations=3)
+    spec = specialisation(explainer, adata, "patient", label_key="cell_type", n_permutations=3)
     HeadMatrixDisplay.from_specialisation(spec).plot()
 
 

@@ -73,6 +73,24 @@ def test_enrichment_counts_and_log_odds():
     assert table["n_cells"].sum() == 100
 
 
+@given(seeds)
+def test_shares_of_a_head_add_up_and_log_odds_are_those_of_either_side(seed):
+    rng = np.random.default_rng(seed)
+    names = ["h0", "h1", "none"]
+    head = pd.Categorical(rng.choice(names, 60, p=[0.6, 0.4, 0]), categories=names)
+    population = rng.choice(["B", "T"], 60, p=[0.2, 0.8]).astype(object)
+    table = enrichment(head, population)
+    used = table["head"] != "none"
+    np.testing.assert_allclose(table[used].groupby("head", observed=True)["share_of_head"].sum(), 1)
+    assert (table.loc[~used, ["n_cells", "share_of_head"]] == 0).all(axis=None)
+    # With two heads and two populations, what one has more of the other has less of.
+    log_odds = table[used].pivot(index="head", columns="population", values="log_odds").to_numpy()
+    np.testing.assert_allclose(log_odds, -log_odds[::-1], atol=1e-12)
+    np.testing.assert_allclose(log_odds, -log_odds[:, ::-1], atol=1e-12)
+    more = np.mean(population[head == "h0"] == "B") - np.mean(population[head == "h1"] == "B")
+    assert abs(more) < 0.1 or np.sign(log_odds[0, 0]) == np.sign(more)
+
+
 @pytest.fixture(scope="module")
 def result():
     data = toy_cohort(4, 200, classes=("B", "T", "blast"))
@@ -88,7 +106,11 @@ def result():
     ).fit(data)
     before = {k: v.clone() for k, v in clf.net_.module_.state_dict().items()}
     out = specialisation(
-        AttentionExplainer(clf, layer=0), data, "cell_type", given="binary", n_permutations=20
+        AttentionExplainer(clf, net_layer=0),
+        data,
+        "cell_type",
+        label_key="binary",
+        n_permutations=20,
     )
     assert all((before[k] == v).all() for k, v in clf.net_.module_.state_dict().items())
     return out, data, clf
@@ -114,8 +136,8 @@ def test_specialisation_stands_beside_its_floors(result):
 def test_specialisation_names_what_is_missing(result):
     _, data, clf = result
     with pytest.raises(MissingKeyError, match="'lineage' was not found"):
-        specialisation(AttentionExplainer(clf), data, "lineage", given="binary")
+        specialisation(AttentionExplainer(clf), data, "lineage", label_key="binary")
     data = data.copy()
     data.obs["same"] = "x"
     with pytest.raises(InvalidInputError, match="two or more are needed"):
-        specialisation(AttentionExplainer(clf), data, "same", given="binary")
+        specialisation(AttentionExplainer(clf), data, "same", label_key="binary")

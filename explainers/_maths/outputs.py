@@ -1,0 +1,121 @@
+"""Outputs that are explained: a number per cell, or one of a sample's gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fcm_estimators.nn import PolygonFormer, SetModule, streamed
+from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.soft_gates import SoftGate, soft_members
+
+
+@dataclass(frozen=True)
+class ClassOutput:
+    """Log-odds or probability of a class, against the rest or against one other class.
+
+    Parameters
+    ----------
+    positive : int
+        Column of the class.
+    negative : int or None
+        Column of the class to compare with; None for all others together.
+    kind : {"log_odds", "probability"}
+    name : str
+        For tables, pictures and the run record.
+    """
+
+    positive: int
+    negative: int | None
+    kind: str
+    name: str
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Output per cell from what the net gives, (N, C) -> (N,)."""
+        if self.kind == "probability":
+            return torch.softmax(logits, -1)[:, self.positive]
+        if self.negative is not None:
+            return logits[:, self.positive] - logits[:, self.negative]
+        rest = [c for c in range(logits.shape[1]) if c != self.positive]
+        return logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
+
+    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
+        """Sum over the targets among the cells ``x`` of one sample, a scalar."""
+        return self(streamed(module, x).outputs)[cells].sum()
+
+    def mean(
+        self, module: SetModule, x: Tensor, contexts: Sequence[AttentionContext] | None = None
+    ) -> Tensor:
+        """Mean over all cells of one sample, in its own or other contexts, a scalar."""
+        return self(module(x, contexts=contexts)).mean()
+
+
+@dataclass(frozen=True)
+class VertexOutput:
+    """One coordinate of one vertex of a gate's polygon, in the caller's units.
+
+    The vertex as the net predicts it; what is done to vertices at the end of an axis comes later.
+
+    Parameters
+    ----------
+    gate, vertex, axis : int
+        Position of the gate, of the vertex, 0 for x and 1 for y.
+    name : str
+    """
+
+    gate: int
+    vertex: int
+    axis: int
+    name: str
+
+    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
+        """Coordinate in one sample, a scalar; it has no targets to choose among."""
+        return self.mean(module, x)
+
+    def mean(self, module: SetModule, x: Tensor) -> Tensor:
+        """Coordinate in one sample, a scalar."""
+        return self.coordinate(module, streamed(module, x).contexts)
+
+    def coordinate(self, module: SetModule, contexts: Sequence[AttentionContext]) -> Tensor:
+        """Coordinate in one sample, from its contexts."""
+        net = cast(PolygonFormer, module)
+        no_cells = net.input_mean.new_zeros(0, len(net.input_mean))
+        vertices = net.polygons(no_cells, extend=False, contexts=contexts)
+        return vertices[0, self.gate, self.vertex, self.axis]
+
+
+@dataclass(frozen=True)
+class SizeOutput:
+    """Soft count of the cells in a gate and its parents.
+
+    Parameters
+    ----------
+    gates : list of SoftGate
+    gate : int
+        Position among them.
+    name : str
+    """
+
+    gates: list[SoftGate]
+    gate: int
+    name: str
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Soft membership per cell from what the net gives, (N, G) -> (N,)."""
+        return soft_members(self.gates, torch.sigmoid(logits))[:, self.gate]
+
+    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
+        """Sum of the soft membership of the targets, a scalar."""
+        return self(streamed(module, x).outputs)[cells].sum()
+
+    def mean(self, module: SetModule, x: Tensor) -> Tensor:
+        """Soft count over all cells of one sample, a scalar."""
+        everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return self.total(module, x, everything)
+
+
+Output = ClassOutput | VertexOutput | SizeOutput

@@ -1,0 +1,182 @@
+"""Reading a user's data: samples to fit, samples to predict, cells to annotate."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Hashable
+from typing import Any, Protocol, cast
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.utils.validation import validate_data
+
+from fcm_estimators._base.running import net_for
+from fcm_estimators._cells.rows import SampleCells, cells_in_memory, cells_in_store
+from fcm_estimators._cells.samples import CellData, PerCell, Samples, Source, read_samples
+from fcm_estimators._cells.store import CellStore, sample_rows
+from fcm_estimators._fitting.net import PackedNet
+from fcm_estimators.exceptions import InvalidInputError, NotFittedError
+from fcm_estimators.nn import SetModule
+from fcm_estimators.preprocessing.recorded import MarkerState, recorded_states, require_states
+
+
+class ReadsSamples(Protocol):
+    """Parameters and fitted attributes that determine how an estimator reads data."""
+
+    sample_key: str | int | None
+    patient_key: str | int | None
+    subset_key: str | None
+    markers: list[str] | None
+    marker_aliases: dict[str, str] | None
+    layer: str | None
+    markers_: list[str]
+    preprocessing_: dict[str, MarkerState]
+    fitted_with_groups_: bool
+    net_: PackedNet
+
+
+def require_fitted(estimator: Any) -> None:
+    """Raise NotFittedError before ``fit`` or ``load``."""
+    if not hasattr(estimator, "net_"):
+        raise NotFittedError(
+            f"This {type(estimator).__name__} is not fitted yet. Call fit(...) or load(path) first."
+        )
+
+
+def fitted_net(estimator: Any) -> SetModule:
+    """The trained net of a fitted estimator."""
+    require_fitted(estimator)
+    return cast(SetModule, estimator.net_.module_)
+
+
+def read_to_fit(estimator: Any, X: CellData, groups: PerCell, *, continued: bool) -> Samples:
+    """Read the samples for ``fit``, and set the attributes that describe the features.
+
+    Parameters
+    ----------
+    estimator : ReadsSamples
+    X, groups
+        As for ``fit``.
+    continued : bool
+        Whether training continues from a fitted net. The data then need the same markers in the
+        same state.
+    """
+    named = _has_names(X)
+    if not named:
+        X = validate_data(estimator, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
+    markers = estimator.markers_ if continued else estimator.markers
+    samples = read_samples(X, _source(estimator), markers=markers, groups=groups)
+    _warn_of_unused_samples(X, estimator.sample_key, groups)
+    estimator.markers_ = list(samples.markers)
+    if continued:
+        require_state(estimator, X)
+    else:
+        estimator.preprocessing_ = _recorded(estimator, X)
+    estimator.fitted_with_groups_ = groups is not None
+    if named:
+        estimator.n_features_in_ = len(estimator.markers_)
+        estimator.feature_names_in_ = np.array(estimator.markers_, dtype=object)
+    return samples
+
+
+def read_to_predict(estimator: Any, X: CellData, groups: PerCell = None) -> Samples:
+    """Read the samples for prediction. Markers are matched by name.
+
+    Raises
+    ------
+    NotFittedError
+        The estimator is not fitted.
+    MarkerMismatchError, MissingKeyError
+        A marker or a column is missing.
+    InvalidInputError
+        A value is not finite, or the data are invalid in another way.
+    ProcessingStateError
+        The preprocessing differs from that of the training data.
+    """
+    require_fitted(estimator)
+    if estimator.fitted_with_groups_ and groups is None:
+        raise InvalidInputError(
+            "This model was fitted with groups=..., so prediction needs the sample id of each "
+            "cell. Pass groups=..., or fit with sample_key=... to read the ids from a column."
+        )
+    if not _has_names(X):
+        X = validate_data(
+            estimator, X, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=False
+        )
+    # Only the split of the training data needs patients; new data may lack them.
+    source = dataclasses.replace(_source(estimator), patient_key=None)
+    samples = read_samples(X, source, markers=estimator.markers_, groups=groups)
+    require_state(estimator, X)
+    return samples
+
+
+def read_cells(estimator: Any, data: AnnData | CellStore) -> list[SampleCells]:
+    """Read and check the cells of each sample that the fitted net is to process.
+
+    Raises
+    ------
+    As :func:`read_to_predict`.
+    """
+    net = fitted_net(estimator)
+    if isinstance(data, CellStore):
+        return _read_store(estimator, data)
+    return cells_in_memory(read_to_predict(estimator, data), net.input_mean.device)
+
+
+def _read_store(estimator: ReadsSamples, store: CellStore) -> list[SampleCells]:
+    if estimator.fitted_with_groups_:
+        raise InvalidInputError(
+            "This model was fitted with groups=..., which a store does not hold. Fit with "
+            "sample_key=... to read the sample ids from a column."
+        )
+    columns = store.columns(estimator.markers_, estimator.marker_aliases)
+    require_state(estimator, AnnData(np.zeros((0, len(store.var)), np.float32), var=store.var))
+    net = net_for(fitted_net(estimator), store.values(estimator.layer).dtype)
+    rows = sample_rows(store, estimator.sample_key, estimator.subset_key)
+    return cells_in_store(store, rows, estimator.markers_, columns, estimator.layer, net.input_mean)
+
+
+def require_state(estimator: ReadsSamples, X: CellData) -> None:
+    """Raise ProcessingStateError if data record another state than the training data."""
+    require_states(
+        _recorded(estimator, X), estimator.preprocessing_, f"this {type(estimator).__name__}"
+    )
+
+
+def _recorded(estimator: ReadsSamples, X: CellData) -> dict[str, MarkerState]:
+    """Recorded transform and compensation of each marker; empty if a layer is read."""
+    if estimator.layer is not None:
+        return {}
+    return recorded_states(X, estimator.markers_, estimator.marker_aliases)
+
+
+def _source(estimator: ReadsSamples) -> Source:
+    return Source(
+        sample_key=estimator.sample_key,
+        patient_key=estimator.patient_key,
+        subset_key=estimator.subset_key,
+        # The label column of a table is not a marker.
+        label_key=getattr(estimator, "label_key", None),
+        layer=estimator.layer,
+        aliases=estimator.marker_aliases,
+    )
+
+
+def _has_names(X: CellData) -> bool:
+    return isinstance(X, (AnnData, pd.DataFrame))
+
+
+def _warn_of_unused_samples(X: CellData, sample_key: Hashable, groups: PerCell) -> None:
+    """Warn if the data name several samples but are read as one."""
+    if sample_key is None and groups is None and isinstance(X, AnnData) and "sample" in X.obs:
+        n_samples = X.obs["sample"].nunique()
+        if n_samples > 1:
+            warnings.warn(
+                f"adata.obs['sample'] names {n_samples} samples, but neither sample_key nor "
+                "groups was given, so all cells are read as one sample. Pass "
+                "sample_key='sample' to read several samples.",
+                UserWarning,
+                stacklevel=5,
+            )

@@ -1,0 +1,69 @@
+"""Using a net: its outputs, streams of cells through it, and estimators with another net."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from fcm_estimators._cells.rows import FileRows, SampleCells, cells_in_memory
+from fcm_estimators._cells.samples import Samples
+from fcm_estimators._fitting.net import PackedNet
+from fcm_estimators._fitting.trainer import ready_net
+from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.sources import Stored
+from fcm_estimators.nn.streaming import Stream
+
+
+def net_for(net: SetModule, dtype: np.dtype) -> SetModule:
+    """The net in the precision of the data; a cast copy if the precision differs."""
+    wanted = torch.float64 if dtype == np.float64 else torch.float32
+    return net if net.input_mean.dtype == wanted else copy.deepcopy(net).to(wanted)
+
+
+def stream_through(net: SetModule, cells: SampleCells, *, keep_layers: bool = False) -> Stream:
+    """Stream of the cells of one sample through a net, in the precision of the cells.
+
+    For cells in a store, intermediate values are kept in temporary files.
+    """
+    store = FileRows if cells.in_file else Stored.new
+    cast = net_for(net, cells.glance.dtype)
+    return Stream(cast, cells.source, keep_layers=keep_layers, store=store)
+
+
+def outputs_of(net: SetModule, samples: Samples) -> np.ndarray:
+    """Outputs of all cells, sample by sample, in the dtype of ``samples.x``."""
+    cast = net_for(net, samples.x.dtype)
+    parts = [
+        outputs.cpu().numpy()
+        for cells in cells_in_memory(samples, net.input_mean.device)
+        for _, _, outputs in stream_through(cast, cells).outputs()
+    ]
+    return np.concatenate(parts)
+
+
+def new_module(make: Callable[[], SetModule], seed: int) -> SetModule:
+    """A module with initial weights. The caller's random state does not change."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+class HasNet(Protocol):
+    """A fitted estimator."""
+
+    device: str
+    net_: PackedNet
+
+
+Estimator = TypeVar("Estimator", bound=HasNet)
+
+
+def with_net(estimator: Estimator, net: SetModule) -> Estimator:
+    """A copy of a fitted estimator with another net. The original does not change."""
+    other = copy.copy(estimator)
+    other.net_ = ready_net(net, other.device)
+    return other

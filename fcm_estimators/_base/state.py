@@ -1,0 +1,90 @@
+"""Fitted attributes that both estimators have, as the entries of a saved model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fcm_estimators._fitting.reference import Reference
+from fcm_estimators.nn import SetModule
+from fcm_estimators.preprocessing.recorded import MarkerState
+
+
+class FittedAttributes(Protocol):
+    """Attributes that every fitted estimator has, apart from its net."""
+
+    markers_: list[str]
+    n_features_in_: int
+    fitted_with_groups_: bool
+    validation_samples_: list[Any]
+    training_: list[dict[str, Any]]
+    history_: pd.DataFrame
+    reference_: Reference
+    preprocessing_: dict[str, MarkerState]
+
+
+def fitted_entries(estimator: FittedAttributes) -> dict[str, Any]:
+    """Entries of the saved model."""
+    return {
+        "markers": estimator.markers_,
+        "n_features_in": estimator.n_features_in_,
+        "named": hasattr(estimator, "feature_names_in_"),
+        "with_groups": estimator.fitted_with_groups_,
+        "validation_samples": [str(name) for name in estimator.validation_samples_],
+        "training": estimator.training_,
+        "history": estimator.history_.to_dict("list"),
+        "reference": estimator.reference_.to_dict(),
+        "states": {k: list(v) for k, v in estimator.preprocessing_.items()},
+    }
+
+
+def restore_fitted(estimator: Any, entries: dict[str, Any]) -> None:
+    """Set the fitted attributes of an estimator from the entries of a saved model."""
+    estimator.markers_ = list(entries["markers"])
+    estimator.n_features_in_ = int(entries["n_features_in"])
+    if entries["named"]:
+        estimator.feature_names_in_ = np.array(estimator.markers_, dtype=object)
+    estimator.fitted_with_groups_ = bool(entries["with_groups"])
+    estimator.validation_samples_ = entries["validation_samples"]
+    estimator.training_ = [dict(entry) for entry in entries["training"]]
+    estimator.history_ = pd.DataFrame(entries["history"])
+    estimator.reference_ = Reference.from_dict(estimator.markers_, entries["reference"])
+    estimator.preprocessing_ = {k: (str(v[0]), bool(v[1])) for k, v in entries["states"].items()}
+
+
+def module_with_weights(
+    make: Callable[[], SetModule], n_layers: int, tensors: dict[str, Tensor]
+) -> SetModule:
+    """A net with saved weights.
+
+    A saved description may ask for a net of any size. Memory is allocated only if the weights
+    have the shapes of that net.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the net with initial weights.
+    n_layers : int
+        Layers that ``make`` gives the net.
+    tensors : dict of Tensor
+
+    Raises
+    ------
+    ValueError
+        The weights belong to another net.
+    """
+    if n_layers > len(tensors):
+        raise ValueError(f"{n_layers} layers, but only {len(tensors)} tensors")
+    with torch.device("meta"):
+        wanted = make().state_dict()
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != {name: tensor.shape for name, tensor in wanted.items()}:
+        raise ValueError("the weights are those of another net")
+    module = make()
+    module.load_state_dict(tensors)
+    return module

@@ -1,0 +1,199 @@
+"""Cells of one sample, in memory or in a store, as the input of a net."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcm_estimators._cells.samples import Samples
+from fcm_estimators._cells.store import BLOCK, CellStore, Rows, StoredValues, as_index, close_rows
+from fcm_estimators._checks import require_finite
+from fcm_estimators.nn.sources import CellSource, PackedCells, Piece
+
+# Largest number of cells per sample that are compared with the training samples.
+GLANCE = 50_000
+
+
+def even_slice(n_cells: int) -> slice:
+    """Slice of at most :data:`GLANCE` evenly spaced cells."""
+    return slice(None, None, -(-n_cells // GLANCE))
+
+
+@dataclass(frozen=True)
+class SampleCells:
+    """Cells of one sample, and their rows in the user's data.
+
+    Attributes
+    ----------
+    name : object
+        Id of the sample.
+    rows : range or ndarray of int
+        Rows in the user's data, in the order of the source.
+    source : CellSource
+    glance : ndarray of shape (n, M)
+        Some of the cells, evenly spaced.
+    in_file : bool
+        Whether the cells are read from a store. Nothing of their size is then kept in memory.
+    """
+
+    name: Any
+    rows: Rows
+    source: CellSource
+    glance: np.ndarray
+    in_file: bool
+
+    def pick(self, values: np.ndarray) -> np.ndarray:
+        """Entries of this sample among the values of all of the user's rows."""
+        picked: np.ndarray = values[as_index(self.rows)]
+        return picked
+
+
+def cells_in_memory(samples: Samples, device: torch.device) -> list[SampleCells]:
+    """Cells of each sample, on a device."""
+    found = []
+    for name, (start, stop) in zip(samples.names.tolist(), samples.spans(), strict=True):
+        x, rows = samples.x[start:stop], samples.rows[start:stop]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        no_gaps = last - first == len(rows) and bool((np.diff(rows) == 1).all())
+        found.append(
+            SampleCells(
+                name,
+                range(first, last) if no_gaps else rows,
+                PackedCells(torch.from_numpy(x).to(device)),
+                x[even_slice(len(x))],
+                in_file=False,
+            )
+        )
+    return found
+
+
+def cells_in_store(
+    store: CellStore,
+    rows: dict[Any, Rows],
+    markers: Sequence[str],
+    columns: np.ndarray,
+    layer: str | None,
+    like: Tensor,
+) -> list[SampleCells]:
+    """Cells of each sample of a store. All values are read once and checked.
+
+    Parameters
+    ----------
+    store : CellStore
+    rows : dict of sample to rows
+    markers : sequence of M str
+    columns : ndarray of int of shape (M,)
+        Columns of the markers.
+    layer : str or None
+    like : Tensor
+        Tensor with the dtype and device of the result.
+
+    Raises
+    ------
+    InvalidInputError
+        A value is not finite.
+    """
+    found = []
+    for name, sample_rows in rows.items():
+        source = _StoredCells(store.values(layer), sample_rows, columns, markers, like)
+        found.append(SampleCells(name, sample_rows, source, source.checked(), in_file=True))
+    return found
+
+
+class _StoredCells:
+    """Cells of one sample of a store, read chunk by chunk."""
+
+    n_samples = 1
+
+    def __init__(
+        self,
+        values: StoredValues,
+        rows: Rows,
+        columns: np.ndarray,
+        markers: Sequence[str],
+        like: Tensor,
+    ) -> None:
+        self.n_cells = len(rows)
+        self._values, self._rows = values, rows
+        self._columns, self._markers, self._like = columns, markers, like
+        self._held = range(0)
+        self._cells = like.new_empty(0, len(columns))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Cells ``start:stop`` of the sample."""
+        if start < self._held.start or stop > self._held.stop:
+            self._held = range(start, min(max(stop, start + BLOCK), self.n_cells))
+            self._cells = self._load(self._held.start, self._held.stop)
+        return self._cells[start - self._held.start : stop - self._held.start]
+
+    def checked(self) -> np.ndarray:
+        """Read and check all cells once; return some of them, evenly spaced."""
+        some, step = [], even_slice(self.n_cells).step
+        for start in range(0, self.n_cells, BLOCK):
+            block = self.read(start, min(start + BLOCK, self.n_cells))
+            some.append(block[-start % step :: step].numpy(force=True).copy())
+        return np.concatenate(some)
+
+    def pieces(self, start: int, stop: int) -> list[Piece]:
+        """The whole chunk, which belongs to one sample."""
+        return [Piece(0, 0, stop - start)]
+
+    def _load(self, start: int, stop: int) -> Tensor:
+        parts = [self._values.read(rows) for rows in close_rows(self._rows[start:stop])]
+        values = np.concatenate([part[:, self._columns] for part in parts])
+        require_finite(values, self._markers)
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._like)
+
+
+def by_block(chunks: Iterable[tuple[int, int, Tensor]]) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Join consecutive chunks of rows into arrays of about the length of a block."""
+    first, parts = 0, list[np.ndarray]()
+    for start, stop, values in chunks:
+        if not parts:
+            first = start
+        parts.append(values.cpu().numpy().copy())
+        if stop - first >= BLOCK:
+            yield first, stop, np.concatenate(parts)
+            parts = []
+    if parts:
+        yield first, stop, np.concatenate(parts)
+
+
+class FileRows:
+    """Rows in a temporary file, which is removed when this object is.
+
+    Rows are read and written by chunk and do not count as memory of the process.
+
+    Parameters
+    ----------
+    n_rows, width : int
+    like : Tensor
+        Tensor with the dtype and device of the rows.
+    """
+
+    def __init__(self, n_rows: int, width: int, like: Tensor) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed with these rows
+        weakref.finalize(self, self._file.close)
+        self._like, self._width = like, width
+        self._dtype = np.dtype(str(like.dtype).removeprefix("torch."))
+        self._row = width * self._dtype.itemsize
+        self._file.truncate(n_rows * self._row)
+
+    def get(self, start: int, stop: int) -> Tensor:
+        """Rows ``start:stop``, a copy."""
+        rows = np.empty((stop - start, self._width), dtype=self._dtype)
+        self._file.seek(start * self._row)
+        self._file.readinto(rows.data.cast("B"))
+        return torch.from_numpy(rows).to(self._like.device)
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Replace rows from ``start`` on."""
+        self._file.seek(start * self._row)
+        self._file.write(rows.contiguous().cpu().numpy().data.cast("B"))

@@ -1,0 +1,72 @@
+"""Split of the samples into training and validation, and the scale of the markers."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from sklearn.model_selection import GroupShuffleSplit
+
+from fcm_estimators._cells.samples import Samples
+
+logger = logging.getLogger("fcm_estimators")
+
+# With fewer samples than this there is no validation.
+_MIN_SAMPLES = 5
+# Number of random splits; the split that keeps most classes is chosen.
+_CANDIDATES = 100
+
+
+def split_patients(
+    samples: Samples, fraction: float | None, seed: int, present: np.ndarray
+) -> tuple[list[int], list[int]]:
+    """Positions of training and of validation samples. No patient is in both.
+
+    Parameters
+    ----------
+    samples : Samples
+    fraction : float or None
+        Share of the patients that is held out. None, fewer than 5 samples, or fewer than 2
+        patients: no patient is held out. In the last two cases the log says so.
+    seed : int
+    present : bool ndarray of shape (S, C)
+        Whether each sample has cells of each class. The split keeps every class in training, and
+        in validation too, as far as possible.
+    """
+    everything = list(range(len(samples.names)))
+    patients = samples.patients.astype(str)
+    n_patients = len(np.unique(patients))
+    if fraction is None:
+        return everything, []
+    if len(everything) < _MIN_SAMPLES or n_patients < 2:
+        logger.info(
+            "%d sample(s) of %d patient(s): there is no validation split and no early stopping. "
+            "The weights after the last epoch are kept.",
+            len(everything),
+            n_patients,
+        )
+        return everything, []
+    n_valid = min(max(1, round(fraction * n_patients)), n_patients - 1)
+    splits = GroupShuffleSplit(_CANDIDATES, test_size=n_valid, random_state=seed % 2**32)
+
+    def missing(split: tuple[np.ndarray, np.ndarray]) -> int:
+        """Penalty for missing classes. One missing in training counts more than all others."""
+        in_train, in_valid = (int((present.any(0) & ~present[part].any(0)).sum()) for part in split)
+        return int(in_train * present.shape[1] + in_valid)
+
+    train, valid = min(splits.split(everything, groups=patients), key=missing)
+    return train.tolist(), valid.tolist()
+
+
+def marker_scale(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and SD of each marker within samples; each sample has equal weight.
+
+    The SD is that of cells around the mean of their sample, so shifts between samples do not
+    increase it. A marker without spread gets scale 1.
+    """
+    blocks = [samples.x[start:stop] for start, stop in samples.spans()]
+    mean = np.mean([block.mean(0, dtype=np.float64) for block in blocks], axis=0)
+    variance = np.mean([block.var(0, dtype=np.float64) for block in blocks], axis=0)
+    scale = np.sqrt(variance)
+    flat = scale <= 1e-12 * np.maximum(1.0, np.abs(mean))
+    return mean.astype(np.float32), np.where(flat, 1.0, scale).astype(np.float32)

@@ -1,0 +1,111 @@
+"""Options that several commands share, and functions that read their values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fcm_estimators.labels import LabelSource
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(help="FCS, h5ad or zarr files, or directories of them.", show_default=False),
+]
+Model = Annotated[Path, typer.Argument(help="Directory that fcm train wrote.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of processes; 0: one file after the other. Default: one per core."),
+]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Address of a Dask scheduler to use, tcp://host:port.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--redo", help="Keep finished results whose inputs are the same.")
+]
+GatesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Gates to apply first: a Gating-ML file or a model of gates. --denominator and models "
+        "that read only cells inside a gate need them."
+    ),
+]
+Denominator = Annotated[
+    str | None, typer.Option(help="Gate to which the fraction of positive cells refers.")
+]
+LimitOfBlank = Annotated[
+    float | None, typer.Option(help="Fraction found in samples without disease.")
+]
+LabelGates = Annotated[
+    Path | None,
+    typer.Option(
+        help="Expert gates: a table (.csv) of one file with a 0/1 column per gate, a directory "
+        "with a table SAMPLE.csv per file, a Gating-ML file (.xml) or a FlowJo workspace (.wsp)."
+    ),
+]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class",
+        help="GATE=LABEL: cells of a gate get this label; can be repeated.",
+        metavar="G=L",
+    ),
+]
+LabelKey = Annotated[
+    str,
+    typer.Option(help="Column of obs with the labels (h5ad, zarr), or for the labels of --class."),
+]
+Within = Annotated[str | None, typer.Option(help="Gate outside of which cells stay unlabelled.")]
+EventColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of the tables with the number of the event, counted from 0."),
+]
+
+
+def label_source(
+    label_key: str,
+    gates: Path | None,
+    classes: list[str] | None,
+    within: str | None,
+    event_column: str | None,
+) -> LabelSource:
+    """Make the label source from the options of a command."""
+    from fcm_estimators.exceptions import InvalidInputError
+    from fcm_estimators.labels import LabelSource
+
+    pairs = {}
+    for text in classes or []:
+        gate, found, label = text.partition("=")
+        if not found or not gate or not label:
+            raise InvalidInputError(f"--class {text!r}: expected GATE=LABEL, such as cd3=T cell.")
+        pairs[gate] = label
+    return LabelSource(
+        label_key=label_key,
+        gates=None if gates is None else str(gates),
+        classes=pairs,
+        within=within,
+        event_column=event_column,
+    )
+
+
+def patients_of(path: Path | None) -> dict[str, str] | None:
+    """Read the patient of each sample from a table (CSV)."""
+    import pandas as pd
+
+    from fcm_estimators.exceptions import InvalidInputError
+
+    if path is None:
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise InvalidInputError(f"--patients: {path} cannot be read as CSV: {error}") from error
+    if not {"sample", "patient"} <= set(table):
+        raise InvalidInputError(
+            f"--patients: {path} has the columns {list(table)}; expected sample and patient."
+        )
+    return dict(zip(table["sample"], table["patient"], strict=True))

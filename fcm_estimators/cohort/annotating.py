@@ -1,0 +1,171 @@
+"""Apply one model to many files."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import pandas as pd
+
+from fcm_estimators._cells.results import require_key_name
+from fcm_estimators._files import checksum, replaced_when_complete
+from fcm_estimators.cohort.executor import Call, executor
+from fcm_estimators.cohort.files import PathName, file_names, list_files
+from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_row
+from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.gating.records import tree_records
+from fcm_estimators.models import result_keys
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def annotate_files(
+    model: Any,
+    files: PathName | Sequence[PathName],
+    out: PathName,
+    *,
+    sample_names: Sequence[str] | None = None,
+    gates: GatingTree | PathName | None = None,
+    denominator: str | None = None,
+    limit_of_blank: float | None = None,
+    key_added: str | None = None,
+    also: Callable[[Any, ad.AnnData, Path], dict[str, Any]] | None = None,
+    resume: bool = True,
+    client: Client | None = None,
+    n_workers: int | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> pd.DataFrame:
+    """Annotate many files with one model, one task per file.
+
+    Every result is written under a temporary name and renamed when it is complete, so the
+    directory never contains half a file. ``{name}.json`` beside it contains its rows of the table
+    and the checksums. A file that fails becomes a row with its error and does not stop the others.
+
+    Parameters
+    ----------
+    model : path or fitted estimator
+        Every worker process loads a saved model once. A fitted estimator is first saved in
+        ``out/"model"``.
+    files : path or sequence of paths
+        FCS, h5ad or zarr; a directory stands for its files. Raw values are transformed to the
+        scale of the model's training data (:meth:`ReluFormerClassifier.prepare`).
+    out : path
+        Directory for the results, ``{name}.h5ad``, and for ``table.csv``.
+    sample_names : sequence of str, optional
+        One per file. Default: the file names without ending, which must differ.
+    gates : GatingTree or path, optional
+        A tree, a Gating-ML file or a saved PolygonRegressor. Its membership goes to
+        ``obsm["gates"]``, which ``denominator`` and models with ``subset_key`` need.
+    denominator : str, optional
+        Gate to which the fraction of positive cells refers. Default: all analysed cells.
+    limit_of_blank : float, optional
+        Fraction that the model finds in samples without disease.
+    key_added : str, optional
+        Key of the results. Default: "reluformer", or "predicted_gates" for a PolygonRegressor.
+    also : callable, optional
+        Called before a result is written, with the model, the annotated AnnData and the path of
+        the result without its ending. It may add to the AnnData and write other files. It returns
+        a dict of further columns for the row. ``resume`` compares it by its ``repr``.
+    resume : bool, default True
+        Keep complete results of an earlier run with the same input, model, gates and settings, as
+        judged by checksums.
+    client : dask.distributed.Client, optional
+        Cluster to use. It must have access to all paths, and its workers should have one thread
+        each. Default: processes on this machine.
+    n_workers : int, optional
+        Number of processes if no client is given; 0 uses the current process. Default: one per
+        core.
+    progress : callable, optional
+        Called with the first row of each file when the file is done.
+
+    Returns
+    -------
+    DataFrame
+        One row per sample, in the order of the files. Columns ``file``, ``sample``, ``output``,
+        ``status`` ("done", "kept" from an earlier run, "failed"), ``error``, ``warning``,
+        ``n_cells``, ``n_analysed``, ``n_{class}`` (or ``n_{gate}``), the columns of
+        :func:`~fcm_estimators.metrics.mrd_table` if the model has a positive class, ``n_qc_*``
+        (:func:`~fcm_estimators.quality.quality_table`), ``farthest_marker`` and its ``distance``
+        (``check_sample``), ``seconds``, ``input_sha256``, ``model_sha256``. Also written to
+        ``out/"table.csv"``.
+
+    Raises
+    ------
+    InvalidInputError
+        There are no files, names repeat, the gates do not exist, or an output would overwrite an
+        input.
+    ModelFormatError
+        The directory of the model does not contain a model that this version can read.
+    NotFittedError
+        The estimator is not fitted.
+
+    Notes
+    -----
+    Local worker processes import the calling script, so the script needs
+    ``if __name__ == "__main__":``.
+    """
+    paths = list_files(files)
+    named = file_names(paths, sample_names)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, name in zip(paths, named, strict=True):
+        if path.resolve() == (folder / f"{name}.h5ad").resolve():
+            raise InvalidInputError(f"{path} would be overwritten by its own result; change out.")
+    if not isinstance(model, str | os.PathLike):
+        model.save(folder / "model")
+        model = folder / "model"
+    model_checksum = checksum(Path(model)) if Path(model).is_dir() else ""
+    loaded = cached_model(str(model), model_checksum)
+    keys = result_keys(loaded, key_added)
+    require_key_name(keys.key)
+    job = Job(
+        model=str(Path(model).resolve()),
+        model_checksum=model_checksum,
+        gates=gates if isinstance(gates, GatingTree | None) else str(Path(gates).resolve()),
+        gates_checksum=_gates_checksum(gates),
+        out=str(folder.resolve()),
+        key_added=keys.key,
+        denominator=denominator,
+        limit_of_blank=limit_of_blank,
+        also=also,
+        resume=resume,
+    )
+    tables: list[list[dict[str, Any]]] = [[] for _ in paths]
+    jobs: list[Call] = [
+        (functools.partial(annotate_one, job), (str(path.resolve()), name))
+        for path, name in zip(paths, named, strict=True)
+    ]
+    with executor(client, n_workers, len(jobs)) as run:
+        for position, rows, error in run(jobs):
+            if error:
+                rows = [failed_row(paths[position], named[position], error)]
+            tables[position] = rows
+            if progress is not None:
+                progress(rows[0])
+    table = pd.DataFrame([row for rows in tables for row in rows])
+    columns = table.columns.astype(str)
+    whole = [c for c in columns if c.startswith("n_") or c in ("numerator", "denominator")]
+    # Failed files have no counts. Int64 holds missing values without turning counts into floats.
+    table = table.astype(dict.fromkeys(whole, "Int64"))
+    with replaced_when_complete(folder / "table.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def _gates_checksum(gates: GatingTree | PathName | None) -> str:
+    if gates is None:
+        return ""
+    if isinstance(gates, GatingTree):
+        text = json.dumps(tree_records(gates), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+    if not Path(gates).exists():
+        raise InvalidInputError(f"gates: {gates} does not exist.")
+    return checksum(Path(gates))

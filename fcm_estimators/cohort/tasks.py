@@ -1,0 +1,240 @@
+"""Annotate one file in a worker."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from fcm_estimators._checks import listed
+from fcm_estimators._files import (
+    checksum,
+    remove_leftovers,
+    replaced_when_complete,
+    write_whole,
+)
+from fcm_estimators._version import __version__
+from fcm_estimators.cohort.executor import error_text
+from fcm_estimators.cohort.files import read_file
+from fcm_estimators.exceptions import MissingKeyError, ProcessingStateError
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
+from fcm_estimators.labels.source import membership_in
+from fcm_estimators.metrics import mrd_table
+from fcm_estimators.models import load_model, result_keys
+from fcm_estimators.quality import CHECKS, flag_quality, quality_table
+
+logger = logging.getLogger("fcm_estimators")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings for annotating each file."""
+
+    model: str
+    model_checksum: str
+    gates: GatingTree | str | None
+    gates_checksum: str
+    out: str
+    key_added: str
+    denominator: str | None
+    limit_of_blank: float | None
+    also: Callable[[Any, ad.AnnData, Path], dict[str, Any]] | None
+    resume: bool
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings that must be equal for an earlier result to be kept."""
+        irrelevant = ("model", "gates", "out", "resume", "also")
+        wanted = {k: v for k, v in vars(self).items() if k not in irrelevant}
+        return {**wanted, "also": repr(self.also), "version": __version__}
+
+
+@functools.lru_cache(maxsize=2)
+def cached_model(path: str, model_checksum: str) -> Any:
+    """Load a model once per process; the checksum distinguishes models saved at the same path."""
+    return load_model(path)
+
+
+def annotate_one(job: Job, file: str, name: str) -> list[dict[str, Any]]:
+    """Annotate one file, write its result and return its rows; runs in a worker."""
+    started = time.perf_counter()
+    path, output = Path(file), Path(job.out) / f"{name}.h5ad"
+    record = output.with_suffix(".json")
+    try:
+        identity = {**job.fingerprint(), "input": checksum(path)}
+        kept = _kept(record, output, identity) if job.resume else None
+        if kept is not None:
+            return kept
+        # If this run fails, an old result must not pass for the result of these inputs.
+        record.unlink(missing_ok=True)
+        for target in (output, record):
+            remove_leftovers(target)
+        rows = _annotated(job, path, name, output)
+        for row in rows:
+            row["seconds"] = round(time.perf_counter() - started, 3)
+            row["input_sha256"], row["model_sha256"] = identity["input"], job.model_checksum
+        done = {"identity": identity, "output": checksum(output), "rows": rows}
+        write_whole(record, json.dumps(done, indent=1).encode())
+        return rows
+    except Exception as error:
+        logger.info("%s failed", file, exc_info=True)
+        return [failed_row(path, name, error_text(error))]
+
+
+def _kept(record: Path, output: Path, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """Rows of an earlier run if its inputs were the same and its result is unchanged."""
+    try:
+        done = json.loads(record.read_bytes())
+        if done["identity"] != identity or checksum(output) != done["output"]:
+            return None
+        return [{**row, "status": "kept"} for row in done["rows"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def failed_row(path: Path, name: str, error: str) -> dict[str, Any]:
+    """Row of a file that has no result."""
+    return {
+        "file": str(path),
+        "sample": name,
+        "output": "",
+        "status": "failed",
+        "error": error,
+        "warning": "",
+    }
+
+
+def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, Any]]:
+    model = cached_model(job.model, job.model_checksum)
+    adata = read_file(path, name=name)
+    if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
+        adata.obs[model.sample_key] = adata.obs["sample"]
+    try:
+        flag_quality(adata)
+        quality = quality_table(adata)
+    except (ProcessingStateError, MissingKeyError) as error:
+        # The data have no raw values or no description of the channels.
+        logger.info("%s: no quality flags. %s", path, error)
+        quality = _no_quality(adata)
+    if job.gates is not None:
+        _add_gates(adata, job)
+    ready = adata if model.is_prepared(adata) else model.prepare(adata)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.annotate(ready, key_added=job.key_added)
+    warned = " | ".join(str(w.message) for w in caught if w.category is UserWarning)
+    keys = result_keys(model, job.key_added)
+    distances = _distances(ready, keys.record)
+    results = _counts(model, ready, job, keys)
+    extra = {} if job.also is None else job.also(model, ready, output.with_suffix(""))
+    rows = []
+    for sample in ready.obs["sample"].unique():
+        inside = (ready.obs["sample"] == sample).to_numpy()
+        key = model.sample_key
+        of_sample = distances.loc[
+            distances.index[0][0] if key is None else str(ready.obs[key][inside].iloc[0])
+        ]
+        rows.append(
+            {
+                "file": str(path),
+                "sample": str(sample),
+                "output": str(output),
+                "status": "done",
+                "error": "",
+                "warning": warned,
+                "n_cells": int(inside.sum()),
+                **_plain(results.loc[sample]),
+                **_plain(quality.loc[sample].drop("n_cells")),
+                "farthest_marker": str(of_sample.idxmax()),
+                "distance": float(of_sample.max()),
+                **extra,
+            }
+        )
+    with replaced_when_complete(output) as temporary:
+        ready.write_h5ad(temporary, compression="lzf")
+    return rows
+
+
+def _distances(adata: ad.AnnData, record: str) -> pd.Series:
+    """Distance from training by sample and marker, as ``annotate`` recorded it."""
+    found = adata.uns[record]["distance"]
+    index = pd.MultiIndex.from_arrays([found["sample"], found["marker"]])
+    return pd.Series(found["distance"], index=index)
+
+
+def _no_quality(adata: ad.AnnData) -> pd.DataFrame:
+    names = pd.Index(adata.obs["sample"].unique(), name="sample")
+    columns = ["n_cells", *(f"n_{QualityKeys().flag(check)}" for check in (*CHECKS, "any"))]
+    return pd.DataFrame({c: pd.array([pd.NA] * len(names), dtype="Int64") for c in columns}, names)
+
+
+def _add_gates(adata: ad.AnnData, job: Job) -> None:
+    """Write the membership of gates to ``obsm["gates"]``."""
+    if isinstance(job.gates, GatingTree):
+        adata.obsm[EXPERT_GATES] = membership_in(job.gates, adata)
+        return
+    path = Path(str(job.gates))
+    if path.is_dir():
+        regressor = cached_model(str(path), job.gates_checksum)
+        ready = adata if regressor.is_prepared(adata) else regressor.prepare(adata)
+        adata.obsm[EXPERT_GATES] = regressor.predict_membership(ready)
+    else:
+        adata.obsm[EXPERT_GATES] = membership_in(GatingTree.from_gatingml(path), adata)
+
+
+def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys) -> pd.DataFrame:
+    """Count cells per class or gate, and residual disease; one row per sample."""
+    sample = adata.obs["sample"].to_numpy()
+    if isinstance(keys, GateKeys):
+        inside = adata.obsm[keys.membership]
+        analysed = ~inside.isna().any(axis=1).to_numpy()
+        parts = {f"n_{gate}": inside[gate].fillna(False).to_numpy(dtype=bool) for gate in inside}
+        table = pd.DataFrame({"n_analysed": analysed, **parts}).groupby(sample, sort=False).sum()
+        return table.astype(int)
+    predicted = adata.obs[keys.label].astype(str).to_numpy()
+    proba = adata.obsm[keys.probabilities]
+    analysed = ~proba.isna().any(axis=1).to_numpy()
+    parts = {f"n_{name}": (predicted == name) & analysed for name in proba}
+    table = pd.DataFrame({"n_analysed": analysed, **parts}).groupby(sample, sort=False).sum()
+    if model.pos_label_ is None:
+        return table.astype(int)
+    inside, gate = analysed, "analysed"
+    if job.denominator is not None:
+        gates = adata.obsm.get(EXPERT_GATES)
+        if gates is None or job.denominator not in gates:
+            raise MissingKeyError(
+                f"denominator={job.denominator!r} is not among the gates "
+                f"{listed([] if gates is None else gates)}. Pass gates=..., or no denominator."
+            )
+        gate = job.denominator
+        inside = gates[gate].fillna(False).to_numpy(dtype=bool)
+    flags = [QualityKeys().flag(check) for check in CHECKS]
+    flags = [name for name in flags if name in adata.obs]
+    mrd = mrd_table(
+        (predicted == str(model.pos_label_)) & analysed,
+        denominator=inside,
+        denominator_name=gate,
+        groups=sample,
+        limit_of_blank=job.limit_of_blank,
+    )
+    mrd = mrd.rename(columns={"status": "mrd_status"})
+    for name in flags:
+        flagged = adata.obs[name].to_numpy() & (predicted == str(model.pos_label_)) & inside
+        mrd[f"n_positive_{name}"] = pd.Series(flagged).groupby(sample).sum()
+    return table.astype(int).join(mrd)
+
+
+def _plain(row: pd.Series) -> dict[str, Any]:
+    """Convert values to types that JSON has."""
+    values = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+    return {k: None if v is pd.NA or v != v else v for k, v in values.items()}

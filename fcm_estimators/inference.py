@@ -1,0 +1,76 @@
+"""Fitted models from the inside: what explainers and other tools need to look into a net.
+
+Samples are read as the model reads them: :func:`read_samples`, or :func:`open_data` and
+:func:`read_cells` for results and for stores of any size. :func:`stream` sends the cells of a
+sample through the net. ``untrained_twin`` of an estimator and :func:`with_net` make controls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fcm_estimators._base.estimator import SetEstimator
+from fcm_estimators._base.reading import (
+    fitted_net,
+    read_cells,
+)
+from fcm_estimators._base.reading import read_to_predict as read_samples
+from fcm_estimators._base.running import net_for, with_net
+from fcm_estimators._base.running import stream_through as stream
+from fcm_estimators._cells.results import Writable, require_writable, run_record
+from fcm_estimators._cells.results import opened as open_data
+from fcm_estimators._cells.rows import FileRows, SampleCells, by_block, cells_in_memory
+from fcm_estimators._cells.samples import CellData, PerCell, Samples, model_names, read_labels
+from fcm_estimators._cells.store import CellStore
+from fcm_estimators._checks import as_flags, marker_positions
+from fcm_estimators._fitting.gate_targets import soft_gates
+
+__all__ = [
+    "CellData",
+    "CellStore",
+    "FileRows",
+    "PerCell",
+    "SampleCells",
+    "Samples",
+    "SetEstimator",
+    "Writable",
+    "as_flags",
+    "by_block",
+    "cells_in_memory",
+    "fitted_net",
+    "marker_columns",
+    "net_for",
+    "open_data",
+    "read_cells",
+    "read_labels",
+    "read_samples",
+    "require_writable",
+    "run_record",
+    "soft_gates",
+    "stream",
+    "with_net",
+]
+
+
+def marker_columns(estimator: SetEstimator, var_names: Iterable[Any]) -> np.ndarray:
+    """Column of each marker of a fitted model among those of some data.
+
+    Parameters
+    ----------
+    estimator : ReluFormerClassifier or PolygonRegressor
+    var_names : iterable of str
+        Names of the columns; the model's ``marker_aliases`` apply.
+
+    Returns
+    -------
+    ndarray of int of shape (M,)
+
+    Raises
+    ------
+    MarkerMismatchError
+        A marker that is not there.
+    """
+    return marker_positions(estimator.markers_, model_names(var_names, estimator.marker_aliases))

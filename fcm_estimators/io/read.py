@@ -1,0 +1,317 @@
+"""Read one or many FCS files into one AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from fcm_estimators.exceptions import (
+    FcsError,
+    InvalidInputError,
+    MissingKeyError,
+    PanelMismatchError,
+)
+from fcm_estimators.io.channels import COMPENSATED_PREFIX, marker_names
+from fcm_estimators.io.record import pack_fcs_record
+from fcm_estimators.io.segment import Segment, decode, open_segment
+
+# Keywords that describe the measurement and cannot name a person, a place or a day.
+TECHNICAL_KEYWORDS = (
+    "CYT",
+    "CREATOR",
+    "TIMESTEP",
+    "VOL",
+    "TR",
+    "THRESHOLD",
+    "ABRT",
+    "LOST",
+    "APPLY COMPENSATION",
+    "WINDOW EXTENSION",
+    "FSC ASF",
+)
+
+
+def read_fcs(
+    path: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    sample_names: str | Sequence[str] | None = None,
+    dataset: int | None = None,
+    join: Literal["inner", "outer"] | None = None,
+    scale_time: bool = False,
+    marker_aliases: Mapping[str, str] | None = None,
+    keep_keywords: Sequence[str] | None = None,
+) -> ad.AnnData:
+    """Read one FCS file, or a cohort of them, as raw values.
+
+    Values are on the linear scale that FCS defines: log amplifiers (``$PnE``) and gains (``$PnG``)
+    are always decoded, for integer and floating-point data. The gain is not applied to Time.
+    Nothing is compensated or transformed.
+
+    Parameters
+    ----------
+    path : path or sequence of paths
+        FCS 2.0, 3.0, 3.1 or 3.2 files in list mode (.fcs, .lmd). The first file sets the order of
+        the markers; markers of the other files are matched to it by name.
+    sample_names : str or sequence of str, optional
+        One unique name per file. Default: the file name without its extension.
+    dataset : int, optional
+        Which data set to read of a file that holds several, counted from 0. Required for such a
+        file, unless exactly one of its data sets is FCS 3 and the others are FCS 2 (Kaluza .lmd):
+        then the FCS 3 one is the default.
+    join : {"inner", "outer"}, optional
+        What to do if the files have different markers. Default: raise an error. "inner" keeps the
+        markers that all files have. "outer" keeps all markers and fills those that a file lacks
+        with NaN, which the models refuse.
+    scale_time : bool, default False
+        Multiply Time by ``$TIMESTEP``, which gives seconds. False keeps the values of the file.
+    marker_aliases : mapping of str to str, optional
+        Old to new marker names, applied before files are compared, e.g. ``{"SY41": "Syto 41"}``.
+    keep_keywords : sequence of str, optional
+        Keywords to keep besides the technical ones, in any case, with or without ``$``. Names,
+        places, dates and identifiers are kept only if they are listed here.
+
+    Returns
+    -------
+    AnnData
+        Cells x markers, X float32.
+
+        - ``obs_names``: ``"{sample}:{event}"``; ``obs["sample"]``: Categorical in the order of the
+          files; ``obs["event"]``: int64, position in the file, counted from 0.
+        - ``var_names``: the marker (``$PnS``) or, if there is none, the channel (``$PnN``). A
+          marker measured in several channels becomes ``"marker (channel)"``. A repeated or empty
+          channel gets its number: ``"FL1 [P4]"`` or ``"P4"``.
+        - ``var``: ``channel``; ``marker`` (``""`` if none); ``kind`` ("scatter", "fluorescence",
+          "mass", "time", "other"); ``range`` (``$PnR`` on the scale of X, the largest of all
+          files); ``compensated`` (True for channels named "Comp-..."); ``transform`` ("none").
+        - ``uns["fcs"]``: per-sample keywords, number of events and labelled spillover
+          (:func:`get_spillover`), whose channels are named as in ``var["channel"]``;
+          ``time_scaled``.
+
+    Raises
+    ------
+    FcsError
+        If a file is missing, empty, not FCS, truncated, inconsistent or without events; if it has
+        several data sets and none was chosen, an unreadable spillover keyword, or no ``$TIMESTEP``
+        although `scale_time` is set.
+    PanelMismatchError
+        If the markers of the files differ and `join` is not given, if the files share no marker,
+        or if a marker is compensated in some files only.
+    InvalidInputError
+        If there are no paths, sample names repeat or do not match the paths, `join` is unknown, an
+        alias makes two markers equal, or `dataset` does not exist.
+    MissingKeyError
+        If no file has a keyword that `keep_keywords` asks for.
+
+    References
+    ----------
+    Spidlen et al., Data File Standard for Flow Cytometry, version FCS 3.1, Cytometry A 77A (2010).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import anndata as ad, numpy as np, pandas as pd
+    >>> from fcm_estimators import read_fcs, write_fcs
+    >>> made = ad.AnnData(
+    ...     np.arange(6, dtype="float32").reshape(3, 2),
+    ...     obs=pd.DataFrame({"sample": "tube", "event": [0, 1, 2]}, index=list("abc")),
+    ...     var=pd.DataFrame({"channel": ["FSC-A", "FL1-A"], "marker": ["", "CD3"]},
+    ...                      index=["FSC-A", "CD3"]).assign(range=1024.0, transform="none",
+    ...                                                     compensated=False),
+    ... )
+    >>> path = Path(tempfile.mkdtemp()) / "tube.fcs"
+    >>> write_fcs(made, path)
+    >>> adata = read_fcs(path)
+    >>> adata.var["kind"].tolist(), adata.obs_names.tolist()
+    (['scatter', 'fluorescence'], ['tube:0', 'tube:1', 'tube:2'])
+    """
+    if join not in (None, "inner", "outer"):
+        raise InvalidInputError(f'join must be None, "inner" or "outer", got {join!r}.')
+    paths = _paths(path)
+    samples = _sample_names(paths, sample_names)
+    segments = [open_segment(p, dataset) for p in paths]
+    for segment in segments:
+        if segment.n_events == 0:
+            raise FcsError(
+                f"{segment.path.name} holds no events ($TOT = 0); remove it from the list."
+            )
+    panels = [_panel(segment, marker_aliases or {}) for segment in segments]
+    names = _joined_names(samples, panels, join)
+    var = _joined_var(samples, panels, names)
+    # The events are read later, so that a bad keyword in the last file does not cost minutes.
+    record = pack_fcs_record(
+        samples,
+        _kept_keywords(segments, keep_keywords or ()),
+        [segment.n_events for segment in segments],
+        [
+            _spillover(sample, segment, panel, var)
+            for sample, segment, panel in zip(samples, segments, panels, strict=True)
+        ],
+    )
+    adata = ad.AnnData(
+        X=_assemble(segments, panels, names, scale_time),
+        obs=_obs(samples, [segment.n_events for segment in segments]),
+        var=var,
+    )
+    adata.uns["fcs"] = {**record, "time_scaled": scale_time}
+    return adata
+
+
+def _paths(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
+    paths = [Path(path)] if isinstance(path, str | PathLike) else [Path(p) for p in path]
+    if not paths:
+        raise InvalidInputError("The list of FCS files is empty; give at least one path.")
+    return paths
+
+
+def _sample_names(paths: list[Path], given: str | Sequence[str] | None) -> list[str]:
+    names = [p.stem for p in paths] if given is None else given
+    names = [names] if isinstance(names, str) else list(names)
+    if len(names) != len(paths):
+        raise InvalidInputError(
+            f"{len(names)} sample_names for {len(paths)} files; give one for each file."
+        )
+    if wrong := [name for name in names if not isinstance(name, str) or not name]:
+        raise InvalidInputError(f"Sample names must be non-empty strings, got {wrong[0]!r}.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInputError(
+            f"Sample names repeat: {', '.join(repeated)}. Give unique ones with sample_names=."
+        )
+    return names
+
+
+def _panel(segment: Segment, aliases: Mapping[str, str]) -> pd.DataFrame:
+    """One row per parameter of a file in file order, indexed by its unique marker name."""
+    channels = segment.channels
+    markers = [channel.marker for channel in channels]
+    names = marker_names(segment.channel_names, markers)
+    renamed = [aliases.get(name, name) for name in names]
+    if repeated := sorted({name for name in renamed if renamed.count(name) > 1}):
+        raise InvalidInputError(
+            f"marker_aliases give several markers of {segment.path.name} the same name: "
+            f"{', '.join(repeated)}. Its markers are {', '.join(names)}."
+        )
+    compensated = [name.startswith(COMPENSATED_PREFIX) for name in segment.channel_names]
+    return pd.DataFrame(
+        {
+            "channel": segment.channel_names,
+            "marker": markers,
+            "kind": [channel.kind for channel in channels],
+            "range": np.array([channel.range for channel in channels], dtype=np.float64),
+            "compensated": np.array(compensated, dtype=bool),
+            "transform": "none",
+        },
+        index=pd.Index(renamed, dtype=object),
+    )
+
+
+def _joined_names(
+    samples: list[str], panels: list[pd.DataFrame], join: Literal["inner", "outer"] | None
+) -> list[str]:
+    first = list(panels[0].index)
+    everything = list(dict.fromkeys(name for panel in panels for name in panel.index))
+    shared = [name for name in first if all(name in panel.index for panel in panels)]
+    if join == "outer" or len(shared) == len(everything):
+        return everything
+    if join is None:
+        lines = []
+        for sample, panel in zip(samples[1:], panels[1:], strict=True):
+            missing = ", ".join(n for n in first if n not in panel.index) or "nothing"
+            extra = ", ".join(n for n in panel.index if n not in first) or "nothing"
+            if set(panel.index) != set(first):
+                lines.append(f"{sample} lacks {missing} and has {extra} in addition")
+        raise PanelMismatchError(
+            f"The files have different markers. Compared to {samples[0]} ({', '.join(first)}): "
+            f'{"; ".join(lines)}. Rename with marker_aliases=, or choose join="inner" (shared '
+            'markers) or join="outer" (NaN where a file lacks one).'
+        )
+    if not shared:
+        raise PanelMismatchError("The files share no marker. Rename with marker_aliases=.")
+    return shared
+
+
+def _joined_var(samples: list[str], panels: list[pd.DataFrame], names: list[str]) -> pd.DataFrame:
+    stacked = pd.concat(panels, keys=samples, names=["sample", "name"])
+    by_name = stacked.groupby(level="name", sort=False)
+    mixed = by_name["compensated"].nunique()
+    if mixed_names := [name for name in names if mixed[name] > 1]:
+        raise PanelMismatchError(
+            f"{', '.join(mixed_names)}: compensated ({COMPENSATED_PREFIX}...) in some files, but "
+            "not in others. Export all files the same way."
+        )
+    var = by_name.first().loc[names]
+    # CyTOF software writes the largest value of each file as $PnR; a cohort needs one range.
+    var["range"] = by_name["range"].max().loc[names]
+    var.index.name = None
+    return var
+
+
+def _assemble(
+    segments: list[Segment], panels: list[pd.DataFrame], names: list[str], scale_time: bool
+) -> np.ndarray:
+    block = np.empty((sum(s.n_events for s in segments), len(names)), dtype=np.float32)
+    position = pd.Index(names)
+    first = 0
+    for segment, panel in zip(segments, panels, strict=True):
+        rows = block[first : first + segment.n_events]
+        rows[:, ~position.isin(panel.index)] = np.nan
+        decode(segment, rows, position.get_indexer(panel.index).tolist(), scale_time)
+        first += segment.n_events
+    return block
+
+
+def _obs(samples: list[str], n_events: list[int]) -> pd.DataFrame:
+    codes = np.repeat(np.arange(len(samples)), n_events)
+    return pd.DataFrame(
+        {
+            "sample": pd.Categorical.from_codes(codes, categories=pd.Index(samples)),
+            "event": np.concatenate([np.arange(n, dtype=np.int64) for n in n_events]),
+        },
+        index=pd.Index(
+            [f"{s}:{e}" for s, n in zip(samples, n_events, strict=True) for e in range(n)],
+            dtype=object,
+        ),
+    )
+
+
+def _kept_keywords(segments: list[Segment], extra: Sequence[str]) -> list[dict[str, str]]:
+    wanted = [name.removeprefix("$").upper() for name in extra]
+    for name in wanted:
+        if not any(name in segment.keywords for segment in segments):
+            raise MissingKeyError(
+                f"No file has the keyword {name}; {segments[0].path.name} has "
+                f"{', '.join(segments[0].keywords)}."
+            )
+    # A "/" would split the key when the data are saved as h5ad.
+    return [
+        {
+            name.replace("/", "_"): segment.keywords[name]
+            for name in dict.fromkeys((*TECHNICAL_KEYWORDS, *wanted))
+            if segment.keywords.get(name)
+        }
+        for segment in segments
+    ]
+
+
+def _spillover(
+    sample: str, segment: Segment, panel: pd.DataFrame, var: pd.DataFrame
+) -> pd.DataFrame | None:
+    """Spillover of one file, labelled by the channel names of the cohort."""
+    spillover = segment.spillover()
+    if spillover is None:
+        return None
+    known = panel.index.intersection(var.index, sort=False)
+    cohort = dict(zip(panel.loc[known, "channel"], var.loc[known, "channel"], strict=True))
+    labels = [cohort.get(name, name) for name in spillover.columns]
+    if repeated := sorted({name for name in labels if labels.count(name) > 1}):
+        raise PanelMismatchError(
+            f"Sample {sample}: channel {', '.join(repeated)} measures a different marker in the "
+            "first file, so its spillover cannot be assigned. Read these samples separately."
+        )
+    return spillover.set_axis(labels, axis=0).set_axis(labels, axis=1)

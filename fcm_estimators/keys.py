@@ -1,0 +1,177 @@
+"""Names of the fields that results have in an AnnData, in one place.
+
+Each class stands for one result. It turns the ``key_added`` of a call into the names of all
+fields, so no other module spells them. Names of markers, classes, gates and samples are columns
+and never part of a key: a "/" in a key makes an h5ad file unreadable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = [
+    "EXPERT_GATES",
+    "NOT_ANALYSED",
+    "AttentionKeys",
+    "ClassKeys",
+    "GateKeys",
+    "GradientKeys",
+    "QualityKeys",
+]
+
+# Class of cells outside the subset that a model reads.
+NOT_ANALYSED = "not analysed"
+# The expert's gates: ``obsm``, membership per cell, and ``uns``, polygons per sample.
+EXPERT_GATES = "gates"
+
+
+@dataclass(frozen=True)
+class ClassKeys:
+    """What a classifier writes.
+
+    Parameters
+    ----------
+    key : str, default "reluformer"
+        The ``key_added`` of ``annotate``.
+    """
+
+    key: str = "reluformer"
+
+    @property
+    def label(self) -> str:
+        """``obs``: class, Categorical."""
+        return self.key
+
+    @property
+    def probabilities(self) -> str:
+        """``obsm``: probability per class, DataFrame."""
+        return f"{self.key}_proba"
+
+    @property
+    def record(self) -> str:
+        """``uns``: the run record."""
+        return self.key
+
+    @property
+    def colours(self) -> list[str]:
+        """``uns``: colours by scanpy, which a new run removes."""
+        return [f"{self.label}_colors"]
+
+
+@dataclass(frozen=True)
+class GateKeys:
+    """What a gating model writes.
+
+    Parameters
+    ----------
+    key : str, default "predicted_gates"
+        The ``key_added`` of ``annotate``.
+    """
+
+    key: str = "predicted_gates"
+
+    @property
+    def membership(self) -> str:
+        """``obsm``: cells inside each gate, DataFrame of bool."""
+        return f"{self.key}_membership"
+
+    @property
+    def record(self) -> str:
+        """``uns``: the run record, with the outlines under "gates"."""
+        return self.key
+
+    @property
+    def colours(self) -> list[str]:
+        """``uns``: none, since no column of ``obs`` is written."""
+        return []
+
+
+@dataclass(frozen=True)
+class GradientKeys:
+    """What a GradientExplainer writes.
+
+    Parameters
+    ----------
+    key : str, default "gradient"
+        The explainer's ``key_added``.
+    """
+
+    key: str = "gradient"
+
+    @property
+    def values(self) -> str:
+        """``layers``: signed gradient."""
+        return self.key
+
+    @property
+    def norm(self) -> str:
+        """``obs``: length of the gradient."""
+        return f"{self.key}_norm"
+
+    @property
+    def marker(self) -> str:
+        """``obs``: marker with the largest absolute entry, Categorical."""
+        return f"{self.key}_marker"
+
+    @property
+    def record(self) -> str:
+        """``uns``: the run record."""
+        return self.key
+
+    @property
+    def colours(self) -> list[str]:
+        """``uns``: colours by scanpy, which a new run removes."""
+        return [f"{self.marker}_colors"]
+
+    def arrows(self, basis: str) -> str:
+        """``obsm``: arrows on the embedding ``X_{basis}``."""
+        return f"{self.key}_{basis}"
+
+
+@dataclass(frozen=True)
+class AttentionKeys:
+    """What an AttentionExplainer writes.
+
+    Parameters
+    ----------
+    key : str, default "attention"
+        The explainer's ``key_added``.
+    """
+
+    key: str = "attention"
+
+    @property
+    def head(self) -> str:
+        """``obs``: head that attends to the cell most, Categorical."""
+        return f"{self.key}_head"
+
+    @property
+    def record(self) -> str:
+        """``uns``: the run record."""
+        return self.key
+
+    @property
+    def colours(self) -> list[str]:
+        """``uns``: colours by scanpy, which a new run removes."""
+        return [f"{self.head}_colors"]
+
+    def received(self, net_layer: int) -> str:
+        """``obsm``: received attention per head in a layer of the net, DataFrame."""
+        return f"{self.key}_layer{net_layer}"
+
+
+@dataclass(frozen=True)
+class QualityKeys:
+    """What ``flag_quality`` writes.
+
+    Parameters
+    ----------
+    key : str, default "qc"
+        Its ``key_added``.
+    """
+
+    key: str = "qc"
+
+    def flag(self, check: str) -> str:
+        """``obs``: cells that a check flags, bool."""
+        return f"{self.key}_{check}"
