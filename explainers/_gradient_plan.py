@@ -1,4 +1,4 @@
-"""A gradient explanation with all its choices checked, and how it is computed."""
+"""Checked settings of a gradient explanation, and its computation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ UNITS = ("layer", "sd")
 
 @dataclass(frozen=True)
 class Plain:
-    """The gradient at the cells as they are."""
+    """Gradient at the cells as measured."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Smooth:
 class Integrated:
     """Integrated gradients: contributions along the straight path from the training mean.
 
-    All cells of a sample move together. Contributions are in output units and, in mode "set", add
+    All cells of a sample move together. Contributions are in output units. In mode "set" they add
     up to the change of the summed output. In mode "own" the contexts stay those of the sample.
 
     Parameters
     ----------
     n_steps : int, default 64
-        Of the midpoint rule.
+        Number of steps of the midpoint rule.
 
     References
     ----------
@@ -107,7 +107,7 @@ _BY_NAME: dict[str, Method] = {"plain": Plain(), "smooth": Smooth(), "integrated
 
 @dataclass(frozen=True)
 class GradientPlan:
-    """What is explained of which model, and how.
+    """Model, target and method of a gradient explanation.
 
     Attributes
     ----------
@@ -128,12 +128,13 @@ class GradientPlan:
     def of(
         cls, estimator: SetEstimator, target: Any, mode: str | None, method: Any, units: str
     ) -> GradientPlan:
-        """Check the choices of an explainer.
+        """Check the settings of an explainer.
 
         Raises
         ------
         InvalidInputError, MissingKeyError
-            An unknown one, or a combination that means nothing; the message lists what there is.
+            A setting is unknown, or a combination has no meaning. The message lists the
+            alternatives.
         """
         output = output_of(estimator, target)
         of_gates = not isinstance(output, ClassOutput)
@@ -149,23 +150,23 @@ class GradientPlan:
                 raise InvalidInputError(f"{name}={value!r} is not among {listed(known)}.")
         if of_gates and chosen != "set":
             raise InvalidInputError(
-                f"mode={mode!r}: a gate belongs to the whole sample and has mode 'set' only."
+                f"mode={mode!r}: a gate belongs to the whole sample, so it has mode 'set' only."
             )
         if isinstance(found, Integrated) and units == "sd":
             raise InvalidInputError(
                 "Integrated gradients are contributions in output units, not per unit of a "
-                "marker; leave units='layer'."
+                "marker. Use units='layer'."
             )
         return cls(estimator, output, chosen, found, units)
 
     def require_targets(self, cells: Any) -> None:
-        """Raise InvalidInputError for target cells of an output that has none."""
+        """Raise InvalidInputError if target cells are given for an output without them."""
         if isinstance(self.output, VertexOutput) and cells is not None:
             raise InvalidInputError(
-                "A vertex belongs to the whole sample and has no target cells; leave cells=None."
+                "A vertex belongs to the whole sample and has no target cells. Use cells=None."
             )
 
-    def by_block(
+    def blocks(
         self, cells: SampleCells, targets: np.ndarray
     ) -> Iterator[tuple[int, int, np.ndarray]]:
         """Gradient of one sample, block by block.
@@ -183,11 +184,11 @@ class GradientPlan:
         net = net_for(fitted_net(self.estimator), cells.glance.dtype)
         mask = torch.from_numpy(targets).to(net.input_mean.device)
         if isinstance(self.method, Plain):
-            through = stream(net, cells, keep_layers=self.mode != "own")
-            blocks = by_block(self._streamed(through, mask, cells.in_file))
+            sample_stream = stream(net, cells, keep_layers=self.mode != "own")
+            blocks = by_block(self._by_chunk(sample_stream, mask, cells.in_file))
         else:
             x = cells.source.read(0, cells.source.n_cells)
-            blocks = by_block([(0, len(x), self._whole(net, cells.name, x, x, mask))])
+            blocks = by_block([(0, len(x), self._at_points(net, cells.name, x, x, mask))])
         for start, stop, values in blocks:
             yield start, stop, self._scaled(values)
 
@@ -201,51 +202,54 @@ class GradientPlan:
         samples : Samples
         targets : bool ndarray of shape (N,)
         points : ndarray of shape (N, M), optional
-            Where to take the gradient instead; in mode "own" the contexts stay those of the
-            samples.
+            Points to take the gradient at, instead of the cells. In mode "own" the contexts stay
+            those of the samples.
         """
         net = net_for(fitted_net(self.estimator), samples.x.dtype)
         device, parts = net.input_mean.device, []
         with differentiable():
             cells_of = zip(samples.spans(), cells_in_memory(samples, device), strict=True)
             for (start, stop), cells in cells_of:
-                own = targets[start:stop]
+                chosen = targets[start:stop]
                 if points is None:
-                    parts += [values for _, _, values in self.by_block(cells, own)]
+                    parts += [values for _, _, values in self.blocks(cells, chosen)]
                     continue
                 x, at = (torch.from_numpy(a[start:stop]).to(device) for a in (samples.x, points))
-                mask = torch.from_numpy(own).to(device)
-                values = self._whole(net, cells.name, x, at, mask).cpu().numpy()
+                mask = torch.from_numpy(chosen).to(device)
+                values = self._at_points(net, cells.name, x, at, mask).cpu().numpy()
                 parts.append(self._scaled(values))
         return np.concatenate(parts)
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
+        """Gradients in the chosen units."""
         if self.units == "layer":
             return values
         scale: np.ndarray = fitted_net(self.estimator).input_scale.numpy(force=True)
         return np.asarray(values * scale)
 
-    def _streamed(
-        self, through: Stream, targets: Tensor, in_file: bool
+    def _by_chunk(
+        self, sample_stream: Stream, targets: Tensor, in_file: bool
     ) -> Iterator[tuple[int, int, Tensor]]:
         """Plain gradient of one sample, chunk by chunk."""
-        net, n_cells = through.module, through.source.n_cells
+        net, n_cells = sample_stream.module, sample_stream.source.n_cells
         if self.mode == "own":
-            yield from stream_own_gradient(through, cast(ClassOutput, self.output), targets)
+            yield from stream_own_gradient(sample_stream, cast(ClassOutput, self.output), targets)
             return
         width = len(net.input_mean)
         into: Rows = Stored(net.input_mean.new_zeros(0 if in_file else n_cells, width))
         if in_file:
             into = FileRows(n_cells, width, net.input_mean)
-        for start, stop, values in stream_gradient(through, self.output, targets, into):
+        for start, stop, values in stream_gradient(sample_stream, self.output, targets, into):
             if self.mode == "context":
-                x, output = through.source.read(start, stop), cast(ClassOutput, self.output)
-                own = own_gradient(net, through.contexts, x, output, targets[start:stop])
+                x, output = sample_stream.source.read(start, stop), cast(ClassOutput, self.output)
+                own = own_gradient(net, sample_stream.contexts, x, output, targets[start:stop])
                 values = values - own
             yield start, stop, values
 
-    def _whole(self, net: SetModule, name: Any, x: Tensor, at: Tensor, targets: Tensor) -> Tensor:
-        """Gradient of one sample at some points, in the contexts of the sample in mode own."""
+    def _at_points(
+        self, net: SetModule, name: Any, x: Tensor, at: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Gradient of one sample at some points; mode "own" uses the contexts of the sample."""
         with torch.no_grad():
             contexts = [] if self.mode == "set" else streamed_contexts(net, x)
         output = cast(ClassOutput, self.output)
@@ -268,13 +272,13 @@ class GradientPlan:
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Gradients can be taken, whatever mode of torch the caller is in."""
+    """Allow gradients in any mode of torch that the caller uses."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def _generator(random_state: int, sample: Any) -> torch.Generator:
-    """Noise of its own for every sample: samples together or alone are the same."""
+    """Generator of the noise of one sample, which does not depend on other samples."""
     # Python's own hash changes between runs.
     stable = int.from_bytes(sha256(str(sample).encode()).digest()[:8], "big")
     seed = np.random.SeedSequence([random_state, stable]).generate_state(1)[0]

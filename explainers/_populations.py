@@ -1,4 +1,4 @@
-"""Cells and populations by name."""
+"""Cells, populations and embeddings by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcm_estimators.keys import EXPERT_GATES
 
 
 def target_cells(X: CellData, cells: Any, n_rows: int) -> np.ndarray:
-    """Mask of the chosen cells: all, a mask, an obs column of booleans, or one cell."""
+    """Mask of the chosen cells, given as None (all), a mask, an obs column, or one cell."""
     if cells is None:
         return np.ones(n_rows, dtype=bool)
     mask = np.zeros(n_rows, dtype=bool)
@@ -45,24 +45,24 @@ def target_cells(X: CellData, cells: Any, n_rows: int) -> np.ndarray:
 
 
 def chosen_cells(source: AnnData | CellStore, cells: Any) -> np.ndarray:
-    """Mask of the chosen cells of an AnnData, or of a store, where a column of obs says so."""
+    """Mask of the chosen cells of an AnnData or a store; in a store, by an obs column only."""
     if isinstance(source, CellStore):
         return source.flags(cells)
     return target_cells(source, cells, source.n_obs)
 
 
 def embedding_of(adata: AnnData, basis: str) -> np.ndarray:
-    """The embedding ``X_{basis}``; MissingKeyError, with those present, where it is absent."""
+    """The embedding ``X_{basis}``. A MissingKeyError lists those that exist."""
     present = [name[2:] for name in adata.obsm.keys() if name.startswith("X_")]  # noqa: SIM118
     require_key(basis, present, "the embedding")
     return np.asarray(adata.obsm[f"X_{basis}"])
 
 
 def population_labels(adata: AnnData, population: str) -> np.ndarray:
-    """Population of each cell from an obs column or a gate; missing where unknown."""
+    """Population of each cell from an obs column or a gate; None if unknown."""
     if population in adata.obs:
         column = adata.obs[population]
-        # None, as pandas' NA cannot be compared with a name.
+        # None, because pandas' NA cannot be compared with a name.
         labels: np.ndarray = column.astype(object).where(column.notna(), None).to_numpy()
         return labels
     gates = adata.obsm.get(EXPERT_GATES)

@@ -1,4 +1,4 @@
-"""Do heads look at different populations, beyond what the training label explains?"""
+"""Do heads attend to different populations, beyond what the training label explains?"""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Specialisation:
     information : float
         Mutual information in bits between assigned head and population, given the label.
     permuted : ndarray
-        The same with populations shuffled within label and sample.
+        Information after shuffling populations within label and sample.
     untrained : ndarray
-        The same for nets of the same shape that were never trained.
+        Information for untrained nets of the same shape.
     kmeans : float
-        The same for k-means with as many clusters as heads, on markers in training SD.
+        Information for k-means on markers in training SD, with one cluster per head.
     enrichment : DataFrame
-        Head x population: ``n_cells``, ``share_of_head``, ``log_odds``.
+        For each head and population: ``n_cells``, ``share_of_head``, ``log_odds``.
     n_cells : int
-        Cells with population, label and assignment.
+        Number of cells with population, label and assigned head.
     """
 
     information: float
@@ -47,11 +47,11 @@ class Specialisation:
 
     @property
     def p_value(self) -> float:
-        """Share of shuffles that reach the information, the observed one counted."""
+        """Share of shuffles that reach the information; the observed value counts as one."""
         return float((1 + (self.permuted >= self.information).sum()) / (1 + len(self.permuted)))
 
     def frame(self) -> pd.DataFrame:
-        """Return a row for the model and one for each floor: ``source``, ``bits``."""
+        """Return one row for the model and one for each control: ``source``, ``bits``."""
         rows = [("model", self.information), ("k-means", self.kmeans)]
         rows += [("untrained", bits) for bits in self.untrained]
         rows += [("permuted", bits) for bits in self.permuted]
@@ -70,8 +70,8 @@ def specialisation(
 ) -> Specialisation:
     """Mutual information between assigned head and population, conditional on the label.
 
-    That heads tell apart what the model was trained to tell apart is circular; conditional on
-    that label, only what the model never was told counts. Three floors stand beside it: shuffled
+    Heads are expected to distinguish the labels of the training. Conditional on the label, only
+    populations that the training did not name count. There are three controls: shuffled
     populations, untrained nets, and k-means.
 
     Parameters
@@ -80,7 +80,7 @@ def specialisation(
     adata : AnnData
         Whole samples that the model was not trained on.
     population : str
-        Column of ``obs`` or of ``obsm["gates"]``. Cells without are left out.
+        Column of ``obs`` or of ``obsm["gates"]``. Cells without a population are left out.
     label_key : str
         Column of the label that the model was trained on.
     n_permutations : int, default 200
@@ -94,28 +94,28 @@ def specialisation(
     Raises
     ------
     MissingKeyError
-        No such population or label.
+        The population or the label is missing.
     InvalidInputError
-        Fewer than two populations among the cells.
+        The cells have fewer than two populations.
     """
-    labels = population_labels(adata, population)
-    told = population_labels(adata, label_key)
+    populations = population_labels(adata, population)
+    labels = population_labels(adata, label_key)
     received = explainer.attribute(adata).relative
     assigned = assigned_heads(received)
-    known = ~pd.isna(labels) & ~pd.isna(told) & (assigned > -2)
-    codes, names = pd.factorize(labels[known])
+    known = ~pd.isna(populations) & ~pd.isna(labels) & (assigned > -2)
+    codes, names = pd.factorize(populations[known])
     if len(names) < 2:
         raise InvalidInputError(
             f"population {population!r} has {len(names)} value(s) among the {known.sum()} usable "
             "cells; two or more are needed."
         )
-    label, _ = pd.factorize(told[known])
+    label, _ = pd.factorize(labels[known])
     samples = read_samples(explainer.estimator, adata)
     sample = samples.scatter(samples.sample_of_cell, -1)[known]
     strata = label * (sample.max() + 1) + sample
 
-    def bits(found: np.ndarray) -> float:
-        return conditional_information(found[known] + 1, codes, label)
+    def bits(groups: np.ndarray) -> float:
+        return conditional_information(groups[known] + 1, codes, label)
 
     untrained = [
         bits(assigned_heads(of_untrained(explainer, random_state + i).attribute(adata).relative))
@@ -123,7 +123,7 @@ def specialisation(
     ]
     scale = fitted_net(explainer.estimator).input_scale.numpy(force=True)
     clusters = KMeans(len(explainer.heads), n_init=3, random_state=random_state)
-    found = samples.scatter(clusters.fit_predict(samples.x / scale), -1)
+    cluster = samples.scatter(clusters.fit_predict(samples.x / scale), -1)
     heads = [*explainer.heads, NO_HEAD]
     chosen = pd.Categorical([heads[a] for a in assigned[known]], categories=heads)
     return Specialisation(
@@ -132,8 +132,8 @@ def specialisation(
             assigned[known] + 1, codes, strata, label, n_permutations, random_state
         ),
         untrained=np.array(untrained),
-        kmeans=bits(found),
-        enrichment=enrichment(chosen, labels[known]),
+        kmeans=bits(cluster),
+        enrichment=enrichment(chosen, populations[known]),
         n_cells=int(known.sum()),
     )
 

@@ -1,4 +1,4 @@
-"""The same explainer of another model: for controls."""
+"""Copies of an explainer for another model, as controls."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Explainer = TypeVar("Explainer", bound=_Explains)
 
 
 def with_estimator(explainer: Explainer, estimator: SetEstimator) -> Explainer:
-    """Return the same explainer of another model."""
+    """Return a copy of an explainer for another model."""
     other = copy.copy(explainer)
     other.estimator = estimator
     return other
 
 
 def of_untrained(explainer: Explainer, seed: int) -> Explainer:
-    """Return the same explainer of the model before training, with new weights."""
+    """Return a copy of an explainer for an untrained model with new weights."""
     return with_estimator(explainer, explainer.estimator.untrained_twin(seed))

@@ -27,16 +27,16 @@ from fcm_estimators.inference import (
 from fcm_estimators.keys import AttentionKeys
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
-# Category of cells to which no head attends more than to others.
+# Category of cells to which no head attends more than uniformly.
 NO_HEAD = "none"
 
 
 class AttentionExplainer:
-    """Attention that each cell receives in each head, and the head that attends to it most.
+    """Attention that each cell receives from each head, and the head that attends most to it.
 
-    A head that attends to a population is no proof that the model needs it: values may be ignored
-    downstream, and other heads may hold the same information. Head ablation and the other
-    controls in ``explainers.faithfulness`` tell.
+    If a head attends to a population, this does not prove that the model needs it. Later layers
+    may ignore the values, and other heads may hold the same information. Head ablation and the
+    other controls in ``explainers.faithfulness`` test this.
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ class AttentionExplainer:
     net_layer : int, default -1
         Layer of the net whose attention is read; negative ones count from the last.
     queries : bool array, obs column, cell name or number, or GateQuery, default None
-        The cells that attend to others; None: all of the sample. ``GateQuery(gate)`` is the
-        learned query of a gate, after the last layer; results are written as those of one more
-        layer.
+        The cells that attend to others. None: all cells of the sample. ``GateQuery(gate)``: the
+        learned query of a gate, after the last layer. Its results are written like those of an
+        additional layer.
     key_added : str, default "attention"
 
     References
@@ -83,18 +83,18 @@ class AttentionExplainer:
 
     @property
     def heads(self) -> list[str]:
-        """Names of the heads, columns of what is written."""
+        """Names of the heads, which are the columns of results."""
         return head_names(self.estimator)
 
     def plan(self) -> AttentionPlan:
-        """Which attention is read, with all choices checked.
+        """Check the settings and return them.
 
         Raises
         ------
         NotFittedError
             The estimator is not fitted.
         InvalidInputError, MissingKeyError
-            No such layer or gate.
+            The layer or the gate does not exist.
         """
         fitted_net(self.estimator)
         return AttentionPlan.of(self.estimator, self.net_layer, self.queries)
@@ -117,7 +117,7 @@ class AttentionExplainer:
         Raises
         ------
         As :meth:`plan` and ``predict``; InvalidInputError, MissingKeyError
-            An unknown selection of queries.
+            The selection of queries is unknown.
         """
         plan = self.plan()
         samples = read_samples(self.estimator, X, groups)
@@ -128,28 +128,29 @@ class AttentionExplainer:
     def explain(self, data: Writable) -> None:
         """Write received attention and the assigned head into an AnnData, or a store on disk.
 
-        Sets the following fields, ``key`` being ``key_added``:
+        Sets the following fields, where ``key`` is ``key_added``:
 
-        ``adata.obsm[f"{key}_layer{l}"]`` : DataFrame float32, a column per head
+        ``adata.obsm[f"{key}_layer{l}"]`` : DataFrame float32, one column per head
             Received attention, 1 = uniform.
         ``adata.obs[f"{key}_head"]`` : Categorical
-            Head that gives the cell most, "none" where no head gives more than uniform; missing
-            for cells not analysed.
+            Head that attends most to the cell; "none" if no head attends to it more than
+            uniformly; missing for cells not analysed.
         ``adata.uns[key]`` : dict
             Layer, queries, share of absorbed attention per sample and head, version.
 
         Parameters
         ----------
         data : AnnData or path
-            Whole samples; a path as for :meth:`ReluFormerClassifier.annotate`, with a temporary
+            Whole samples; a path as for :meth:`ReluFormerClassifier.annotate`, with one temporary
             file per layer of the net.
 
         Raises
         ------
         As :meth:`attribute`; InvalidInputError
-            A view or an unusable key; ``queries`` of a store other than a column of ``obs``.
+            ``data`` is a view; the key is unusable; for a store, ``queries`` is not a column of
+            ``obs``.
         FileNotFoundError
-            Nothing at the path.
+            The path does not exist.
         """
         plan, keys, heads = self.plan(), AttentionKeys(self.key_added), self.heads
         with open_data(data, keys) as (source, sink):
@@ -159,12 +160,12 @@ class AttentionExplainer:
             head = sink.categorical(keys.head, [*heads, NO_HEAD])
             absorbed = []
             for part in parts:
-                lost, blocks = plan.by_block(part, part.pick(chosen))
-                absorbed.append(lost)
+                share, blocks = plan.blocks(part, part.pick(chosen))
+                absorbed.append(share)
                 for start, stop, relative in blocks:
                     rows, assigned = part.rows[start:stop], assigned_heads(relative)
                     received.write(rows, relative)
-                    # -1, no head, is the last category.
+                    # -1 means no head, which is the last category.
                     head.write(rows, np.where(assigned < 0, len(heads), assigned))
             table = plan.absorbed_table(absorbed, [part.name for part in parts])
             sink.commit(keys, self._record(plan, table))
@@ -194,10 +195,11 @@ class AttentionExplainer:
         Returns
         -------
         DataFrame
-            A row per head, ``queries`` and ``keys`` population: ``attention``, the share of the
-            queries' attention that the population gets (its cells together), ``enrichment``, that
-            share relative to the population's share of cells, and ``n_samples``. Samples without
-            cells of the querying population do not count.
+            One row per head, population of the ``queries`` and population of the ``keys``.
+            ``attention`` is the share of the queries' attention that all cells of the second
+            population receive together. ``enrichment`` is this share relative to the population's
+            share of cells. ``n_samples`` counts the samples with cells of the first population;
+            other samples are left out.
         """
         plan = self.plan()
         plan.require_cells_as_queries()
@@ -205,10 +207,10 @@ class AttentionExplainer:
         labels = population_labels(adata, population)[samples.rows]
         names = [name for name in pd.unique(labels) if not pd.isna(name)]
         shares, sizes = [], []
-        for start, stop, through in plan.streams(samples):
+        for start, stop, stream in plan.streams(samples):
             masks = np.stack([labels[start:stop] == name for name in names])
-            members = torch.from_numpy(masks).to(through.module.input_mean.device)
-            part = population_attention(through, plan.net_layer, members, members)
+            members = torch.from_numpy(masks).to(stream.module.input_mean.device)
+            part = population_attention(stream, plan.net_layer, members, members)
             shares.append(part.cpu().numpy())
             sizes.append(np.broadcast_to(masks.mean(1), part.shape))
         share, size = np.stack(shares), np.stack(sizes)
@@ -238,23 +240,23 @@ class AttentionExplainer:
         Returns
         -------
         ndarray of shape (n_cells,)
-            Relative to uniform within each sample (mean 1, less what was absorbed); NaN for cells
-            not analysed.
+            Relative to uniform within each sample (the mean is 1 minus the absorbed share); NaN
+            for cells not analysed.
         """
         plan = self.plan()
         plan.require_cells_as_queries()
         samples = read_samples(self.estimator, X, groups)
         chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
         parts = []
-        for start, stop, through in plan.streams(samples):
+        for start, stop, stream in plan.streams(samples):
             mask = torch.from_numpy(chosen[start:stop])
-            mass = rollout(through, mask.to(through.module.input_mean.device))
+            mass = rollout(stream, mask.to(stream.module.input_mean.device))
             parts.append((mass * len(mass)).cpu().numpy())
         return samples.scatter(np.concatenate(parts).astype(samples.x.dtype), np.nan)
 
 
 def _mean_known(values: np.ndarray) -> np.ndarray:
-    """Mean over samples (first axis) of what is not NaN, flattened."""
+    """Mean over samples (first axis) of the values that are not NaN, flattened."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(0)
     count = known.sum(0)

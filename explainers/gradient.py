@@ -1,4 +1,4 @@
-"""Which cells matter, and in which direction of marker space the answer would change."""
+"""Which cells matter, and which direction in marker space changes the output most."""
 
 from __future__ import annotations
 
@@ -33,39 +33,40 @@ from fcm_estimators.polygon_regressor import PolygonRegressor
 
 
 class GradientExplainer:
-    """Gradient of a class's or gate's output with respect to every cell's markers.
+    """Gradient of the output for a class or a gate with respect to the markers of each cell.
 
-    The length of a cell's gradient says how much the cell matters. Its direction says in which
-    direction of marker space a change matters most. With targets T (the cells whose outputs f_i
-    are explained) there are three readings, and they differ:
+    The length of the gradient of a cell shows how much the cell matters. Its direction is the
+    direction in marker space in which a change matters most. T are the targets, the cells whose
+    outputs f_i are explained. There are three modes, with different results:
 
-    - ``"own"``: ``own_j = [j in T] df_j/dx_j``, contexts held fixed: what moving this one cell
-      does to itself.
-    - ``"set"``: ``set_j = d(sum_{i in T} f_i)/dx_j``: everything, also through the contexts that
-      all cells of the sample share.
-    - ``"context"``: ``set - own``: what goes through the contexts, the cell's effect on itself by
-      that way included.
+    - ``"own"``: ``own_j = [j in T] df_j/dx_j`` with fixed contexts: the effect of a cell on its
+      own output.
+    - ``"set"``: ``set_j = d(sum_{i in T} f_i)/dx_j``: the whole effect, including that through the
+      contexts, which all cells of the sample share.
+    - ``"context"``: ``set - own``: the effect through the contexts, including that of a cell on
+      its own output.
 
     A gate of a :class:`~fcm_estimators.PolygonRegressor` belongs to the whole sample, so a vertex
     or the size of a gate has mode ``"set"`` only.
 
-    An arrow shows what the *model* is sensitive to. It is no statement about biology, no path that
-    a cell would take, and no proof that the marker is needed: see ``explainers.faithfulness``.
+    An arrow shows the sensitivity of the *model*. It makes no statement about biology, does not
+    show a path of a cell, and does not prove that the model needs the marker: see
+    ``explainers.faithfulness``.
 
     Parameters
     ----------
     estimator : ReluFormerClassifier or PolygonRegressor
         Fitted.
     target : label, LogOdds, Probability, Vertex or GateSize, default None
-        What is explained. A label stands for its log-odds against the rest, None for those of the
-        positive class of two.
+        Output to explain. A label means its log-odds against the rest. None means the log-odds of
+        the positive class of two.
     mode : {"own", "set", "context"}, default None
         None: "own" for classes, "set" for gates.
     method : {"plain", "smooth", "integrated"}, Smooth or Integrated, default "plain"
-        ``"smooth"`` stands for ``Smooth()``, ``"integrated"`` for ``Integrated()``.
+        ``"smooth"`` means ``Smooth()``, ``"integrated"`` means ``Integrated()``.
     units : {"layer", "sd"}, default "layer"
-        Output units per unit of the values explained, or per training SD of the marker, which
-        makes markers comparable.
+        "layer": output units per unit of the explained values. "sd": output units per training SD
+        of the marker, which makes markers comparable.
     key_added : str, default "gradient"
 
     References
@@ -105,15 +106,15 @@ class GradientExplainer:
         self.key_added = key_added
 
     def plan(self) -> GradientPlan:
-        """What is explained and how, with all choices checked.
+        """Check the settings and return them.
 
         Raises
         ------
         NotFittedError
             The estimator is not fitted.
         InvalidInputError, MissingKeyError
-            An unknown class, gate, mode, method or unit; the message lists what there is. A mode
-            that the target does not have.
+            A class, gate, mode, method or unit is unknown, or the target does not have the mode.
+            The message lists the alternatives.
         """
         fitted_net(self.estimator)
         return GradientPlan.of(self.estimator, self.target, self.mode, self.method, self.units)
@@ -133,12 +134,12 @@ class GradientExplainer:
         Returns
         -------
         ndarray of shape (n_cells, n_markers)
-            Columns as ``estimator.markers_``, dtype of X; NaN for cells not analysed.
+            Columns as ``estimator.markers_``, in the dtype of X; NaN for cells not analysed.
 
         Raises
         ------
         As :meth:`plan` and ``predict``; InvalidInputError, MissingKeyError
-            An unknown selection of cells.
+            The selection of cells is unknown.
         """
         plan = self.plan()
         plan.require_targets(cells)
@@ -149,38 +150,38 @@ class GradientExplainer:
     def explain(self, data: Writable, *, cells: Any = None) -> None:
         """Write the gradient of each cell into an AnnData, or into a store on disk.
 
-        Sets the following fields, ``key`` being ``key_added``:
+        Sets the following fields, where ``key`` is ``key_added``:
 
         ``adata.layers[key]`` : float32, cells x all vars
-            Signed gradient; NaN for markers the model does not use and cells not analysed.
+            Signed gradient. NaN for markers that the model does not use and cells not analysed.
         ``adata.obs[f"{key}_norm"]`` : float32
-            Its length.
+            Length of the gradient.
         ``adata.obs[f"{key}_marker"]`` : Categorical
-            Marker with the largest absolute entry; missing where the gradient is zero.
+            Marker with the largest absolute entry; missing if the gradient is zero.
         ``adata.uns[key]`` : dict
-            What was explained, parameters, version, training SD of each marker.
+            Explained output, parameters, version, training SD of each marker.
 
         Parameters
         ----------
         data : AnnData or path
-            Whole samples; a path as for :meth:`ReluFormerClassifier.annotate`, with a temporary
+            Whole samples; a path as for :meth:`ReluFormerClassifier.annotate`, with one temporary
             file per layer of the net in modes ``set`` and ``context``.
         cells : bool array, obs column, cell name or number, optional
-            The targets T; in a store a column of ``obs``. Default: all cells.
+            The targets T; for a store, a column of ``obs``. Default: all cells.
 
         Raises
         ------
         As :meth:`attribute`; InvalidInputError
-            A view or an unusable key; another method than "plain" in a store.
+            ``data`` is a view; the key is unusable; for a store, the method is not "plain".
         FileNotFoundError
-            Nothing at the path.
+            The path does not exist.
         """
         plan, keys = self.plan(), GradientKeys(self.key_added)
         plan.require_targets(cells)
         if not isinstance(data, AnnData) and not isinstance(plan.method, Plain):
             raise InvalidInputError(
-                f"method={self.method!r}: in a store only 'plain' gradients are written. Read one "
-                "sample into memory for the others."
+                f"method={self.method!r}: in a store only 'plain' gradients are written. For other "
+                "methods, read the sample into memory."
             )
         with open_data(data, keys) as (source, sink):
             parts = read_cells(self.estimator, source)
@@ -191,10 +192,10 @@ class GradientExplainer:
             marker = sink.categorical(keys.marker, names)
             with differentiable():
                 for part in parts:
-                    for start, stop, values in plan.by_block(part, part.pick(chosen)):
+                    for start, stop, values in plan.blocks(part, part.pick(chosen)):
                         rows = part.rows[start:stop]
-                        whole, length, strongest = _described(values, columns, len(sink.var_names))
-                        layer.write(rows, whole)
+                        all_vars, length, strongest = _fields(values, columns, len(sink.var_names))
+                        layer.write(rows, all_vars)
                         norm.write(rows, length)
                         marker.write(rows, strongest)
             sink.commit(keys, self._record(plan, names, cells))
@@ -227,7 +228,7 @@ class GradientExplainer:
     ) -> pd.DataFrame:
         """Mean signed gradient of each marker in each population, with intervals.
 
-        As :func:`explainers.gradient_summary`, of what this explainer wrote.
+        Calls :func:`explainers.gradient_summary` on the results of this explainer.
         """
         return gradient_summary(
             adata,
@@ -243,33 +244,35 @@ class GradientExplainer:
     ) -> None:
         """Draw the gradients as arrows on an embedding.
 
-        Every analysed cell is moved by ``step`` training SD along its gradient's direction (in SD
-        units, times the gradient's length relative to the median), and the embedding is followed
-        by the linear map that fits the cell's nearest neighbours in marker space best. Where the
-        embedding is a linear projection the arrows are exact; elsewhere they say in which
-        direction neighbours with those markers lie, and their length means little.
+        Each analysed cell is moved in the direction of its gradient in SD units, by ``step``
+        training SD times the length of the gradient relative to the median. The arrow is the
+        corresponding displacement in the embedding. It follows from the linear map that best fits
+        the nearest neighbours of the cell in marker space. For a linear projection the arrows are
+        exact. For other embeddings they point to neighbours with such markers, and their length
+        means little.
 
         Sets the following fields:
 
         ``adata.obsm[f"{key_added}_{basis}"]`` : float32, cells x dimensions of the embedding
-            The arrows, NaN for cells not analysed; what scVelo's arrow plots read.
+            The arrows; NaN for cells not analysed. The arrow plots of scVelo read them.
 
         Parameters
         ----------
         adata : AnnData
-            Explained before (not with ``integrated``), with ``obsm[f"X_{basis}"]``.
+            Result of :meth:`explain` (not with method "integrated"), with ``obsm[f"X_{basis}"]``.
         basis : str, default "umap"
         n_neighbors : int, default 50
-            Neighbours that fix the local map; at least the number of markers.
+            Neighbours that determine the local map; at least the number of markers.
         step : float, default 0.5
             Length of the median displacement, in training SD.
 
         Raises
         ------
         MissingKeyError
-            Not explained yet, or no such embedding; the message lists those present.
+            The gradient or the embedding is missing. The message lists those that exist.
         InvalidInputError
-            Integrated contributions, which are no direction; too few neighbours.
+            The method is "integrated", whose contributions are not a direction; or there are too
+            few neighbours.
         """
         keys = GradientKeys(self.key_added)
         require_key(keys.values, adata.layers.keys(), "the layer")
@@ -278,19 +281,19 @@ class GradientExplainer:
         recorded = adata.uns.get(keys.record, {}).get("method")
         if recorded == "integrated" or isinstance(self.plan().method, Integrated):
             raise InvalidInputError(
-                "Integrated gradients are contributions, not a direction; use method='plain'."
+                "Integrated gradients are contributions, not a direction. Use method='plain'."
             )
         samples = read_samples(self.estimator, adata)
         if n_neighbors < len(samples.markers) or len(samples.x) <= len(samples.markers):
             raise InvalidInputError(
-                f"n_neighbors={n_neighbors} with {len(samples.x)} cells: at least one neighbour "
-                f"per marker ({len(samples.markers)}) is needed."
+                f"n_neighbors={n_neighbors} with {len(samples.x)} cells: there must be at least "
+                f"one neighbour per marker ({len(samples.markers)})."
             )
         scale = fitted_net(self.estimator).input_scale.numpy(force=True)
         columns = marker_columns(self.estimator, adata.var_names)
         gradient = np.asarray(adata.layers[keys.values][:, columns], dtype=np.float64)
         gradient = gradient[samples.rows]
-        # The layer holds output per caller's unit, or per SD already.
+        # The layer holds gradients per unit of the data, or already per SD.
         direction = gradient if self.units == "sd" else gradient * scale
         length = np.median(np.linalg.norm(direction, axis=1))
         arrows = direction * (step / length if length > 0 else 0.0)
@@ -299,21 +302,21 @@ class GradientExplainer:
         adata.obsm[keys.arrows(basis)] = samples.scatter(moved.astype(np.float32), np.nan)
 
 
-def _described(
+def _fields(
     gradient: np.ndarray, columns: np.ndarray, n_vars: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is written of gradients, of shape (n, M).
+    """Values of the written fields, from gradients of shape (n, M).
 
     Returns
     -------
-    whole : float32 ndarray of shape (n, n_vars)
-        NaN for other columns.
+    all_vars : float32 ndarray of shape (n, n_vars)
+        Gradient, with NaN in other columns.
     norm : float32 ndarray of shape (n,)
     strongest : int ndarray of shape (n,)
-        Marker with the largest absolute entry, -1 where the gradient is zero or NaN.
+        Marker with the largest absolute entry, -1 if the gradient is zero or NaN.
     """
-    whole = np.full((len(gradient), n_vars), np.nan, dtype=np.float32)
-    whole[:, columns] = gradient
+    all_vars = np.full((len(gradient), n_vars), np.nan, dtype=np.float32)
+    all_vars[:, columns] = gradient
     norm = np.sqrt(np.square(gradient.astype(np.float64)).sum(1))
     strongest = np.abs(np.nan_to_num(gradient)).argmax(1)
-    return whole, norm.astype(np.float32), np.where(norm > 0, strongest, -1)
+    return all_vars, norm.astype(np.float32), np.where(norm > 0, strongest, -1)

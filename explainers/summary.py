@@ -1,7 +1,8 @@
-"""Gradients by population, from explained data alone."""
+"""Summary of written gradients by population."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,29 +31,29 @@ def gradient_summary(
     Parameters
     ----------
     adata : AnnData
-        Explained by a GradientExplainer; the model is not needed.
+        Data with the results of a GradientExplainer. The model is not needed.
     population : str or None
-        Column of ``obs``, or of ``obsm["gates"]`` (inside and outside); None for all cells
-        together.
+        Column of ``obs``, or of ``obsm["gates"]`` (inside and outside). None: all cells together.
     key : str, default "gradient"
         The explainer's ``key_added``.
     confidence : float, default 0.95
     n_bootstrap : int, default 500
     random_state : int, default 0
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
     DataFrame
-        A row per population and marker: ``population``, ``marker``, ``mean``, ``ci_low``,
-        ``ci_high``, ``share_strongest`` (share of the cells whose largest entry it is),
-        ``n_cells``, ``n_samples`` and ``resampled``: "samples", or "cells" where the population
-        is in one sample only, which knows nothing of other patients.
+        One row per population and marker: ``population``, ``marker``, ``mean``, ``ci_low``,
+        ``ci_high``, ``share_strongest`` (share of the cells in which the marker has the largest
+        absolute entry), ``n_cells``, ``n_samples`` and ``resampled``. The latter is "samples", or
+        "cells" if the population is in one sample only; the interval then does not hold for other
+        patients.
 
     Raises
     ------
     MissingKeyError
-        Not explained yet, or no such population.
+        The gradient or the population is missing.
 
     Examples
     --------
@@ -70,7 +71,7 @@ def gradient_summary(
     keys = GradientKeys(key)
     require_key(keys.values, adata.layers.keys(), "the layer")
     require_key(keys.record, adata.uns.keys(), "the run record uns")
-    record: Any = adata.uns[keys.record]
+    record: Mapping[str, Any] = adata.uns[keys.record]
     markers = [str(m) for m in record["markers"]]
     labels = np.full(adata.n_obs, "all cells", dtype=object)
     if population is not None:

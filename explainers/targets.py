@@ -1,4 +1,4 @@
-"""What a gradient is of: the log-odds of a class, a vertex of a gate, the size of a gate."""
+"""Targets of a gradient: the log-odds of a class, a vertex of a gate, the size of a gate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class LogOdds:
     label : label
         Class of the classifier.
     versus : label, optional
-        Class to compare with: the difference of the two logits. Default: all others together.
+        Class to compare with; the target is the difference of the two logits. Default: all other
+        classes together.
 
     Examples
     --------
@@ -41,7 +42,7 @@ class LogOdds:
 
 @dataclass(frozen=True)
 class Probability:
-    """Probability of a class. It saturates: its gradient vanishes on confident cells.
+    """Probability of a class. Its gradient vanishes for cells with a probability near 0 or 1.
 
     Parameters
     ----------
@@ -62,14 +63,14 @@ class Probability:
 class Vertex:
     """One coordinate of one vertex of a gate's polygon.
 
-    It is that of the net, before vertices at the end of an axis are moved beyond it.
+    The coordinate is that of the net, before vertices at the end of an axis are moved beyond it.
 
     Parameters
     ----------
     gate : str
-        Gate of a PolygonRegressor, with a polygon.
+        Gate of a PolygonRegressor that has a polygon.
     number : int
-        Vertex, as ``predict`` numbers them.
+        Number of the vertex, as in ``predict``.
     axis : {"x", "y"}
         Coordinate, in the units of the marker.
 
@@ -87,12 +88,12 @@ class Vertex:
 
 @dataclass(frozen=True)
 class GateSize:
-    """Soft count of the cells in a gate and its parents.
+    """Soft number of the cells in a gate and its parents.
 
     Parameters
     ----------
     gate : str
-        Gate of a PolygonRegressor, boolean ones included.
+        Gate of a PolygonRegressor; it may be boolean.
 
     Examples
     --------
@@ -110,19 +111,19 @@ Target = ClassTarget | GateTarget
 
 
 def output_of(estimator: SetEstimator, target: Any) -> Output:
-    """Turn a target into what is computed from a net's outputs.
+    """The function of a net's outputs that a target describes.
 
     Parameters
     ----------
     estimator : ReluFormerClassifier or PolygonRegressor
     target : Target, label or None
-        A label stands for its log-odds, None for those of the positive class.
+        A label means its log-odds, None the log-odds of the positive class.
 
     Raises
     ------
     InvalidInputError, MissingKeyError
-        A class, gate, vertex or axis that is not there, or a target that the estimator does not
-        have; the message lists what there is.
+        The class, gate, vertex or axis does not exist, or the estimator does not have such a
+        target. The message lists the alternatives.
     """
     if isinstance(estimator, ReluFormerClassifier):
         if isinstance(target, GateTarget):
@@ -151,7 +152,7 @@ def _of_class(estimator: ReluFormerClassifier, target: Any) -> ClassOutput:
         label = estimator.pos_label_ if target is None else target
         if label is None:
             raise InvalidInputError(
-                f"There are more than two classes: name one as target, of {listed(classes)}."
+                f"There are more than two classes; name one as target: {listed(classes)}."
             )
         target = LogOdds(label)
     versus = target.versus if isinstance(target, LogOdds) else None
@@ -179,7 +180,7 @@ def _of_vertex(estimator: PolygonRegressor, target: Vertex) -> VertexOutput:
     polygon = estimator.tree_[gate]
     if not isinstance(polygon, PolygonGate):
         raise InvalidInputError(
-            f"Gate {gate!r} combines others and has no vertices; gates with a polygon are "
+            f"Gate {gate!r} combines others and has no vertices. Gates with a polygon are "
             f"{listed(estimator.gates_)}."
         )
     n_vertices = fitted_net(estimator).get_buffer("gates.log_radius").shape[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +25,8 @@ def marker_positions(
     InvalidInputError
         If a name is present more than once.
     MarkerMismatchError
-        If a wanted marker is absent. The message suggests similar names; they are not used.
+        If a wanted marker is absent. The message suggests other spellings of the same antigen
+        (:func:`same_antigen`), never another one; they are not used.
     """
     repeated = (
         sorted({name for name in present if present.count(name) > 1})
@@ -40,13 +41,15 @@ def marker_positions(
     position = {name: i for i, name in enumerate(present)}
     missing = [name for name in wanted if name not in position]
     if missing:
-        hints = []
-        for name in missing:
-            close = [p for p in present if _bare(p) == _bare(name)]
-            close = close or difflib.get_close_matches(name, present, n=1)
-            if close:
-                hints.append(f"marker_aliases={{{close[0]!r}: {name!r}}}")
-        advice = f" If they are the same marker, pass {' or '.join(hints)}." if hints else ""
+        free = [name for name in present if name not in set(wanted)]
+        variants = {name: [p for p in free if same_antigen(p, name)] for name in missing}
+        # Two variants could be two detectors of one antigen; which one is meant, nobody can tell.
+        hints = {found[0]: name for name, found in variants.items() if len(found) == 1}
+        advice = (
+            f" If they are the same marker, pass marker_aliases={hints!r}."
+            if hints
+            else " None is another spelling of these."
+        )
         raise MarkerMismatchError(
             f"The data lack {len(missing)} of the {len(wanted)} markers that {owner} needs: "
             f"{listed(missing)}. The data have {listed(present)}.{advice}"
@@ -54,8 +57,70 @@ def marker_positions(
     return np.array([position[name] for name in wanted], dtype=np.intp)
 
 
+# Fluorochromes beside an antigen, in lower case, with blanks instead of signs.
+_DYES = re.compile(
+    r"\b(?:(?:pe|apc|percp)(?: ?(?:cy ?\d(?:\.5)?|cf ?594|dazzle ?\d*|tx ?r(?:ed)?|texas ?red"
+    r"|vio ?\d*|fire ?\d*|af ?\d{3}|alexa ?(?:fluor ?)?\d*|ef(?:luor)? ?\d{3}|[hra] ?\d{1,3}))?"
+    r"|fitc|ecd|pc ?(?:5|5\.5|7)|pb|krome orange|kro?|pacific (?:blue|orange|green)|texas ?red"
+    r"|alexa ?(?:fluor ?)?\d{3}|(?:af|bv|buv|bb|byg|rb|ry|cf|sb|sbv|sbuv|sbb|ef|efluor|v|dylight"
+    r"|qdot|vio|r|a|nfb|nfy|nfr) ?\d{3}|(?:viobright|vio)(?: ?(?:blue|green|bright|fitc|\d+))*"
+    r"|super ?bright ?\d*|star ?bright \w+ \d*|brilliant (?:violet|ultra ?violet|blue)(?: ?\d{3})?"
+    r"|spark ?\w* ?\d{3}|nova ?fluor \w+ \w+|real(?:blue|yellow) ?\d{3}|horizon|cy ?\d(?:\.5)?"
+    r"|fl ?\d{1,2})\b"
+)
+# Isotopes of mass cytometers, in the case in which they are written: "170Er", "(Er170)Di".
+_ISOTOPES = re.compile(
+    r"(?<![A-Za-z0-9])(?:\d{2,3}[A-Z][a-z]?|(?:La|Ce|Pr|Nd|Sm|Eu|Gd|Tb|Dy|Ho|Er|Tm|Yb|Lu|In|Ir|Pt"
+    r"|Pd|Rh|Bi)\d{3})\)?(?:D[id])?(?![A-Za-z0-9])"
+)
+_CLONES = re.compile(
+    r"\b(?:hi30|2d1|j33|j\.33|ucht1|sk7|okt[348]|hit3a|rpa t[48]|sk[134]|l200|leu ?[234]a?|hib19"
+    r"|sj25c1|j3[ .]119|4g7|2h7|l27|b9e9|hi10a|w8e7|alb1|hi98|8g12|581|qbend ?10|my10|hit2|hb7"
+    r"|ls198(?:\.4\.3)?|2h4|hi100|uchl1|m5e2|mop9|rmo52|61d3|3g8|b73\.1|ncam16(?:\.2)?|n901|hcd56"
+    r"|b159|my31|5\.1h11|wm53|p67\.6|104d2(?:d1)?|ybb\.b8|hi9a|m t(?:701|271)|l46|g46 6|l243|tu36"
+    r"|g043h7|150503|dreg ?56|hi149)\b"
+)
+
+
+def same_antigen(one: str, other: str) -> bool:
+    """Whether two names of markers are spellings of one antigen.
+
+    They may differ in case, blanks and signs, fluorochrome, isotope, a well-known clone, and the
+    mark of compensated values; in nothing else. "CD66" is not "CD62L", "CD45RA" not "CD45".
+
+    Examples
+    --------
+    >>> from fcm_estimators._checks import same_antigen
+    >>> same_antigen("cd 45 BV421-A", "CD45"), same_antigen("CD45RA", "CD45")
+    (True, False)
+    """
+    if _bare(one) == _bare(other) != "":
+        return True
+    key = _antigen(one)
+    return key != "" and key == _antigen(other)
+
+
 def _bare(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _antigen(name: str) -> str:
+    """What is left of a name without fluorochrome, isotope, clone and pulse; "" for nothing."""
+    text = re.sub(r"^(fj)?comp[-_]|[<>]", "", name.strip(), flags=re.IGNORECASE)
+    pulse = re.search(r"-([AHW])\)?$", text)
+    words = _ISOTOPES.sub(" ", text.replace("_", " ")).lower()
+    words = re.sub(r"[^\w.]+", " ", words)
+    words = re.sub(r"\b(?:anti |hu(?:man)? |h(?=cd ?\d))", "", words)
+    words = re.sub(r"\bcd (?=\d)", "cd", words)
+    plain = _DYES.sub(" ", words)
+    tokens = plain.split()
+    # "HLA-A" and "Granzyme-A" are no areas.
+    is_area = plain != words or (len(tokens) > 1 and any(c.isdigit() for c in tokens[-2]))
+    if pulse and is_area and tokens and tokens[-1] == pulse[1].lower() and tokens[0] != "il":
+        tokens = tokens[:-1]
+    if tokens and re.match(r"cd\d", tokens[0]):
+        tokens = _CLONES.sub(" ", " ".join(tokens)).split()
+    return "".join(tokens)
 
 
 def require_finite(x: np.ndarray, markers: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""Fitted models from the inside: what explainers and other tools need to look into a net.
+"""Access to the net of a fitted model, for explainers and other tools.
 
-Samples are read as the model reads them: :func:`read_samples`, or :func:`open_data` and
-:func:`read_cells` for results and for stores of any size. :func:`stream` sends the cells of a
-sample through the net. ``untrained_twin`` of an estimator and :func:`with_net` make controls.
+:func:`read_samples` reads samples in the same way as the model. For results, and for stores of any
+size, use :func:`open_data` and :func:`read_cells`. :func:`stream` sends the cells of a sample
+through the net. ``untrained_twin`` of an estimator and :func:`with_net` make controls.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 
 from fcm_estimators._base.estimator import SetEstimator
-from fcm_estimators._base.reading import (
-    fitted_net,
-    read_cells,
-)
+from fcm_estimators._base.reading import fitted_net, read_cells
 from fcm_estimators._base.reading import read_to_predict as read_samples
 from fcm_estimators._base.running import net_for, with_net
 from fcm_estimators._base.running import stream_through as stream
@@ -56,13 +53,13 @@ __all__ = [
 
 
 def marker_columns(estimator: SetEstimator, var_names: Iterable[Any]) -> np.ndarray:
-    """Column of each marker of a fitted model among those of some data.
+    """Column in some data of each marker of a fitted model.
 
     Parameters
     ----------
     estimator : ReluFormerClassifier or PolygonRegressor
     var_names : iterable of str
-        Names of the columns; the model's ``marker_aliases`` apply.
+        Names of the columns. The ``marker_aliases`` of the model apply.
 
     Returns
     -------
@@ -71,6 +68,6 @@ def marker_columns(estimator: SetEstimator, var_names: Iterable[Any]) -> np.ndar
     Raises
     ------
     MarkerMismatchError
-        A marker that is not there.
+        A marker is missing.
     """
     return marker_positions(estimator.markers_, model_names(var_names, estimator.marker_aliases))

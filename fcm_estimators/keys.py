@@ -1,8 +1,8 @@
-"""Names of the fields that results have in an AnnData, in one place.
+"""Names of the fields of results in an AnnData.
 
-Each class stands for one result. It turns the ``key_added`` of a call into the names of all
-fields, so no other module spells them. Names of markers, classes, gates and samples are columns
-and never part of a key: a "/" in a key makes an h5ad file unreadable.
+Each class describes one result. It derives the names of all fields from the ``key_added`` of a
+call, so no other module spells them. Names of markers, classes, gates and samples are columns,
+never part of a key, because a "/" in a key makes an h5ad file unreadable.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = [
 
 # Class of cells outside the subset that a model reads.
 NOT_ANALYSED = "not analysed"
-# The expert's gates: ``obsm``, membership per cell, and ``uns``, polygons per sample.
+# Key of the expert's gates: membership per cell in ``obsm``, polygons per sample in ``uns``.
 EXPERT_GATES = "gates"
 
 
 @dataclass(frozen=True)
 class ClassKeys:
-    """What a classifier writes.
+    """Fields that a classifier writes.
 
     Parameters
     ----------
@@ -54,13 +54,13 @@ class ClassKeys:
 
     @property
     def colours(self) -> list[str]:
-        """``uns``: colours by scanpy, which a new run removes."""
+        """``uns``: colours of scanpy, which a new run removes."""
         return [f"{self.label}_colors"]
 
 
 @dataclass(frozen=True)
 class GateKeys:
-    """What a gating model writes.
+    """Fields that a gating model writes.
 
     Parameters
     ----------
@@ -82,13 +82,13 @@ class GateKeys:
 
     @property
     def colours(self) -> list[str]:
-        """``uns``: none, since no column of ``obs`` is written."""
+        """``uns``: none, because no column of ``obs`` is written."""
         return []
 
 
 @dataclass(frozen=True)
 class GradientKeys:
-    """What a GradientExplainer writes.
+    """Fields that a GradientExplainer writes.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class GradientKeys:
 
     @property
     def norm(self) -> str:
-        """``obs``: length of the gradient."""
+        """``obs``: norm of the gradient."""
         return f"{self.key}_norm"
 
     @property
@@ -120,7 +120,7 @@ class GradientKeys:
 
     @property
     def colours(self) -> list[str]:
-        """``uns``: colours by scanpy, which a new run removes."""
+        """``uns``: colours of scanpy, which a new run removes."""
         return [f"{self.marker}_colors"]
 
     def arrows(self, basis: str) -> str:
@@ -130,7 +130,7 @@ class GradientKeys:
 
 @dataclass(frozen=True)
 class AttentionKeys:
-    """What an AttentionExplainer writes.
+    """Fields that an AttentionExplainer writes.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class AttentionKeys:
 
     @property
     def head(self) -> str:
-        """``obs``: head that attends to the cell most, Categorical."""
+        """``obs``: head that attends most to the cell, Categorical."""
         return f"{self.key}_head"
 
     @property
@@ -152,22 +152,22 @@ class AttentionKeys:
 
     @property
     def colours(self) -> list[str]:
-        """``uns``: colours by scanpy, which a new run removes."""
+        """``uns``: colours of scanpy, which a new run removes."""
         return [f"{self.head}_colors"]
 
     def received(self, net_layer: int) -> str:
-        """``obsm``: received attention per head in a layer of the net, DataFrame."""
+        """``obsm``: attention received from each head in a layer of the net, DataFrame."""
         return f"{self.key}_layer{net_layer}"
 
 
 @dataclass(frozen=True)
 class QualityKeys:
-    """What ``flag_quality`` writes.
+    """Fields that ``flag_quality`` writes.
 
     Parameters
     ----------
     key : str, default "qc"
-        Its ``key_added``.
+        The ``key_added`` of ``flag_quality``.
     """
 
     key: str = "qc"

@@ -34,6 +34,11 @@ _RANK_SHIFT = 0.1
 _STANDARD_ERRORS = 6.0
 # The flow rate is off if it differs from the median by more than this factor.
 _RATE = 3.0
+# A step back of more than this share of the whole time is no jitter of the clock. Events are out of
+# order if there are such steps in this share of the stretches.
+_FAR_BACK = 0.05
+_OUT_OF_ORDER_SHARE = 1 / 3
+_OUT_OF_ORDER = "events are not in order of acquisition (shuffled, or pooled from several files)"
 # Doublets are wider than the median event by more than this number of robust SD.
 _WIDE = 4.0
 # Live and dead are told apart if two normal distributions are at least this number of their
@@ -80,7 +85,8 @@ def flag_quality(
         The event is in a stretch of 500 events (or a 200th of the sample, if that is more) in
         which the flow rate differed from the sample's median by more than a factor of 3, time ran
         backwards, or a marker drifted: its mean rank was off by more than 0.1 of all events and by
-        more than 6 standard errors.
+        more than 6 standard errors. A clock that wraps around counts as running on. No column if
+        events are not in order of acquisition: time jumps back in a third of the stretches.
     ``adata.obs[f"{key_added}_margin"]`` : bool
         The event is at or above the end of the range (``$PnR``) in a scatter or stained
         fluorescence channel, or has a scatter of 0 or less.
@@ -133,15 +139,16 @@ def flag_quality(
         "doublet": _wide,
         "dead": lambda part: _dead(part, dye),
     }
-    rows_of = rows_by_sample(adata, sample_key).values()
+    rows_of = rows_by_sample(adata, sample_key)
     flags: dict[str, np.ndarray] = {}
     reasons = dict.fromkeys(CHECKS, "")
     for check, judge in judges.items():
         flagged = np.zeros(adata.n_obs, dtype=bool)
-        for rows in rows_of:
+        for sample, rows in rows_of.items():
             found = judge(raw.of(rows))
             if isinstance(found, str):
-                reasons[check] = found
+                which = f"{sample}: " if found == _OUT_OF_ORDER and len(rows_of) > 1 else ""
+                reasons[check] = which + found
                 break
             flagged[rows] = found
         else:
@@ -299,7 +306,9 @@ def _unstable(part: _Raw) -> np.ndarray | str:
     length = np.diff(edges)
     if len(length) < 4:
         return f"fewer than {4 * _STRETCH} events"
-    ordered = time[order]
+    ordered = _in_order(time[order], edges)
+    if ordered is None:
+        return _OUT_OF_ORDER
     starts = np.minimum(edges, n - 1)
     duration = ordered[starts[1:]] - ordered[starts[:-1]]
     typical = np.median(duration / length)
@@ -307,7 +316,10 @@ def _unstable(part: _Raw) -> np.ndarray | str:
     if typical > 0:
         slowness = duration / length / typical
         bad |= (slowness > _RATE) | (slowness < 1 / _RATE)
-    bad |= np.minimum.reduceat(np.diff(ordered, prepend=ordered[0]), edges[:-1]) < 0
+    backwards = np.minimum.reduceat(np.diff(ordered, prepend=ordered[0]), edges[:-1]) < 0
+    # Some clocks go back a little all the time.
+    if backwards.mean() <= 0.5:
+        bad |= backwards
     error = 1 / np.sqrt(12 * length)
     for position in np.flatnonzero(part.stained | (part.kinds == "scatter")):
         ranks = rankdata(part.column(int(position)))[order] / (n + 1)
@@ -316,6 +328,23 @@ def _unstable(part: _Raw) -> np.ndarray | str:
     flagged = np.zeros(n, dtype=bool)
     flagged[order] = np.repeat(bad, length)
     return flagged
+
+
+def _in_order(time: np.ndarray, edges: np.ndarray) -> np.ndarray | None:
+    """Time without jumps where the clock wrapped around; None if it is out of order throughout."""
+    steps, low, span = np.diff(time), time.min(), np.ptp(time)
+    far = np.flatnonzero(steps < -_FAR_BACK * span)
+    if len(far) == 0:
+        return time
+    hit = len(np.unique(np.searchsorted(edges, far + 1, side="right"))) / (len(edges) - 1)
+    wraps = (time[far] >= low + 0.9 * span) & (time[far + 1] <= low + 0.1 * span)
+    # Between wraps a clock counts about as many events; populations one after the other do not.
+    pieces = np.diff(far)
+    alike = len(pieces) == 0 or pieces.max() <= _RATE * pieces.min()
+    if wraps.all() and alike and hit <= 0.5:
+        steps[far] = np.median(steps)
+        return np.concatenate([time[:1], time[0] + np.cumsum(steps)])
+    return None if len(far) > 1 and hit >= _OUT_OF_ORDER_SHARE else time
 
 
 def _at_margin(part: _Raw) -> np.ndarray | str:

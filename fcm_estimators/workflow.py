@@ -1,6 +1,6 @@
 """Whole tasks on files, one call each: train, evaluate, explain, gate.
 
-What the command line does. Annotating is :func:`fcm_estimators.cohort.annotate_files`.
+The command line calls these functions. :func:`fcm_estimators.cohort.annotate_files` annotates.
 """
 
 from __future__ import annotations
@@ -65,33 +65,33 @@ def train_model(
 ) -> ReluFormerClassifier | PolygonRegressor:
     """Train a model on files and save it.
 
-    The state of training is kept in ``out/"training"`` after every epoch, until the model is
-    saved: a training that is killed loses one epoch at most.
+    The state of training is kept in ``out/"training"`` after each epoch, until the model is
+    saved. A training that is killed loses at most one epoch.
 
     Parameters
     ----------
     files : path or sequence of paths
-        FCS, h5ad or zarr; a directory stands for its files.
+        FCS, h5ad or zarr files, or a directory of such files.
     out : path
-        Directory of the model; also gets ``history.csv``.
+        Directory of the model. ``history.csv`` is also written there.
     labels : LabelSource, optional
         Default: ``obs["cell_type"]`` of h5ad and zarr files.
     kind : {"classifier", "gates"}, default "classifier"
-        A :class:`ReluFormerClassifier`, or a :class:`PolygonRegressor` of the tree that
-        ``labels.gates`` holds.
+        Train a :class:`ReluFormerClassifier`, or a :class:`PolygonRegressor` of the tree in
+        ``labels.gates``.
     transform, cofactor, compensate
         As for :func:`standard_steps`.
     patients : mapping of sample to patient, optional
-        Whom each sample is of, for the validation split. Default: the column ``patient`` of
-        ``obs`` where all files have it, else every sample is a patient of its own.
+        Patient of each sample, for the validation split. Default: the column ``patient`` of
+        ``obs`` if all files have it, else each sample is a separate patient.
     max_cells : int, optional
-        Random subset of each sample to train on.
+        Number of cells of each sample to train on, chosen at random. Default: all cells.
     resume : bool, default False
-        Go on with the training that ``out`` holds. Otherwise such a training is an error.
+        Continue the unfinished training in ``out``. If False, such a training is an error.
     client, n_workers, progress
         As for :func:`~fcm_estimators.cohort.read_files`.
     **params
-        Of the estimator.
+        Parameters of the estimator.
 
     Returns
     -------
@@ -101,8 +101,10 @@ def train_model(
     Raises
     ------
     InvalidInputError
-        ``out`` holds an unfinished training and ``resume`` is False; no gates for
-        ``kind="gates"``; and as ``read_files`` and ``fit``.
+        ``out`` holds an unfinished training and ``resume`` is False; there is no tree of gates
+        for ``kind="gates"``; and as ``read_files`` and ``fit``.
+    MissingKeyError
+        The files have no labels, or ``patients`` lacks a sample.
     """
     from fcm_estimators.classifier import ReluFormerClassifier
     from fcm_estimators.polygon_regressor import PolygonRegressor
@@ -114,8 +116,8 @@ def train_model(
     state = folder / _TRAINING
     if state.exists() and not resume:
         raise InvalidInputError(
-            f"{folder} holds an unfinished training. Go on with resume=True (--resume), or remove "
-            f"{state} to begin anew."
+            f"{folder} holds an unfinished training. Continue it with resume=True (--resume), or "
+            f"remove {state} to start again."
         )
     adata = read_files(
         files,
@@ -137,7 +139,7 @@ def train_model(
     else:
         if labels.gates is None or Path(labels.gates).suffix.lower() not in (".xml", ".wsp"):
             raise InvalidInputError(
-                "Gates are learnt from a tree: give a Gating-ML file or a FlowJo workspace."
+                "A model learns gates from a tree. Give a Gating-ML file or a FlowJo workspace."
             )
         tree = labels.tree(str(adata.obs["sample"].iloc[0]))
         model = PolygonRegressor(tree, **common)
@@ -153,18 +155,18 @@ def train_model(
 def _require_labels(adata: AnnData, key: str) -> None:
     if key not in adata.obs:
         raise MissingKeyError(
-            f"The files have no labels obs[{key!r}]; there is {listed(adata.obs.columns)}. Say "
-            "where they come from: classes (of gates), or another key."
+            f"The files have no labels obs[{key!r}]; obs has {listed(adata.obs.columns)}. Give "
+            "classes (of gates), or another key."
         )
 
 
 def _add_patients(adata: AnnData, patients: Mapping[str, str] | None) -> str | None:
     if patients is None:
-        known = "patient" in adata.obs and not adata.obs["patient"].isna().any()
-        return "patient" if known else None
+        complete = "patient" in adata.obs and not adata.obs["patient"].isna().any()
+        return "patient" if complete else None
     samples = adata.obs["sample"].astype(str)
     if missing := sorted(set(samples) - set(patients)):
-        raise MissingKeyError(f"patients does not name the patient of {listed(missing)}.")
+        raise MissingKeyError(f"patients lacks the patient of {listed(missing)}.")
     adata.obs["patient"] = pd.Categorical(samples.map(dict(patients)))
     return "patient"
 
@@ -179,12 +181,13 @@ class Evaluation:
     Attributes
     ----------
     table : DataFrame
-        A row per sample (:func:`~fcm_estimators.metrics.classification_table`), or per sample and
-        gate (:func:`~fcm_estimators.metrics.gate_agreement`).
+        One row per sample (:func:`~fcm_estimators.metrics.classification_table`), or per sample
+        and gate (:func:`~fcm_estimators.metrics.gate_agreement`).
     summary : Series or DataFrame
-        Over samples (:func:`~fcm_estimators.metrics.summarize`).
+        Summary over samples (:func:`~fcm_estimators.metrics.summarize`).
     reliability : DataFrame or None
-        Of the probabilities (:func:`~fcm_estimators.metrics.reliability_table`); None for gates.
+        Reliability of the probabilities (:func:`~fcm_estimators.metrics.reliability_table`); None
+        for gates.
     """
 
     table: pd.DataFrame
@@ -201,14 +204,14 @@ def evaluate_files(
     n_workers: int | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
 ) -> Evaluation:
-    """Compare a model's classes or gates with the experts'.
+    """Compare the classes or gates of a model with those of experts.
 
     Parameters
     ----------
     model : path or fitted estimator
     files : path or sequence of paths
     labels : LabelSource, optional
-        Default: ``obs[model.label_key]``, or the gates in ``obsm`` for a PolygonRegressor.
+        Default: ``obs[model.label_key]``, or for a PolygonRegressor the gates in ``obsm``.
     client, n_workers, progress
         As for :func:`~fcm_estimators.cohort.read_files`.
 
@@ -219,7 +222,7 @@ def evaluate_files(
     Raises
     ------
     MissingKeyError
-        No labels.
+        There are no labels.
     """
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
@@ -237,7 +240,7 @@ def evaluate_files(
         return Evaluation(table, summarize(table), None)
     label_key = labels.label_key if labels is not None else model.label_key
     _require_labels(adata, label_key)
-    # Before annotate, which may write a column of the same name.
+    # Read the labels first, because annotate may write a column with the same name.
     truth = adata.obs[label_key].astype(object)
     model.annotate(adata)
     probabilities = adata.obsm[keys.probabilities]
@@ -255,7 +258,7 @@ def evaluate_files(
 
 @dataclass(frozen=True)
 class _Explain:
-    """Adds gradients and attention to one annotated file; runs in a worker."""
+    """Add gradients and attention to one annotated file; runs in a worker."""
 
     target: Any
     gate: str | None
@@ -267,7 +270,7 @@ class _Explain:
     def __call__(self, model: Any, adata: AnnData, path: Path) -> dict[str, Any]:
         from explainers import AttentionExplainer, GateQuery, GateSize, GradientExplainer
 
-        # Of a regressor, how many cells the gate takes in.
+        # For a regressor, explain the number of cells in the gate.
         target = self.target if self.gate is None else GateSize(self.gate)
         gradient = GradientExplainer(model, target, mode=self.mode, units=self.units)
         gradient.explain(adata)
@@ -284,10 +287,10 @@ class _Explain:
         table = gradient.summary(adata, population)
         with replaced_when_complete(path.with_name(f"{path.name}.gradient.csv")) as temporary:
             table.to_csv(temporary, index=False)
-        strongest = adata.obs[GradientKeys().marker].dropna()
+        strongest = adata.obs[GradientKeys().marker].dropna().mode()
         heads = adata.obs[AttentionKeys().head].value_counts()
         return {
-            "strongest_marker": str(strongest.mode().iloc[0]) if len(strongest) else "",
+            "strongest_marker": str(strongest.iloc[0]) if len(strongest) else "",
             **{f"n_{name}": int(n) for name, n in heads.sort_index().items()},
         }
 
@@ -314,21 +317,22 @@ def explain_files(
     target : label, optional
         Class to explain. Default: the positive one.
     gate : str, optional
-        Gate to explain, of a PolygonRegressor: the number of cells that it takes in.
+        Gate of a PolygonRegressor to explain, by the number of cells in it.
     mode, units
-        As in :class:`explainers.GradientExplainer`; here per SD of the marker by default.
+        As in :class:`explainers.GradientExplainer`, but ``units`` is "sd" by default.
     net_layer : int, default -1
-        Layer of the net whose attention is shown.
+        Layer of the net whose attention is written.
     key_added : str, optional
         As for ``annotate_files``.
     **options
-        Of ``annotate_files``.
+        Options of ``annotate_files``.
 
     Returns
     -------
     DataFrame
-        That of ``annotate_files``, with ``strongest_marker`` (most frequent) and ``n_head0``, ...,
-        ``n_none``; beside each result ``{name}.gradient.csv``, the mean gradient per class.
+        Table of ``annotate_files`` with the columns ``strongest_marker`` (the most frequent one)
+        and ``n_head0``, ..., ``n_none`` (number of cells). The mean gradient per class is written
+        beside each result as ``{name}.gradient.csv``.
     """
     also = _Explain(target, gate, mode, units, net_layer, key_added)
     return annotate_files(model, files, out, also=also, key_added=key_added, **options)
@@ -336,7 +340,7 @@ def explain_files(
 
 @dataclass(frozen=True)
 class _WriteGates:
-    """Writes the predicted gates of one file as Gating-ML; runs in a worker."""
+    """Write the predicted gates of one file as Gating-ML; runs in a worker."""
 
     key_added: str | None
 
@@ -362,20 +366,22 @@ def gate_files(
     key_added: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Predict the gates of files and write each sample's as Gating-ML, for FlowJo.
+    """Predict the gates of files, and write those of each sample as Gating-ML, for FlowJo.
 
     Parameters
     ----------
     model : path or fitted PolygonRegressor
     files, out
         As for :func:`~fcm_estimators.cohort.annotate_files`.
+    key_added : str, optional
+        As for ``annotate_files``.
     **options
-        Of ``annotate_files``.
+        Options of ``annotate_files``.
 
     Returns
     -------
     DataFrame
-        That of ``annotate_files``, with ``gatingml``, the file beside each result.
+        Table of ``annotate_files`` with the column ``gatingml``, the file beside each result.
 
     Raises
     ------
@@ -385,8 +391,8 @@ def gate_files(
     loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
     if not is_gating_model(loaded):
         raise InvalidInputError(
-            f"{type(loaded).__name__} predicts classes, no gates. Train one with "
-            'kind="gates", or annotate with this one.'
+            f"{type(loaded).__name__} predicts classes, not gates. Train a model with "
+            'kind="gates", or use this model to annotate.'
         )
     also = _WriteGates(key_added)
     return annotate_files(model, files, out, also=also, key_added=key_added, **options)

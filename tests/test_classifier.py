@@ -28,6 +28,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from explainers import AttentionExplainer
 from fcm_estimators import FcmError, ReluFormerClassifier
+from fcm_estimators._base.plans import draw_plan
 from fcm_estimators._fitting.class_targets import class_presence, codes_of, encode_labels, recode
 from fcm_estimators._fitting.split import marker_scale, split_patients
 from fcm_estimators._fitting.trainer import WarmUpCosine
@@ -556,7 +557,7 @@ def damage(folder, how):
         ("no description", r"No model at.*model\.json"),
         ("truncated description", "not valid JSON"),
         ("newer format", r"format version 99.*Update the package"),
-        ("older format", r"format version 1.*Train the model anew"),
+        ("older format", r"format version 1.*Train the model again"),
         ("other class", r"PolygonRegressor\.load"),
         ("other shape", "does not fit its weights"),
         ("other json", "does not describe a model"),
@@ -900,10 +901,10 @@ def test_a_copy_of_a_store_is_refused(cohort, fitted, tmp_path):
 
 
 def test_many_cells_per_sample_make_steps_of_fewer_samples():
-    sizes = [quick(cells_per_sample=n)._draw_plan(0, 0.1).samples_per_step for n in
-             (1_500, 16_384, 32_768, 1_000_000)]  # fmt: skip
-    assert sizes == [4, 4, 2, 1]
+    cells = (1_500, 16_384, 32_768, 1_000_000)
+    plans = [draw_plan(quick(cells_per_sample=n), 0, 0.1) for n in cells]
+    assert [plan.samples_per_step for plan in plans] == [4, 4, 2, 1]
     # Validation sees every sample as often, whatever the size of a step.
-    for n in (1_500, 1_000_000):
-        plan = quick(cells_per_sample=n)._draw_plan(3, 0.1)
+    for n in cells:
+        plan = draw_plan(quick(cells_per_sample=n), 3, 0.1)
         assert plan.n_steps * plan.samples_per_step == 12

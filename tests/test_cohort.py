@@ -369,7 +369,7 @@ def test_one_file_of_any_kind(folder, raw, tmp_path):
     with pytest.raises(InvalidInputError, match="cannot be read"):
         read_file(tmp_path / "bad.h5ad")
     (tmp_path / "table.csv").write_text("a")
-    with pytest.raises(InvalidInputError, match="ends in none"):
+    with pytest.raises(InvalidInputError, match="is no FCS file"):
         read_file(tmp_path / "table.csv")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,9 @@ def read_or_refused(path):
     """Events of a file, None if it was refused; little memory either way."""
     tracemalloc.start()
     try:
-        return read_fcs(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what was guessed does not matter here
+            return read_fcs(path)
     except FcmError:
         return None
     finally:

@@ -103,6 +103,65 @@ def test_unstable_stretches_are_flagged_wherever_their_rows_are(raw, what):
     assert found[~inside].mean() < 0.06
 
 
+def _one(raw):
+    one = raw[raw.obs["sample"] == raw.obs["sample"].iloc[0]].copy()
+    return one, one.X[:, one.var_names.get_loc("Time")]
+
+
+def _reason(adata):
+    return dict(zip(adata.uns["qc"]["checks"], adata.uns["qc"]["reason"], strict=True))["time"]
+
+
+@pytest.mark.parametrize("what", ["shuffled", "pooled", "by population", "shuffled halves"])
+def test_events_that_are_not_in_order_of_acquisition_are_not_judged_by_time(raw, what):
+    one, _ = _one(raw)
+    n = one.n_obs
+    if what == "shuffled":
+        order = np.random.default_rng(0).permutation(n)
+    elif what == "pooled":  # a few hundred events of each of many files
+        order = np.argsort(np.arange(n) % (n // 300), kind="stable")
+    elif what == "by population":
+        population = np.random.default_rng(0).choice(12, n, p=np.arange(1, 13) / 78)
+        order = np.argsort(population, kind="stable")
+    else:
+        rng = np.random.default_rng(0)
+        order = np.concatenate([rng.permutation(n // 2), n // 2 + rng.permutation(n - n // 2)])
+    one.X[:] = one.X[order]
+    flag_quality(one)
+    assert "qc_time" not in one.obs
+    assert "not in order of acquisition" in _reason(one)
+    both = raw.copy()
+    both.X[: one.n_obs] = one.X
+    flag_quality(both)
+    assert _reason(both).startswith(str(one.obs["sample"].iloc[0]))
+
+
+@pytest.mark.parametrize("n_wraps", [0, 1, 2])
+@pytest.mark.parametrize("start", [0.0, 0.4, 0.9])
+def test_a_clock_that_wraps_around_runs_on(raw, n_wraps, start):
+    one, time = _one(raw)
+    span = np.ptp(time)
+    if n_wraps:
+        period = span / n_wraps
+        time[:] = np.mod(time - time.min() + start * period, period)
+    flag_quality(one)
+    assert one.obs["qc_time"].mean() == 0
+
+
+def test_a_clock_that_jitters_or_is_set_back_once_is_no_shuffling(raw):
+    one, time = _one(raw)
+    step = np.median(np.diff(time))
+    time += np.random.default_rng(0).uniform(-3, 3, len(time)) * step
+    flag_quality(one)
+    assert one.obs["qc_time"].mean() < 0.06
+    one, time = _one(raw)
+    time[5000:] -= 0.3 * np.ptp(time)
+    flag_quality(one)
+    flagged = one.obs["qc_time"].to_numpy()
+    assert 0 < flagged.sum() <= 1500
+    assert flagged[4400:5600].any()
+
+
 def test_dead_cells_are_found_only_where_they_are_apart(raw):
     rng = np.random.default_rng(0)
     dead = rng.random(raw.n_obs) < 0.1

@@ -2,8 +2,8 @@
 
 ``A_ij = relu(q_i)·relu(k_j) / (N n_i)`` with ``n_i = relu(q_i)·K + eps`` is a product of two
 narrow matrices per head. Means over queries, sums over keys and products with a vector therefore
-cost O(N d), and everything below is exact. The net is given as a
-:class:`~fcm_estimators.nn.streaming.Stream` of one sample that keeps its layers.
+cost O(N d) and are exact. All functions take a :class:`~fcm_estimators.nn.streaming.Stream` of
+one sample that keeps its layers.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from fcm_estimators.nn.relu_attention import query_readers, split_heads
 from fcm_estimators.nn.streaming import Stream
 
 
-def query_sum(stream: Stream, layer: int, queries: Tensor) -> Tensor:
-    """Mean over the queries of what keys are multiplied with, shape (H, d), float64.
+def query_mean(stream: Stream, layer: int, queries: Tensor) -> Tensor:
+    """Reader of keys: mean over queries of ``relu(q_i) / n_i``, shape (H, d), float64.
 
     Parameters
     ----------
     stream : Stream
     layer : int
     queries : bool Tensor of shape (N,)
-        Without any, the mean is zero.
+        Without queries, the mean is zero.
     """
     total: Tensor | float = 0.0
     for start, stop, ratio, _ in _factors(stream, layer):
@@ -37,7 +37,7 @@ def query_sum(stream: Stream, layer: int, queries: Tensor) -> Tensor:
 
 
 def gate_query(stream: Stream, gate: int) -> Tensor:
-    """What keys are multiplied with for a gate's query, shape (H, d), float64."""
+    """Reader of keys for the query of a gate, shape (H, d), float64."""
     module = stream.module
     if not isinstance(module, PolygonFormer):
         raise TypeError(f"a {type(module).__name__} has no gates")
@@ -51,24 +51,25 @@ def gate_query(stream: Stream, gate: int) -> Tensor:
 def relative_attention(
     stream: Stream, layer: int, reader: Tensor
 ) -> tuple[Tensor, Iterator[tuple[int, int, Tensor]]]:
-    """Attention that each cell receives per head.
+    """Attention that each cell receives from each head.
 
     Parameters
     ----------
     stream : Stream
     layer : int
-        L for the pooling.
+        The number of layers L means the attention of the gates.
     reader : Tensor of shape (H, d)
-        From :func:`query_sum` or :func:`gate_query`.
+        Result of :func:`query_mean` or :func:`gate_query`.
 
     Returns
     -------
     given : Tensor of shape (H,)
         Share of the attention that ``eps`` does not absorb.
     chunks : iterator of (start, stop, Tensor of shape (n, H))
-        Relative to uniform: mean 1 over the sample; 0 where a head gives none.
+        Attention relative to uniform: the mean over the sample is 1. 0 for a head that gives no
+        attention.
     """
-    # The sum over cells of what they receive, from the mean of the keys.
+    # The mean of the keys gives the sum of the attention that all cells receive.
     given = (stream.contexts[layer].key[0] * reader).sum(1)
     shares = reader / torch.where(given > 0, given, 1.0)[:, None]
     weight: Tensor = torch.block_diag(*shares).T  # type: ignore[no-untyped-call]
@@ -87,7 +88,7 @@ def population_attention(stream: Stream, layer: int, readers: Tensor, read: Tens
     stream : Stream
     layer : int
     readers : bool Tensor of shape (P, N)
-        Populations of queries; an empty one gives NaN.
+        Populations of queries; an empty population gives NaN.
     read : bool Tensor of shape (R, N)
         Populations of keys.
 
@@ -108,8 +109,9 @@ def population_attention(stream: Stream, layer: int, readers: Tensor, read: Tens
 def rollout(stream: Stream, queries: Tensor) -> Tensor:
     """Attention rollout: mass that reaches each input cell from the queries through all layers.
 
-    Each layer is ``(I + mean over heads of A) / 2``; the product is applied to the uniform vector
-    on the queries, from the last layer to the first. Mass that ``eps`` absorbs stays missing.
+    Each layer is ``(I + mean over heads of A) / 2``. The product of the layers is applied to the
+    uniform vector on the queries, from the last layer to the first. Mass that ``eps`` absorbs is
+    lost.
 
     Parameters
     ----------
@@ -136,7 +138,7 @@ def rollout(stream: Stream, queries: Tensor) -> Tensor:
 
 
 def _factors(stream: Stream, layer: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Start and stop of each chunk, the two factors of its attention, (n, H, d) in float64."""
+    """Start and stop of each chunk, and the two factors of its attention, (n, H, d), float64."""
     n_heads, eps = stream.module.n_heads, stream.module.eps
     for start, stop, q, k in stream.looking(layer):
         ratio = query_readers(q, stream.contexts[layer], 0, n_heads, eps)
@@ -144,7 +146,7 @@ def _factors(stream: Stream, layer: int) -> Iterator[tuple[int, int, Tensor, Ten
 
 
 def assigned_heads(relative: np.ndarray) -> np.ndarray:
-    """Head that attends to each cell most: number, -1 for none, -2 for cells not analysed.
+    """Head that attends most to each cell: number, -1 for none, -2 for cells not analysed.
 
     Parameters
     ----------

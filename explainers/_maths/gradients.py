@@ -1,7 +1,7 @@
-"""Gradients of the outputs of one sample: tensors in, tensors out.
+"""Gradients of the outputs of one sample, as functions of tensors.
 
-Nothing of the module is changed: gradients are taken with respect to a fresh input, no parameter
-collects any, and modes and generators stay as they are.
+The module does not change: gradients are taken with respect to a new input tensor, parameters
+collect no gradients, and modes and generators keep their state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fcm_estimators.nn.relu_attention import AttentionContext
 from fcm_estimators.nn.sources import Rows
 from fcm_estimators.nn.streaming import Stream
 
-# Cells of one chunk where they are independent; bounds the memory of the graph.
+# Number of cells per chunk if cells are independent. It limits the memory of the graph.
 _CHUNK = 16_384
 
 
@@ -34,7 +34,7 @@ def own_gradient(
     ----------
     module : SetModule
     contexts : sequence of L AttentionContext
-        Of the sample as it is; ``x`` may be moved.
+        Contexts of the sample as measured; ``x`` may have been moved.
     x : Tensor of shape (N, M)
         The cells of one sample.
     output : ClassOutput
@@ -55,7 +55,7 @@ def own_gradient(
 
 
 def set_gradient(module: SetModule, x: Tensor, output: Output, cells: Tensor) -> Tensor:
-    """``d(sum_{i in T} f_i)/dx_j``, through the contexts too; shapes as :func:`own_gradient`."""
+    """``d(sum_{i in T} f_i)/dx_j``, including the contexts; shapes as in :func:`own_gradient`."""
     moved = x.detach().clone().requires_grad_()
     total = output.total(module, moved, cells)
     (gradient,) = torch.autograd.grad(total, moved)
@@ -70,12 +70,12 @@ def stream_gradient(
     Parameters
     ----------
     stream : Stream
-        Of one sample, that keeps its layers; used up.
+        Stream of one sample that keeps its layers. It cannot be used again.
     output : Output
     cells : bool Tensor of shape (N,)
         The targets T.
     into : Rows of zeros, shape (N, M)
-        Where the gradient is collected.
+        Rows that the gradient is added to.
 
     Yields
     ------
@@ -104,11 +104,8 @@ def stream_own_gradient(
     """The own gradient of cells that are read by chunk; as :func:`stream_gradient`."""
     for start, stop, _ in stream.chunks():
         x = stream.source.read(start, stop)
-        yield (
-            start,
-            stop,
-            own_gradient(stream.module, stream.contexts, x, output, cells[start:stop]),
-        )
+        values = own_gradient(stream.module, stream.contexts, x, output, cells[start:stop])
+        yield start, stop, values
 
 
 def smoothed(
@@ -118,10 +115,10 @@ def smoothed(
     n_draws: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean gradient over cells moved by Gaussian noise with SD ``spread`` per marker (M,)."""
+    """Mean gradient over copies of the cells with Gaussian noise of SD ``spread``, shape (M,)."""
     total = torch.zeros_like(x, dtype=torch.float64)
     for _ in range(n_draws):
-        # Drawn in double precision, so that the noise does not depend on the data's precision.
+        # Double precision, so that the noise does not depend on the precision of the data.
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
         total += gradient(x + (noise.to(x) * spread))
     return (total / n_draws).to(x.dtype)
@@ -130,10 +127,10 @@ def smoothed(
 def integrated(
     gradient: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, n_steps: int
 ) -> Tensor:
-    """Contributions ``(x - x0) * mean gradient`` on the straight path from ``x0``, midpoint rule.
+    """Contributions ``(x - x0) * mean gradient`` on the straight path from ``x0`` to ``x``.
 
-    All cells of the sample move together, so for the set gradient the contributions add up to the
-    change of the summed output (completeness).
+    The mean uses the midpoint rule. All cells of the sample move together, so the contributions
+    of the set gradient add up to the change of the summed output (completeness).
     """
     total = torch.zeros_like(x, dtype=torch.float64)
     for step in range(n_steps):

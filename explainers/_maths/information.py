@@ -1,4 +1,4 @@
-"""Mutual information between two labellings, conditional on a third."""
+"""Mutual information of two labellings, conditional on a third."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def conditional_information(a: np.ndarray, b: np.ndarray, given: np.ndarray) -> 
 def permuted_information(
     a: np.ndarray, b: np.ndarray, strata: np.ndarray, given: np.ndarray, n: int, seed: int
 ) -> np.ndarray:
-    """Conditional information with ``b`` shuffled within strata, ``n`` times.
+    """Conditional information after shuffling ``b`` within strata, ``n`` times.
 
     Parameters
     ----------
     a, b, given : ndarray of int of shape (n_cells,)
     strata : ndarray of int of shape (n_cells,)
-        Within which labels are exchanged (label and sample), so what is tested is not that
-        samples differ in composition.
+        Groups within which ``b`` is shuffled. With strata of label and sample, a difference in
+        composition between samples does not count as information.
     n : int
     seed : int
     """
@@ -55,7 +55,7 @@ def permuted_information(
 
 
 def enrichment(head: pd.Categorical, population: np.ndarray) -> pd.DataFrame:
-    """Counts and log odds of each head for each population.
+    """Counts and log odds ratio of each head and population.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Outputs that are explained: a number per cell, or one of a sample's gates."""
+"""Explained outputs: a number per cell, or a number of a gate of a sample."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ClassOutput:
     positive : int
         Column of the class.
     negative : int or None
-        Column of the class to compare with; None for all others together.
+        Column of the class to compare with; None for all other classes together.
     kind : {"log_odds", "probability"}
     name : str
-        For tables, pictures and the run record.
+        Name in tables, plots and the run record.
     """
 
     positive: int
@@ -35,7 +35,7 @@ class ClassOutput:
     name: str
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Output per cell from what the net gives, (N, C) -> (N,)."""
+        """Output per cell from the logits of the net, (N, C) -> (N,)."""
         if self.kind == "probability":
             return torch.softmax(logits, -1)[:, self.positive]
         if self.negative is not None:
@@ -44,26 +44,26 @@ class ClassOutput:
         return logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
-        """Sum over the targets among the cells ``x`` of one sample, a scalar."""
+        """Sum over the targets among the cells ``x`` of one sample; a scalar."""
         return self(streamed(module, x).outputs)[cells].sum()
 
     def mean(
         self, module: SetModule, x: Tensor, contexts: Sequence[AttentionContext] | None = None
     ) -> Tensor:
-        """Mean over all cells of one sample, in its own or other contexts, a scalar."""
+        """Mean over all cells of one sample, in its own or other contexts; a scalar."""
         return self(module(x, contexts=contexts)).mean()
 
 
 @dataclass(frozen=True)
 class VertexOutput:
-    """One coordinate of one vertex of a gate's polygon, in the caller's units.
+    """One coordinate of one vertex of a gate's polygon, in the user's units.
 
-    The vertex as the net predicts it; what is done to vertices at the end of an axis comes later.
+    The vertex is that of the net, before vertices at the end of an axis are moved.
 
     Parameters
     ----------
     gate, vertex, axis : int
-        Position of the gate, of the vertex, 0 for x and 1 for y.
+        Position of the gate, number of the vertex, and 0 for x or 1 for y.
     name : str
     """
 
@@ -73,11 +73,11 @@ class VertexOutput:
     name: str
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
-        """Coordinate in one sample, a scalar; it has no targets to choose among."""
+        """Coordinate in one sample; a scalar. It does not depend on the targets."""
         return self.mean(module, x)
 
     def mean(self, module: SetModule, x: Tensor) -> Tensor:
-        """Coordinate in one sample, a scalar."""
+        """Coordinate in one sample; a scalar."""
         return self.coordinate(module, streamed(module, x).contexts)
 
     def coordinate(self, module: SetModule, contexts: Sequence[AttentionContext]) -> Tensor:
@@ -90,13 +90,13 @@ class VertexOutput:
 
 @dataclass(frozen=True)
 class SizeOutput:
-    """Soft count of the cells in a gate and its parents.
+    """Soft number of the cells in a gate and its parents.
 
     Parameters
     ----------
     gates : list of SoftGate
     gate : int
-        Position among them.
+        Position of the gate in ``gates``.
     name : str
     """
 
@@ -105,15 +105,15 @@ class SizeOutput:
     name: str
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Soft membership per cell from what the net gives, (N, G) -> (N,)."""
+        """Soft membership per cell from the logits of the net, (N, G) -> (N,)."""
         return soft_members(self.gates, torch.sigmoid(logits))[:, self.gate]
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
-        """Sum of the soft membership of the targets, a scalar."""
+        """Sum of the soft membership of the targets; a scalar."""
         return self(streamed(module, x).outputs)[cells].sum()
 
     def mean(self, module: SetModule, x: Tensor) -> Tensor:
-        """Soft count over all cells of one sample, a scalar."""
+        """Sum over all cells of one sample; a scalar."""
         everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
         return self.total(module, x, everything)
 

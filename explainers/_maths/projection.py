@@ -1,11 +1,12 @@
-"""Arrows on an embedding: where a cell would go if its markers moved along the gradient."""
+"""Arrows on an embedding that correspond to displacements in marker space."""
 
 from __future__ import annotations
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-# Share of a neighbourhood's variance added to each direction, so that flat ones stay solvable.
+# Share of the variance of a neighbourhood that is added to each direction, so that the system can
+# be solved if the neighbourhood is flat.
 _RIDGE = 1e-6
 _CHUNK = 20_000
 
@@ -13,17 +14,17 @@ _CHUNK = 20_000
 def project_arrows(
     markers: np.ndarray, embedding: np.ndarray, arrows: np.ndarray, n_neighbors: int
 ) -> np.ndarray:
-    """Displacement in an embedding that goes with a displacement in marker space.
+    """Displacements in an embedding that correspond to displacements in marker space.
 
-    Around every cell the embedding is approximated by the linear map that best carries the
-    differences to its nearest neighbours over (weighted least squares); the map is applied to the
-    arrow. Where the embedding is a linear projection this is that projection. Directions in which
-    a neighbourhood has no spread carry nothing over.
+    Around each cell, a linear map approximates the embedding. It is fitted to the differences to
+    the nearest neighbours by weighted least squares and then applied to the arrow. If the
+    embedding is a linear projection, the map is this projection. Directions without spread in the
+    neighbourhood contribute nothing.
 
     Parameters
     ----------
     markers : ndarray of shape (N, M)
-        In units that make the markers comparable.
+        Markers in comparable units.
     embedding : ndarray of shape (N, E)
     arrows : ndarray of shape (N, M)
         Displacements, in the same units as ``markers``.
@@ -39,7 +40,7 @@ def project_arrows(
     for start in range(0, len(markers), _CHUNK):
         rows = slice(start, start + _CHUNK)
         distance, index = neighbours.kneighbors(markers[rows], n_neighbors + 1)
-        # The first is the cell itself, or a twin of it, which adds nothing.
+        # The first neighbour is the cell itself or an equal one, which contributes nothing.
         x = markers[index] - markers[rows][:, None]
         e = embedding[index] - embedding[rows][:, None]
         width = distance[:, -1:]

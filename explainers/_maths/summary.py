@@ -25,7 +25,7 @@ def summarise(
     Parameters
     ----------
     gradient : ndarray of shape (N, M)
-        NaN for cells not analysed, which are left out.
+        Gradients. Cells with NaN, which are not analysed, are left out.
     markers : sequence of M str
     labels, sample : ndarray of shape (N,)
         Cells without label are left out.
@@ -69,7 +69,7 @@ def summarise(
 def _bootstrap_means(
     values: np.ndarray, codes: np.ndarray, n_samples: int, n_draws: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Means of resampled data, (n_draws, M): whole samples are drawn, or cells of a single one."""
+    """Means of resampled data, (n_draws, M); draws samples, or cells if there is one sample."""
     if n_samples > 1:
         sums = np.stack([np.bincount(codes, column) for column in values.T], axis=1)
         counts = np.bincount(codes)

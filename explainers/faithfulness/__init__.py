@@ -1,8 +1,8 @@
-"""Checks that an explanation says something about the model: each can fail, and says by what.
+"""Checks of whether an explanation describes the model.
 
-Every function takes a fitted explainer and cells the model has not seen, and returns a small
-object with ``holds`` (did the explanation pass), ``frame()`` (the numbers) and ``plot()``.
-An explanation that is shuffled or the same for every cell passes none of them.
+Each function takes a fitted explainer and cells that the model has not seen. It returns an object
+with ``holds`` (whether the explanation passes), ``frame()`` (the numbers) and ``plot()``. An
+explanation that is shuffled, or the same for each cell, passes no check.
 """
 
 from __future__ import annotations

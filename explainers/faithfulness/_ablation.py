@@ -1,4 +1,4 @@
-"""What does a head do, and for which population?"""
+"""Check of attention: the effect of each head on each population."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class HeadAblation:
     Attributes
     ----------
     effects : DataFrame
-        A row per head and population: ``head``, ``population``, ``n_cells``, ``attention`` (mean
-        received attention, 1 = uniform), ``share_of_head`` (of the cells assigned to the head),
-        ``change`` (mean absolute change of the centred logits without the head) and ``switched``
-        (share of the cells whose most probable class changes).
+        One row per head and population: ``head``, ``population``, ``n_cells``, ``attention``
+        (mean received attention, 1 = uniform), ``share_of_head`` (share of the cells assigned to
+        the head), ``change`` (mean absolute change of the centred logits without the head) and
+        ``switched`` (share of the cells whose most probable class changes).
     hidden : DataFrame
-        A row per head: ``n_cells`` assigned to it, and the mean absolute ``change`` of the logits
-        of all cells when the head no longer sees these cells.
+        One row per head: ``n_cells`` assigned to it, and the mean absolute ``change`` of the
+        logits of all cells if these cells are hidden from the head.
     random : ndarray of shape (H, R)
-        The same change for as many cells drawn at random.
+        The same change for an equal number of random cells.
     """
 
     effects: pd.DataFrame
@@ -55,24 +55,25 @@ class HeadAblation:
 
     @property
     def holds(self) -> bool:
-        """Whether what each head looks at is what it needs.
+        """Whether the heads need the cells that they attend to.
 
-        Hiding a head's assigned cells from it has to change more than hiding as many random ones,
-        by four standard deviations of the random draws, in the mean over heads with cells.
+        Hiding its assigned cells from a head must change the logits more than hiding the same
+        number of random cells. The difference of the means over heads with cells must exceed four
+        standard deviations of the random draws.
         """
-        used = self.hidden["n_cells"].to_numpy() > 0
-        if not used.any():
+        has_cells = self.hidden["n_cells"].to_numpy() > 0
+        if not has_cells.any():
             return False
-        chance = self.random[used].mean(0)
-        change = self.hidden["change"].to_numpy()[used].mean()
+        chance = self.random[has_cells].mean(0)
+        change = self.hidden["change"].to_numpy()[has_cells].mean()
         return bool(change > chance.mean() + CLEARLY * chance.std(ddof=1))
 
     def frame(self) -> pd.DataFrame:
-        """Return the effects, a row per head and population."""
+        """Return the effects, one row per head and population."""
         return self.effects.copy()
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the head x population matrix with the effect of each ablation."""
+        """Draw the effects as a matrix of heads and populations; return the Display."""
         from explainers.plotting import HeadMatrixDisplay
 
         return HeadMatrixDisplay.from_head_ablation(self).plot(ax=ax)
@@ -86,7 +87,7 @@ def head_ablation(
     n_random: int = 20,
     random_state: int = 0,
 ) -> HeadAblation:
-    """Switch off each head of the explained layer, and hide from it the cells it looks at.
+    """Switch off each head of the explained layer, and hide from it the cells it attends to.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def head_ablation(
     population : str
         Column of ``obs`` or of ``obsm["gates"]``.
     n_random : int, default 20
-        Random choices of as many cells, the control.
+        Number of random choices of as many cells, as a control.
     random_state : int, default 0
 
     Returns
@@ -106,7 +107,7 @@ def head_ablation(
     Raises
     ------
     InvalidInputError, MissingKeyError
-        Another explainer, no such layer or population.
+        The explainer is of another kind, or the layer or the population does not exist.
 
     References
     ----------
@@ -141,27 +142,27 @@ def head_ablation(
     hidden, random = [], []
     rng = np.random.default_rng(random_state)
     for h, head in enumerate(explainer.heads):
-        effect = _hiding(explainer, samples, layer, h, before)
-        mine = assigned == h
-        hidden.append({"head": head, "n_cells": int(mine.sum()), "change": effect(mine)})
-        random.append([effect(_shuffled(mine, samples, rng)) for _ in range(n_random)])
+        effect = _effect_of_hiding(explainer, samples, layer, h, before)
+        cells = assigned == h
+        hidden.append({"head": head, "n_cells": int(cells.sum()), "change": effect(cells)})
+        random.append([effect(_shuffled(cells, samples, rng)) for _ in range(n_random)])
     return HeadAblation(pd.DataFrame(rows), pd.DataFrame(hidden), np.array(random))
 
 
 def _logits(
     explainer: AttentionExplainer, samples: Samples, without: tuple[int, int] | None = None
 ) -> Tensor:
-    """Logits of all cells, with one head switched off where named."""
+    """Logits of all cells, with one head switched off if ``without`` is (layer, head)."""
     module = net_of(explainer, samples)
     if without is not None:
         layer, head = without
         module = copy.deepcopy(module)
-        cut = cast(ReluFormerLayer, module.layers[layer])
-        width = cut.value.out_features // cut.n_heads
+        changed = cast(ReluFormerLayer, module.layers[layer])
+        width = changed.value.out_features // changed.n_heads
         rows = slice(head * width, (head + 1) * width)
         with torch.no_grad():
-            cut.value.weight[rows] = 0
-            cut.value.bias[rows] = 0
+            changed.value.weight[rows] = 0
+            changed.value.bias[rows] = 0
     with torch.no_grad():
         parts = [
             module(as_tensor(explainer, samples.x[start:stop])) for start, stop in samples.spans()
@@ -170,14 +171,14 @@ def _logits(
 
 
 def _shuffled(mask: np.ndarray, samples: Samples, rng: np.random.Generator) -> np.ndarray:
-    """As many cells of each sample, at random."""
+    """Mask of the same number of random cells in each sample."""
     return np.concatenate([rng.permutation(mask[start:stop]) for start, stop in samples.spans()])
 
 
-def _hiding(
+def _effect_of_hiding(
     explainer: AttentionExplainer, samples: Samples, layer: int, head: int, before: Tensor
 ) -> Callable[[np.ndarray], float]:
-    """Mean absolute change of the logits when one head of one layer no longer sees some cells."""
+    """Function of a mask: mean absolute change of the logits if a head does not see its cells."""
     module = net_of(explainer, samples)
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
@@ -188,17 +189,17 @@ def _hiding(
             if i == layer:
                 k, v = part.key(h), part.value(h)
                 context = attention_context(k, v, limits, part.n_heads)
-                less = attention_context(k, v, limits, part.n_heads, weight=weight)
-                mine = torch.arange(part.n_heads, device=x.device) == head
+                reduced = attention_context(k, v, limits, part.n_heads, weight=weight)
+                chosen = torch.arange(part.n_heads, device=x.device) == head
                 context = AttentionContext(
-                    torch.where(mine[:, None, None], less.key_value, context.key_value),
-                    torch.where(mine[:, None], less.key, context.key),
+                    torch.where(chosen[:, None, None], reduced.key_value, context.key_value),
+                    torch.where(chosen[:, None], reduced.key, context.key),
                 )
             h = part.trace(h, limits, context=context).output
         return module.read_out(x, h, limits)
 
-    def effect(gone: np.ndarray) -> float:
-        kept = (~gone).astype(samples.x.dtype)
+    def effect(hidden: np.ndarray) -> float:
+        kept = (~hidden).astype(samples.x.dtype)
         with torch.no_grad():
             parts = [
                 run(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, kept)))

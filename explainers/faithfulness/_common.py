@@ -1,4 +1,4 @@
-"""What the checks share: reading, explaining moved cells, comparing explanations."""
+"""Functions of several checks: reading, explaining moved cells, comparing explanations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fcm_estimators.nn import SetModule
 
 Explainer = GradientExplainer | AttentionExplainer
 
-# A control counts as clearly worse from this many of its standard deviations.
+# An explanation is clearly better than a control from this many standard deviations of it.
 CLEARLY = 4.0
 
 
@@ -33,7 +33,7 @@ def require_explainer(explainer: object, *kinds: type, what: str) -> None:
 
 
 def require_classifier(explainer: Explainer, what: str) -> None:
-    """Raise InvalidInputError where the estimator has no classes."""
+    """Raise InvalidInputError if the estimator has no classes."""
     if not isinstance(explainer.estimator, ReluFormerClassifier):
         raise InvalidInputError(
             f"{what} is for classifiers; a {type(explainer.estimator).__name__} has no classes. "
@@ -42,20 +42,20 @@ def require_classifier(explainer: Explainer, what: str) -> None:
 
 
 def read(explainer: Explainer, adata: AnnData) -> Samples:
-    """Samples as the explainer's estimator reads them."""
+    """Samples in the form in which the estimator of the explainer reads them."""
     return read_samples(explainer.estimator, adata)
 
 
 def explained(
     explainer: Explainer, samples: Samples, points: np.ndarray | None = None
 ) -> np.ndarray:
-    """Explanation of each analysed cell, all cells being targets or queries.
+    """Explanation of each analysed cell, with all cells as targets or queries.
 
     Returns
     -------
     ndarray of shape (N, K), float64
-        Gradients per training SD (contributions as they are), K markers; or relative attention,
-        K heads.
+        Gradients per training SD, or contributions, for K markers; or relative attention for K
+        heads.
     """
     everything = np.ones(len(samples.x), dtype=bool)
     if isinstance(explainer, AttentionExplainer):
@@ -85,11 +85,10 @@ def reordered(samples: Samples, seed: int) -> tuple[Samples, np.ndarray]:
 
 
 def similarity(explainer: Explainer, a: np.ndarray, b: np.ndarray) -> float:
-    """How alike two explanations of the same cells are, from 0 to 1.
+    """Similarity of two explanations of the same cells, from 0 to 1.
 
-    The absolute rank correlation over all entries; heads, which have no order, are first paired
-    so that they agree as well as they can. Two explanations without any differences between
-    entries are alike.
+    It is the absolute rank correlation over all entries. Heads have no order, so they are first
+    paired for the best agreement. Two explanations whose entries are all equal have similarity 1.
     """
     if isinstance(explainer, AttentionExplainer):
         agreement = np.array([[_correlation(x, y) for y in b.T] for x in a.T])
@@ -118,5 +117,5 @@ def as_tensor(explainer: Explainer, x: np.ndarray) -> Tensor:
 
 
 def centred(logits: Tensor) -> Tensor:
-    """Logits around their mean over classes: what softmax sees of them."""
+    """Logits minus their mean over classes, which softmax ignores."""
     return logits - logits.mean(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Do the contributions add up to what they explain?"""
+"""Check of gradients: whether contributions add up to the change of the output."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from explainers.faithfulness._common import (
 from explainers.gradient import GradientExplainer
 from fcm_estimators.exceptions import InvalidInputError
 
+# A larger gap fails the check.
 _LARGEST_GAP = 0.05
 
 
@@ -37,7 +38,7 @@ class Completeness:
     explained : ndarray
         Sum of the contributions, per cell (mode "own") or per sample (mode "set").
     change : ndarray
-        What they should add up to: the output, less that at the training mean.
+        Expected sum: the output minus the output at the training mean.
     unit : {"cell", "sample"}
     """
 
@@ -57,11 +58,11 @@ class Completeness:
         return bool(self.gap < _LARGEST_GAP)
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per cell or sample: ``explained``, ``change``."""
+        """Return one row per cell or sample: ``explained``, ``change``."""
         return pd.DataFrame({"explained": self.explained, "change": self.change})
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw explained against actual change; returns the Display."""
+        """Draw explained against actual change; return the Display."""
         from explainers.plotting import AgreementDisplay
 
         return AgreementDisplay.from_completeness(self).plot(ax=ax)
@@ -70,11 +71,12 @@ class Completeness:
 def completeness(
     explainer: GradientExplainer, adata: AnnData, *, n_steps: int = 64
 ) -> Completeness:
-    """Compare gradients summed along a path with the change of the output over it.
+    """Compare the sum of gradients along a path with the change of the output.
 
-    On the straight path from the training mean to the cells, where all cells of a sample move
-    together, gradient times step adds up to the change of the output: for every cell in mode
-    "own", whose contexts stay those of the sample, and for the sum over the sample in mode "set".
+    The path is the straight line from the training mean to the cells, on which all cells of a
+    sample move together. Gradient times step adds up to the change of the output: for each cell in
+    mode "own", where the contexts stay those of the sample, and for the sum over the sample in
+    mode "set".
 
     Parameters
     ----------
@@ -83,7 +85,7 @@ def completeness(
     adata : AnnData
         Whole samples.
     n_steps : int, default 64
-        Of the midpoint rule.
+        Number of steps of the midpoint rule.
 
     Returns
     -------
@@ -92,7 +94,8 @@ def completeness(
     Raises
     ------
     InvalidInputError
-        Another explainer, or mode "context", which is a part and adds up to nothing.
+        The explainer is of another kind, or has mode "context", whose contributions do not add
+        up to a change.
 
     References
     ----------
@@ -101,8 +104,8 @@ def completeness(
     require_explainer(explainer, GradientExplainer, what="completeness")
     if explainer.plan().mode == "context":
         raise InvalidInputError(
-            "mode='context' is the part of 'set' that 'own' leaves out, and adds up to no change "
-            "of its own; use mode 'own' or 'set'."
+            "mode='context' is the difference of 'set' and 'own', and its contributions do not add "
+            "up to a change. Use mode 'own' or 'set'."
         )
     if isinstance(explainer.plan().method, Integrated):
         explainer = copy.copy(explainer)
@@ -121,7 +124,7 @@ def completeness(
 
 
 def _change(explainer: GradientExplainer, samples: Any) -> np.ndarray:
-    """Output of each cell, or sum of a sample, less that with all cells at the training mean."""
+    """Output of each cell, or its sum in each sample, minus that at the training mean."""
     output = explainer.plan().output
     module = net_of(explainer, samples)
     parts = []

@@ -1,4 +1,4 @@
-"""Does taking away what the explanation names change the output more than anything else?"""
+"""Check by deletion: whether removing what the explanation ranks first has the largest effect."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ class Deletion:
     Attributes
     ----------
     share : ndarray of shape (P,)
-        Share of what was taken away.
+        Removed share.
     curve, reversed : ndarray of shape (P,)
         Output (gradients) or its change (attention) in the explained and in the reversed order.
     distance : ndarray of shape (P,) or None
-        In the order of an explanation that is the same everywhere, where gradients are explained:
-        the entries farthest above the mean first.
+        Output in the order of a gradient that is the same for all entries: entries farthest above
+        the mean come first. None for attention.
     random : ndarray of shape (R, P)
-        In random orders.
+        Output or its change in random orders.
     sinks : bool
-        The output falls where the explanation is right (gradients), or its change rises.
+        Whether the curve falls (gradients) or rises (attention) if the explanation is right.
     name : str
-        Of the vertical axis.
+        Label of the vertical axis.
     """
 
     share: np.ndarray
@@ -64,7 +64,7 @@ class Deletion:
     name: str
 
     def area(self, curve: np.ndarray) -> np.ndarray:
-        """Mean height of a curve, the larger the better."""
+        """Mean height of a curve, with the sign that makes larger values better."""
         mean = np.trapezoid(curve, self.share, axis=-1) / self.share[-1]
         return np.asarray(-mean if self.sinks else mean)
 
@@ -72,8 +72,9 @@ class Deletion:
     def holds(self) -> bool:
         """Whether the explained order is clearly better than the controls.
 
-        By four standard deviations of the random orders, and better than the reversed order and
-        than that of an explanation that is the same everywhere.
+        It must be better than the random orders, and than the order of a gradient that is the same
+        for all entries, by four standard deviations of the random orders. It must also be better
+        than the reversed order.
         """
         chance = self.area(self.random)
         bars = [chance.mean() + CLEARLY * chance.std(ddof=1), self.area(self.reversed)]
@@ -82,7 +83,7 @@ class Deletion:
         return bool(self.area(self.curve) > max(bars))
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per order and point: ``order``, ``share``, ``value``."""
+        """Return one row per order and point: ``order``, ``share``, ``value``."""
         curves = {"explained": self.curve, "reversed": self.reversed}
         if self.distance is not None:
             curves["distance"] = self.distance
@@ -96,7 +97,7 @@ class Deletion:
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the curves; returns the Display."""
+        """Draw the curves; return the Display."""
         from explainers.plotting import CurveDisplay
 
         return CurveDisplay.from_deletion(self).plot(ax=ax)
@@ -110,15 +111,15 @@ def deletion(
     n_random: int = 10,
     random_state: int = 0,
 ) -> Deletion:
-    """Take away more and more, in the explained order and in control orders.
+    """Remove a growing share of the data, in the explained order and in control orders.
 
-    Gradients (signed): entries, that is one marker of one cell, are set to the training mean, the
-    ones that by the explanation support the target most first, and the mean output of the target
-    is followed. In mode "own" the contexts stay as they are, in mode "context" only the contexts
-    see the change.
+    Gradients (signed): an entry is one marker of one cell. Entries are set to the training mean,
+    beginning with those that support the target most according to the explanation. The result is
+    the mean output of the target. In mode "own" the contexts do not change. In mode "context" only
+    the contexts change.
 
-    Attention (unsigned): cells are hidden from what all others see, the ones that receive most
-    attention in any head first, and the mean absolute change of the (centred) logits is followed.
+    Attention (unsigned): cells are removed from the contexts, beginning with those that receive
+    most attention from any head. The result is the mean absolute change of the centred logits.
 
     Parameters
     ----------
@@ -126,9 +127,9 @@ def deletion(
     adata : AnnData
         Whole samples.
     n_points : int, default 11
-        Shares from 0 to 1 (attention: to 0.9, as something has to stay).
+        Number of shares from 0 to 1 (attention: from 0 to 0.9, because some cells must stay).
     n_random : int, default 10
-        Random orders.
+        Number of random orders.
     random_state : int, default 0
 
     Returns
@@ -146,41 +147,40 @@ def deletion(
     values = explained(explainer, samples)
     distance = None
     if isinstance(explainer, GradientExplainer):
-        away = (samples.x - input_mean(explainer)) / input_scale(explainer)
+        deviation = (samples.x - input_mean(explainer)) / input_scale(explainer)
         contributions = isinstance(explainer.plan().method, Integrated)
-        score = values if contributions else values * away
-        name, last, effect = explainer.plan().output.name, 1.0, _entries(explainer, samples)
+        score = values if contributions else values * deviation
+        name, last, effect = explainer.plan().output.name, 1.0, _without_entries(explainer, samples)
         sinks = True
     else:
         require_classifier(explainer, "deletion of attended cells")
-        score, away = values.max(1), None
-        name, last, effect = "mean change of the logits", 0.9, _cells(explainer, samples)
+        score, deviation = values.max(1), None
+        name, last, effect = "mean change of the logits", 0.9, _without_cells(explainer, samples)
         sinks = False
     share = np.linspace(0, last, n_points)
     sample = samples.sample_of_cell
     if score.ndim == 2:
         sample = np.repeat(sample[:, None], score.shape[1], axis=1)
 
-    def follow(score: np.ndarray) -> np.ndarray:
-        # The share of each sample that goes before; ties in random order.
+    def curve(score: np.ndarray) -> np.ndarray:
         place = _places(score.ravel(), sample.ravel(), rng).reshape(score.shape)
-        return np.array([effect(place < cut) for cut in share])
+        return np.array([effect(place < removed) for removed in share])
 
-    if away is not None:
-        distance = follow(away)
+    if deviation is not None:
+        distance = curve(deviation)
     return Deletion(
         share=share,
-        curve=follow(score),
-        reversed=follow(-score),
+        curve=curve(score),
+        reversed=curve(-score),
         distance=distance,
-        random=np.stack([follow(rng.random(score.shape)) for _ in range(n_random)]),
+        random=np.stack([curve(rng.random(score.shape)) for _ in range(n_random)]),
         sinks=sinks,
         name=name,
     )
 
 
 def _places(score: np.ndarray, sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Place of each entry in its sample's falling order, from 0 to below 1."""
+    """Share of a sample's entries with a higher score, for each entry; ties in random order."""
     order = np.lexsort([rng.random(len(score)), -score, sample])
     counts = np.bincount(sample)
     starts = np.repeat(np.cumsum(counts) - counts, counts)
@@ -189,23 +189,23 @@ def _places(score: np.ndarray, sample: np.ndarray, rng: np.random.Generator) -> 
     return place
 
 
-def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
-    """Mean output when some entries are set to the training mean."""
+def _without_entries(explainer: GradientExplainer, samples: Samples) -> Effect:
+    """Function of a mask: mean output if these entries are set to the training mean."""
     output, module = explainer.plan().output, net_of(explainer, samples)
     mean = input_mean(explainer).astype(samples.x.dtype)
 
-    def one(x: Tensor, moved: Tensor) -> Tensor:
+    def of_sample(x: Tensor, moved: Tensor) -> Tensor:
         if isinstance(output, ClassOutput) and explainer.plan().mode == "own":
             return output.mean(module, moved, module.contexts(x))
         if isinstance(output, ClassOutput) and explainer.plan().mode == "context":
             return output.mean(module, x, module.contexts(moved))
         return output.mean(module, moved)
 
-    def effect(gone: np.ndarray) -> float:
-        moved = np.where(gone, mean, samples.x)
+    def effect(removed: np.ndarray) -> float:
+        moved = np.where(removed, mean, samples.x)
         with torch.no_grad():
             total = [
-                one(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, moved)))
+                of_sample(*(as_tensor(explainer, a[start:stop]) for a in (samples.x, moved)))
                 for start, stop in samples.spans()
             ]
         return float(torch.stack(total).mean())
@@ -213,15 +213,15 @@ def _entries(explainer: GradientExplainer, samples: Samples) -> Effect:
     return effect
 
 
-def _cells(explainer: AttentionExplainer, samples: Samples) -> Effect:
-    """Mean absolute change of the logits when some cells are hidden from the contexts."""
+def _without_cells(explainer: AttentionExplainer, samples: Samples) -> Effect:
+    """Function of a mask: mean absolute change of the logits without these cells as context."""
     module = net_of(explainer, samples)
     with torch.no_grad():
         blocks = [as_tensor(explainer, samples.x[start:stop]) for start, stop in samples.spans()]
         before = [centred(module(x)) for x in blocks]
 
-    def effect(gone: np.ndarray) -> float:
-        kept = (~gone).astype(samples.x.dtype)
+    def effect(removed: np.ndarray) -> float:
+        kept = (~removed).astype(samples.x.dtype)
         with torch.no_grad():
             change = [
                 (centred(module(x, context_weight=as_tensor(explainer, kept[start:stop]))) - old)

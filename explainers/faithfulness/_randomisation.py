@@ -1,4 +1,4 @@
-"""Does the explanation depend on what the model has learned?"""
+"""Check by randomisation: whether the explanation depends on what the model has learnt."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from explainers.faithfulness._common import (
 from explainers.gradient import GradientExplainer
 from fcm_estimators.inference import Samples, fitted_net, read_labels, with_net
 
-# An explanation of the same model has to be the same, but for rounding.
-_REPEATS = 0.99
-# Nets without training whose explanations agree more than this leave nothing to compare with.
+# Lowest similarity of two explanations of the same model, which only differ by rounding.
+_LOWEST_REPEAT = 0.99
+# Highest similarity of explanations of untrained nets. Above it there is nothing to compare with.
 _HIGHEST_FLOOR = 0.9
 
 
 class _Randomised:
-    """What the results of both randomisations share: a repeat, a floor and a verdict."""
+    """Base class of the results of both randomisations."""
 
     repeat: float
     floor: np.ndarray
 
     @property
     def _upper(self) -> float:
-        """Similarity that explanations of unrelated nets seldom exceed."""
+        """Similarity that explanations of unrelated nets rarely exceed."""
         spread = self.floor.std(ddof=1) if len(self.floor) > 1 else 0.0
         return float(self.floor.mean() + 2 * spread)
 
     def _passes(self, after: np.ndarray) -> bool:
-        comparable = self.repeat >= _REPEATS and self._upper < _HIGHEST_FLOOR
+        comparable = self.repeat >= _LOWEST_REPEAT and self._upper < _HIGHEST_FLOOR
         return bool(comparable and np.mean(after) <= self._upper)
 
 
@@ -61,10 +61,10 @@ class ParameterRandomisation(_Randomised):
     stages : list of str
         What was randomised last: "nothing", "output", "layer 3", ... down to "layer 0".
     similarity : ndarray of shape (R, stages)
-        With the explanation of the trained model, for R randomisations. Stage "nothing" is the
-        trained model explained again, on cells in another order.
+        Similarity with the explanation of the trained model, for R randomisations. In stage
+        "nothing" the trained model is explained again, on cells in another order.
     changed : ndarray of int of shape (stages,)
-        Parameters that differ from the trained model.
+        Number of parameters that differ from the trained model.
     n_parameters : int
     floor : ndarray
         Similarity of the explanations of pairs of untrained nets.
@@ -83,15 +83,15 @@ class ParameterRandomisation(_Randomised):
 
     @property
     def holds(self) -> bool:
-        """Whether the explanation repeats, and falls to the floor when all is randomised.
+        """Whether the explanation repeats, and falls to the floor if all parameters are random.
 
-        At the end the mean similarity has to be within two standard deviations above the mean of
-        pairs of untrained nets.
+        The mean similarity in the last stage must not exceed that of pairs of untrained nets by
+        more than two standard deviations.
         """
         return self._passes(self.similarity[:, -1])
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per stage and randomisation, and one per pair of untrained nets.
+        """Return one row per stage and randomisation, and one per pair of untrained nets.
 
         Columns ``stage``, ``changed`` (share of the parameters), ``similarity``.
         """
@@ -104,7 +104,7 @@ class ParameterRandomisation(_Randomised):
         return pd.DataFrame(rows, columns=["stage", "changed", "similarity"])
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw similarity over the cascade; returns the Display."""
+        """Draw similarity over the stages; return the Display."""
         from explainers.plotting import CurveDisplay
 
         return CurveDisplay.from_parameter_randomisation(self).plot(ax=ax)
@@ -117,11 +117,11 @@ class LabelRandomisation(_Randomised):
     Attributes
     ----------
     similarity : float
-        Of the explanations of the model and of one trained on shuffled labels.
+        Similarity of the explanations of the model and of a model trained on shuffled labels.
     repeat : float
-        Of the explanation with itself, on cells in another order.
+        Similarity of the explanation with itself, on cells in another order.
     floor : ndarray
-        Of pairs of untrained nets.
+        Similarity of the explanations of pairs of untrained nets.
     """
 
     similarity: float
@@ -130,17 +130,17 @@ class LabelRandomisation(_Randomised):
 
     @property
     def holds(self) -> bool:
-        """Whether the explanation repeats, and is another one when the labels mean nothing."""
+        """Whether the explanation repeats, and differs if the labels are shuffled."""
         return self._passes(np.array([self.similarity]))
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per comparison: ``compared``, ``similarity``."""
+        """Return one row per comparison: ``compared``, ``similarity``."""
         rows = [("same model", self.repeat), ("shuffled labels", self.similarity)]
         rows += [("untrained pair", value) for value in self.floor]
         return pd.DataFrame(rows, columns=["compared", "similarity"])
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the similarities; returns the Display."""
+        """Draw the similarities; return the Display."""
         from explainers.plotting import FloorDisplay
 
         return FloorDisplay.from_label_randomisation(self).plot(ax=ax)
@@ -156,8 +156,8 @@ def parameter_randomisation(
 ) -> ParameterRandomisation:
     """Replace the trained parameters by initial ones, from the output to the first layer.
 
-    An explanation of the model has to change until it is as unlike as those of two nets that
-    never were trained. One that stays shows the data, not the model.
+    An explanation of the model must change until its similarity is that of two untrained nets. An
+    explanation that does not change describes the data, not the model.
 
     Parameters
     ----------
@@ -165,9 +165,9 @@ def parameter_randomisation(
     adata : AnnData
         Whole samples.
     n_repeats : int, default 3
-        Randomisations.
+        Number of randomisations.
     n_untrained : int, default 5
-        Untrained nets, all pairs of which make the floor.
+        Number of untrained nets; all their pairs are the floor.
     random_state : int, default 0
 
     Returns
@@ -222,15 +222,15 @@ def label_randomisation(
     ----------
     explainer : GradientExplainer or AttentionExplainer
     train : AnnData
-        What the explained estimator was trained on.
+        Training data of the explained estimator.
     adata : AnnData
         Whole samples to explain.
     y : array-like of shape (n_train_cells,), optional
         Labels of ``train``. Default: its column ``label_key``.
     n_untrained : int, default 5
-        Untrained nets, all pairs of which make the floor.
+        Number of untrained nets; all their pairs are the floor.
     random_state : int, default 0
-        Of the shuffle and of the second training.
+        Seed of the shuffle and of the second training.
 
     Returns
     -------
@@ -252,13 +252,13 @@ def label_randomisation(
     for name in pd.unique(sample):
         rows = np.flatnonzero(sample == name)
         labels[rows] = labels[rng.permutation(rows)]
-    # A seed of its own: from the same initial weights, the two would be alike for that alone.
+    # Another seed, because equal initial weights alone would make the two models similar.
     seed = int(np.random.SeedSequence([random_state, 1]).generate_state(1)[0])
-    told = clone(estimator).set_params(random_state=seed).fit(train, labels)
+    shuffled = clone(estimator).set_params(random_state=seed).fit(train, labels)
     trained = explained(explainer, samples)
     return LabelRandomisation(
         similarity=similarity(
-            explainer, trained, explained(with_estimator(explainer, told), samples)
+            explainer, trained, explained(with_estimator(explainer, shuffled), samples)
         ),
         repeat=_repeat(explainer, samples, trained, random_state),
         floor=_floor(explainer, samples, n_untrained, random_state),
@@ -274,7 +274,7 @@ def _repeat(explainer: Explainer, samples: Samples, before: np.ndarray, seed: in
 
 
 def _floor(explainer: Explainer, samples: Samples, n: int, seed: int) -> np.ndarray:
-    """Similarity of all pairs of n untrained nets."""
+    """Similarity of the explanations of all pairs of n untrained nets."""
     values = [explained(of_untrained(explainer, seed + i), samples) for i in range(n)]
     return np.array([similarity(explainer, a, b) for a, b in combinations(values, 2)])
 
@@ -286,7 +286,7 @@ def _block(module: nn.Module, name: str) -> nn.Module:
 
 
 def _n_changed(a: nn.Module, b: nn.Module) -> int:
-    """Parameters that differ."""
+    """Number of parameters that differ."""
     pairs: Sequence[tuple[torch.Tensor, torch.Tensor]] = list(
         zip(a.parameters(), b.parameters(), strict=True)
     )

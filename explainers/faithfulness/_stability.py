@@ -1,4 +1,4 @@
-"""Does the explanation stay where it should: under noise, and from one training to the next?"""
+"""Checks of stability: under noise, and between trainings with other seeds."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from explainers.faithfulness._common import (
 from explainers.gradient import GradientExplainer
 from fcm_estimators.exceptions import InvalidInputError
 
+# A larger relative change fails the check.
 _LARGEST_CHANGE = 0.5
 
 
@@ -38,8 +39,9 @@ class Sensitivity:
     noise : ndarray of shape (P,)
         SD of the noise, in training SD of each marker.
     change : ndarray of shape (R, P)
-        Mean change of a cell's explanation, relative to how much those of two cells differ; 1 is
-        as good as another cell's. NaN for an explanation in which cells do not differ.
+        Mean change of the explanation of a cell, relative to the difference between two cells. At
+        1 the explanation is no better than that of another cell. NaN if all cells have the same
+        explanation.
     """
 
     noise: np.ndarray
@@ -47,14 +49,14 @@ class Sensitivity:
 
     @property
     def holds(self) -> bool:
-        """Whether the smallest noise changes explanations by less than half of what cells differ.
+        """Whether the smallest noise has less than half the effect of choosing another cell.
 
-        An explanation in which cells do not differ fails.
+        An explanation that is the same for all cells fails.
         """
         return bool(self.change[:, 0].mean() < _LARGEST_CHANGE)
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per noise and draw: ``noise``, ``draw``, ``change``."""
+        """Return one row per noise and draw: ``noise``, ``draw``, ``change``."""
         rows = [
             (noise, draw, value)
             for i, noise in enumerate(self.noise)
@@ -63,7 +65,7 @@ class Sensitivity:
         return pd.DataFrame(rows, columns=["noise", "draw", "change"])
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw change over noise; returns the Display."""
+        """Draw change over noise; return the Display."""
         from explainers.plotting import CurveDisplay
 
         return CurveDisplay.from_sensitivity(self).plot(ax=ax)
@@ -77,7 +79,7 @@ def sensitivity(
     n_draws: int = 3,
     random_state: int = 0,
 ) -> Sensitivity:
-    """Explain cells again with noise on every marker, as the detectors make it.
+    """Explain cells again with noise on each marker, like that of detectors.
 
     Parameters
     ----------
@@ -85,7 +87,7 @@ def sensitivity(
     adata : AnnData
         Whole samples.
     noise : sequence of float, default (0.02, 0.05, 0.1, 0.2, 0.5)
-        SD of the noise in training SD of each marker, rising.
+        Rising SD of the noise, in training SD of each marker.
     n_draws : int, default 3
     random_state : int, default 0
 
@@ -105,15 +107,15 @@ def sensitivity(
     scale = input_scale(explainer)
     rng = np.random.default_rng(random_state)
     before = explained(explainer, samples)
-    apart = np.linalg.norm(before - before[rng.permutation(len(before))], axis=1).mean()
+    between_cells = np.linalg.norm(before - before[rng.permutation(len(before))], axis=1).mean()
     change = np.full((n_draws, len(levels)), np.nan)
     for r in range(n_draws):
         for i, level in enumerate(levels):
             x = samples.x + level * scale * rng.normal(size=samples.x.shape)
             moved = dataclasses.replace(samples, x=x.astype(samples.x.dtype))
             distance = np.linalg.norm(explained(explainer, moved) - before, axis=1).mean()
-            if apart > 0:
-                change[r, i] = distance / apart
+            if between_cells > 0:
+                change[r, i] = distance / between_cells
     return Sensitivity(levels, change)
 
 
@@ -124,10 +126,10 @@ class SeedAgreement:
     Attributes
     ----------
     agreement : ndarray
-        Adjusted Rand index of the assigned heads of each pair of models; NaN where a model
-        assigns all cells alike.
+        Adjusted Rand index of the assigned heads of each pair of models; NaN if a model assigns
+        all cells to the same head.
     permuted : ndarray
-        The same with the cells of one of the two shuffled.
+        The same after shuffling the cells of one of the two models.
     """
 
     agreement: np.ndarray
@@ -135,18 +137,18 @@ class SeedAgreement:
 
     @property
     def holds(self) -> bool:
-        """Whether the mean agreement is above that by chance, by four of its SD."""
+        """Whether the mean agreement exceeds that of shuffled cells by four of its SD."""
         bar = self.permuted.mean() + CLEARLY * self.permuted.std(ddof=1)
         return bool(self.agreement.mean() > bar)
 
     def frame(self) -> pd.DataFrame:
-        """Return a row per pair and per shuffle: ``compared``, ``ari``."""
+        """Return one row per pair and per shuffle: ``compared``, ``ari``."""
         rows = [("models", value) for value in self.agreement]
         rows += [("permuted", value) for value in self.permuted]
         return pd.DataFrame(rows, columns=["compared", "ari"])
 
     def plot(self, ax: Any = None) -> Any:
-        """Draw the agreements; returns the Display."""
+        """Draw the agreements; return the Display."""
         from explainers.plotting import FloorDisplay
 
         return FloorDisplay.from_seed_agreement(self).plot(ax=ax)
@@ -159,18 +161,18 @@ def seed_agreement(
     n_permutations: int = 20,
     random_state: int = 0,
 ) -> SeedAgreement:
-    """Do models that differ in the seed alone divide the cells among heads in the same way?
+    """Compare how models that only differ in the seed divide the cells among heads.
 
-    Heads have no order, so the partition of the cells is compared, not the numbers of the heads.
+    Heads have no order, so partitions of the cells are compared, not numbers of heads.
 
     Parameters
     ----------
     explainers : sequence of AttentionExplainer
-        Two or more.
+        Two or more explainers.
     adata : AnnData
         Whole samples.
     n_permutations : int, default 20
-        Per pair.
+        Number of shuffles per pair.
     random_state : int, default 0
 
     Returns
@@ -180,7 +182,7 @@ def seed_agreement(
     Raises
     ------
     InvalidInputError
-        Fewer than two, or other explainers.
+        There are fewer than two explainers, or one is of another kind.
     """
     if len(explainers) < 2:
         raise InvalidInputError(

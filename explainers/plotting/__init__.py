@@ -1,8 +1,8 @@
-"""Pictures of explanations, as Displays in scikit-learn's manner.
+"""Plots of explanations, as Displays like those of scikit-learn.
 
-``Display.from_...(...)`` gathers the numbers, ``.plot(ax=)`` draws them and returns the Display,
-whose ``figure_`` and ``axes_`` (or ``ax_``) can be changed further, and ``.frame()`` gives what was
-drawn as a table.
+``Display.from_...(...)`` collects the numbers. ``.plot(ax=)`` draws them and returns the Display,
+whose ``figure_`` and ``axes_`` (or ``ax_``) can be changed. ``.frame()`` returns the plotted
+numbers as a table.
 """
 
 from __future__ import annotations

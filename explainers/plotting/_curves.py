@@ -1,4 +1,4 @@
-"""Curves of the faithfulness checks, with their controls."""
+"""Plots of the faithfulness checks, with their controls."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class CurveDisplay:
-    """Curves over what was taken away, randomised or added, and the band of a control.
+    """Curves over the amount that was removed, randomised or added, and the band of a control.
 
     Attributes
     ----------
     curves : DataFrame
-        ``curve``, ``x``, ``y``, and ``low``, ``high``: the spread over repeats (equal to ``y``
-        where there are none).
+        ``curve``, ``x``, ``y``, and ``low``, ``high``: the range over repeats (equal to ``y``
+        without repeats).
     x_name, y_name : str
-        Of the axes.
+        Labels of the axes.
     ticks : list of str
-        Names of the positions 0, 1, ... on the horizontal axis; empty for numbers.
+        Labels of the positions 0, 1, ... on the horizontal axis; empty for numbers.
     band : tuple of float or None
-        Lower and upper limit of a control that has no horizontal position.
+        Lower and upper limit of a control without a horizontal position.
     band_name : str
     """
 
@@ -49,7 +49,7 @@ class CurveDisplay:
 
     @classmethod
     def from_deletion(cls, result: Deletion) -> Self:
-        """Output over the share taken away, in each order."""
+        """Output over the removed share, in each order."""
         curves = [
             _curve("explained order", result.share, result.curve[None]),
             _curve("reversed order", result.share, result.reversed[None]),
@@ -57,11 +57,11 @@ class CurveDisplay:
         if result.distance is not None:
             curves.append(_curve("same everywhere", result.share, result.distance[None]))
         curves.append(_curve("random order", result.share, result.random))
-        return cls(pd.concat(curves), "share taken away", result.name, [])
+        return cls(pd.concat(curves), "removed share", result.name, [])
 
     @classmethod
     def from_parameter_randomisation(cls, result: ParameterRandomisation) -> Self:
-        """Similarity over the cascade, beside pairs of untrained nets."""
+        """Similarity over the stages of randomisation, with pairs of untrained nets."""
         share = result.changed / result.n_parameters
         ticks = [f"{s}\n({c:.0%})" for s, c in zip(result.stages, share, strict=True)]
         curve = _curve("explanation", np.arange(len(ticks)), result.similarity)
@@ -115,14 +115,14 @@ class CurveDisplay:
 
 @dataclass
 class FloorDisplay:
-    """A few numbers beside the controls they have to be above or below.
+    """Some numbers together with the controls that they have to be above or below.
 
     Attributes
     ----------
     table : DataFrame
-        ``compared`` and the value.
+        ``compared`` and ``value``.
     name : str
-        Of the value.
+        Label of the value.
     """
 
     table: pd.DataFrame
@@ -130,16 +130,16 @@ class FloorDisplay:
 
     @classmethod
     def from_label_randomisation(cls, result: LabelRandomisation) -> Self:
-        """Similarity after training on shuffled labels, beside untrained nets."""
+        """Similarity after training on shuffled labels, with untrained nets."""
         return cls(_values(result.frame()), "similarity to the explanation")
 
     @classmethod
     def from_seed_agreement(cls, result: SeedAgreement) -> Self:
-        """Agreement of the heads of each pair of models, beside shuffled cells."""
+        """Agreement of the heads of each pair of models, with shuffled cells."""
         return cls(_values(result.frame()), "adjusted Rand index")
 
     def plot(self, ax: Axes | None = None) -> Self:
-        """Draw a point per number."""
+        """Draw one point per number."""
         names = list(dict.fromkeys(self.table["compared"]))
         ax = new_axes(ax, (4.5, 0.8 + 0.6 * len(names)))
         for i, name in enumerate(names):
@@ -159,15 +159,16 @@ class FloorDisplay:
 
 @dataclass
 class AgreementDisplay:
-    """What the contributions add up to, against the actual change.
+    """Sum of the contributions against the actual change.
 
     Attributes
     ----------
     table : DataFrame
         ``explained``, ``change``.
     unit : str
-        What a point is.
+        Meaning of a point: a cell or a sample.
     gap : float
+        Mean absolute difference, relative to the mean absolute change.
     """
 
     table: pd.DataFrame
@@ -176,11 +177,11 @@ class AgreementDisplay:
 
     @classmethod
     def from_completeness(cls, result: Completeness) -> Self:
-        """Gather the picture."""
+        """Collect the points."""
         return cls(result.frame(), result.unit, result.gap)
 
     def plot(self, ax: Axes | None = None) -> Self:
-        """Draw a point per cell or sample, and the diagonal."""
+        """Draw one point per cell or sample, and the diagonal."""
         ax = new_axes(ax, (4.4, 4.2))
         ax.axline((0, 0), slope=1, color=GREY, zorder=0)
         size = 3 if self.unit == "cell" else 25
@@ -205,7 +206,7 @@ class AgreementDisplay:
 
 
 def _curve(name: str, x: np.ndarray, repeats: np.ndarray) -> pd.DataFrame:
-    """Mean and range over repeats (R, P)."""
+    """Mean and range over repeats, from an array of shape (R, P)."""
     return pd.DataFrame(
         {
             "curve": name,

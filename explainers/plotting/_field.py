@@ -1,4 +1,4 @@
-"""Two markers: where the cells are, what they are called, and where the gradient points."""
+"""Plot of cells, their classes and their gradient in the plane of two markers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from fcm_estimators.exceptions import InvalidInputError, require_key
 from fcm_estimators.keys import ClassKeys, GradientKeys
 from fcm_estimators.preprocessing.ticks import marker_column
 
-# Points of one picture; a random choice of more cells looks the same.
-_SHOWN = 100_000
+# Largest number of points in one plot; a random subset of more cells looks the same.
+_MAX_POINTS = 100_000
 
 
 @dataclass
 class GradientFieldDisplay:
-    """Density of two markers, cells coloured by class, mean gradient as arrows.
+    """Density of two markers, cells coloured by class, and mean gradients as arrows.
 
-    An arrow is the mean over the cells of a class in one square of the plane, in the plane: where
-    the model's output rises if those cells had other values of these two markers. It is not where
-    cells go. Gradients per training SD are drawn as steps in SD, so the two markers weigh alike
-    whatever their units.
+    An arrow is the mean gradient of the cells of a class in one square of the plane. It shows the
+    change of these two markers that would raise the output of the model. It does not show a
+    movement of cells. Gradients per training SD are drawn as steps in SD, so both markers have the
+    same weight in any units.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class GradientFieldDisplay:
     x, y : str
         Markers.
     explained : str
-        What the gradient is of.
+        Explained output.
     """
 
     cells: pd.DataFrame
@@ -62,29 +62,29 @@ class GradientFieldDisplay:
         min_cells: int = 10,
         random_state: int = 0,
     ) -> Self:
-        """Gather the picture from explained cells.
+        """Collect the numbers from explained cells.
 
         Parameters
         ----------
         adata : AnnData
-            Explained by a GradientExplainer.
+            Data with the results of a GradientExplainer.
         x, y : str
             Markers.
         key : str, default "gradient"
             The explainer's ``key_added``.
         color : str, default "reluformer"
-            Column of ``obs``.
+            Column of ``obs`` with the class.
         n_bins : int, default 16
-            Squares per axis that have an arrow each.
+            Number of squares per axis.
         min_cells : int, default 10
-            Cells of a class below which its square has no arrow.
+            Smallest number of cells of a class in a square for which an arrow is drawn.
         random_state : int, default 0
-            Of the choice among more than 100,000 cells.
+            Seed of the choice among more than 100,000 cells.
 
         Raises
         ------
         MissingKeyError, InvalidInputError
-            Not explained, no such column or marker; the message names what there is.
+            The gradient, the column or the marker is missing. The message lists the alternatives.
         """
         require_key(key, adata.layers.keys(), "the layer")
         require_key(color, adata.obs.columns, "the obs column")
@@ -94,9 +94,10 @@ class GradientFieldDisplay:
         gradient *= plane_units(adata, key, (x, y))
         for marker, column in zip((x, y), gradient.T, strict=True):
             if np.isnan(column).all():
-                known = adata.var_names[~np.isnan(adata.layers[key]).all(0)]
+                explained = adata.var_names[~np.isnan(adata.layers[key]).all(0)]
                 raise InvalidInputError(
-                    f"The model does not use marker {marker!r}; explained are {', '.join(known)}."
+                    f"The model does not use marker {marker!r}; explained are "
+                    f"{', '.join(explained)}."
                 )
         table = pd.DataFrame(
             {
@@ -108,8 +109,8 @@ class GradientFieldDisplay:
             }
         ).dropna()
         chosen = table
-        if len(table) > _SHOWN:
-            chosen = table.sample(_SHOWN, random_state=random_state)
+        if len(table) > _MAX_POINTS:
+            chosen = table.sample(_MAX_POINTS, random_state=random_state)
         order = [name for name in categories(adata.obs[color]) if name in set(table["group"])]
         cells = chosen[["x", "y", "group"]].reset_index(drop=True)
         cells["group"] = pd.Categorical(cells["group"], categories=order)
@@ -124,13 +125,14 @@ class GradientFieldDisplay:
         )
 
     def plot(self, ax: Axes | None = None, *, arrow_length: float = 1.0) -> Self:
-        """Draw the picture.
+        """Draw the plot.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
         arrow_length : float, default 1.0
-            Factor on the arrows; at 1 the 95th percentile is as long as a square is wide.
+            Factor on the length of the arrows. At 1 the 95th percentile has a twelfth of the
+            smaller range of the two markers.
         """
         ax = new_axes(ax, (6.0, 5.2))
         hues = colours(list(self.cells["group"].cat.categories))
@@ -191,15 +193,16 @@ class GradientFieldDisplay:
 
 
 def _values(adata: AnnData, key: str) -> Any:
-    """The matrix whose gradient was taken."""
+    """The values at which the gradient was taken."""
     layer = adata.uns.get(key, {}).get("layer")
     return adata.X if layer is None else adata.layers[layer]
 
 
 def plane_units(adata: AnnData, key: str, markers: Sequence[str]) -> np.ndarray:
-    """What turns a gradient into a step along the axes, per marker.
+    """Factors, one per marker, that turn a gradient into a step along the axes.
 
-    A gradient per training SD is a step in SD; a gradient per unit of the layer is one in units.
+    A gradient per training SD is a step in SD. A gradient per unit of the layer is a step in these
+    units.
     """
     record = adata.uns.get(key, {})
     if record.get("units") != "sd":

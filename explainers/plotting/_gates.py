@@ -1,4 +1,4 @@
-"""A gate in its plane: the expert's outline, the predicted one, and the cells that move it."""
+"""Plot of a gate in its plane: predicted outline, expert's outline and gradients."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from fcm_estimators.preprocessing.ticks import marker_column
 
 @dataclass
 class GateDisplay:
-    """Density of the cells in a gate's parent, its outline, the expert's, and arrows.
+    """Density of the cells in the parent of a gate, with outlines and arrows.
 
-    Arrows belong to the cells whose markers move the explained output most (the coordinate of a
-    vertex, the size of the gate): in which direction of this plane each cell would have to differ
-    for the output to rise. They are the model's sensitivity, not a path of cells.
+    Arrows are drawn for the cells with the longest gradients of the explained output (the
+    coordinate of a vertex, or the size of the gate). An arrow shows the change of the cell in this
+    plane that would raise the output. It shows the sensitivity of the model, not a path of cells.
 
     Attributes
     ----------
     cells : DataFrame
         ``x``, ``y`` of the cells inside the parent.
     outlines : dict of str to ndarray of shape (V, 2)
-        "predicted" and, where given, "expert", in the units of the data.
+        "predicted" and, if given, "expert", in the units of the data.
     arrows : DataFrame
-        ``x``, ``y``, ``dx``, ``dy`` of the cells that matter most; empty without gradients.
+        ``x``, ``y``, ``dx``, ``dy`` of the cells with the longest gradients; empty without
+        gradients.
     gate, x, y : str
-        Name and markers.
+        Name and markers of the gate.
     explained : str
-        What the arrows are of.
+        Explained output.
     """
 
     cells: pd.DataFrame
@@ -62,27 +63,29 @@ class GateDisplay:
         key: str | None = None,
         n_arrows: int = 60,
     ) -> Self:
-        """Gather the picture.
+        """Collect the numbers.
 
         Parameters
         ----------
         adata : AnnData
             Cells of one sample.
         tree : GatingTree
-            Its gates, such as those of ``predict_gates``.
+            Gates of the sample, for example those of ``predict_gates``.
         gate : str
             Gate with a polygon.
         expert : GatingTree, optional
-            With a polygon of the same name in the same plane.
+            Gates of the expert, with a polygon of the same name in the same plane.
         key : str, optional
-            Layer of gradients of a GradientExplainer (``key_added``) to draw arrows from.
+            ``key_added`` of a GradientExplainer, whose layer gives the arrows.
         n_arrows : int, default 60
-            Cells with the longest gradients in the plane, among those inside the parent.
+            Number of arrows. They belong to the cells with the longest gradients in the plane,
+            among those inside the parent.
 
         Raises
         ------
         MissingKeyError, InvalidInputError
-            No such gate, marker or layer; a gate without polygon; an expert gate in another plane.
+            The gate, marker or layer is missing; the gate has no polygon; or the expert's gate is
+            in another plane.
         """
         polygon = _polygon(tree, gate)
         parents = tree.apply(adata)
@@ -93,13 +96,13 @@ class GateDisplay:
         places = np.asarray(adata.X[:, columns], dtype=np.float64)
         outlines = {"predicted": outline_in_data(adata, polygon)}
         if expert is not None:
-            drawn = _polygon(expert, gate)
-            if drawn.markers != polygon.markers:
+            other = _polygon(expert, gate)
+            if other.markers != polygon.markers:
                 raise InvalidInputError(
-                    f"The expert's gate {gate!r} lies in the plane {drawn.markers}, the tree's in "
-                    f"{polygon.markers}."
+                    f"The expert's gate {gate!r} is in the plane {other.markers}, but the gate in "
+                    f"tree is in {polygon.markers}."
                 )
-            outlines["expert"] = outline_in_data(adata, drawn)
+            outlines["expert"] = outline_in_data(adata, other)
         arrows, explained = pd.DataFrame(columns=["x", "y", "dx", "dy"], dtype=float), ""
         if key is not None:
             require_key(key, adata.layers.keys(), "the layer")
@@ -116,13 +119,14 @@ class GateDisplay:
         return cls(cells, outlines, arrows, gate, *polygon.markers, explained, adata)
 
     def plot(self, ax: Axes | None = None, *, arrow_length: float = 1.0) -> Self:
-        """Draw the picture.
+        """Draw the plot.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
         arrow_length : float, default 1.0
-            Factor on the arrows; at 1 the longest is an eighth of the picture's width.
+            Factor on the length of the arrows. At 1 the longest has an eighth of the width of the
+            plot.
         """
         ax = new_axes(ax)
         low, high = self._limits()
@@ -159,7 +163,7 @@ class GateDisplay:
         return self
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the axes; outlines that go far beyond the cells run out of the picture."""
+        """Limits of the axes. Outlines far beyond the cells leave the plot."""
         corners = np.concatenate(list(self.outlines.values()))
         cells = self.cells.to_numpy() if len(self.cells) else corners
         return picture_limits(cells, corners)
@@ -180,6 +184,6 @@ class GateDisplay:
 def _polygon(tree: GatingTree, gate: str) -> PolygonGate:
     found = tree[gate]
     if not isinstance(found, PolygonGate):
-        known = ", ".join(g.name for g in tree if isinstance(g, PolygonGate))
-        raise InvalidInputError(f"Gate {gate!r} has no polygon; those that have one are {known}.")
+        names = ", ".join(g.name for g in tree if isinstance(g, PolygonGate))
+        raise InvalidInputError(f"Gate {gate!r} has no polygon; gates with a polygon are {names}.")
     return found

@@ -1,4 +1,4 @@
-"""An embedding coloured by assigned head, and the attention that each head gives."""
+"""Plots of an embedding coloured by assigned head and by the attention of each head."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from explainers.plotting.style import categories, colours
 from fcm_estimators.exceptions import require_key
 from fcm_estimators.keys import AttentionKeys
 
-_SHOWN = 100_000
-# Received attention beyond this many times uniform is drawn in one colour.
+# Largest number of points in one plot.
+_MAX_POINTS = 100_000
+# Received attention above this quantile is drawn in one colour.
 _CEILING_QUANTILE = 0.99
 
 
@@ -23,13 +24,13 @@ _CEILING_QUANTILE = 0.99
 class AttentionHeadsDisplay:
     """Embedding with one panel for the assigned heads and one for each head.
 
-    That a head looks at cells does not mean the model needs them: see
+    If a head attends to cells, this does not mean that the model needs them: see
     ``explainers.faithfulness.head_ablation``.
 
     Attributes
     ----------
     cells : DataFrame
-        ``x``, ``y``, ``head`` (Categorical), and a column of received attention per head,
+        ``x``, ``y``, ``head`` (Categorical), and one column of received attention per head,
         1 = uniform.
     basis : str
     layer : int
@@ -48,22 +49,22 @@ class AttentionHeadsDisplay:
         key: str = AttentionKeys.key,
         random_state: int = 0,
     ) -> Self:
-        """Gather the picture from explained cells.
+        """Collect the numbers from explained cells.
 
         Parameters
         ----------
         adata : AnnData
-            Explained by an AttentionExplainer, with ``obsm[f"X_{basis}"]``.
+            Data with the results of an AttentionExplainer and ``obsm[f"X_{basis}"]``.
         basis : str, default "umap"
         key : str, default "attention"
             The explainer's ``key_added``.
         random_state : int, default 0
-            Of the choice among more than 100,000 cells, and of the order of drawing.
+            Seed of the choice among more than 100,000 cells, and of the order of drawing.
 
         Raises
         ------
         MissingKeyError
-            Not explained, or no such embedding; the message names what there is.
+            The attention or the embedding is missing. The message lists the alternatives.
         """
         keys = AttentionKeys(key)
         require_key(keys.head, adata.obs.columns, "the obs column")
@@ -73,8 +74,8 @@ class AttentionHeadsDisplay:
         table = pd.DataFrame({"x": places[:, 0], "y": places[:, 1]}, index=adata.obs_names)
         table["head"] = adata.obs[keys.head]
         table = pd.concat([table, received], axis=1).dropna()
-        # In random order, so that no group is drawn on top of the others.
-        shown = table.sample(min(len(table), _SHOWN), random_state=random_state)
+        # Random order, so that no group is drawn on top of the others.
+        shown = table.sample(min(len(table), _MAX_POINTS), random_state=random_state)
         return cls(shown, basis, layer)
 
     @property
@@ -88,7 +89,7 @@ class AttentionHeadsDisplay:
         Parameters
         ----------
         axes : sequence of matplotlib Axes, optional
-            One more than there are heads.
+            One more than the number of heads.
         n_columns : int, default 3
         """
         n = 1 + len(self.heads)
@@ -149,8 +150,8 @@ class AttentionHeadsDisplay:
             bbox_to_anchor=(1, 1),
             handletextpad=0.1,
         )
-        ax.set_title("head that looks at the cell most", fontsize="medium")
+        ax.set_title("head that attends most to the cell", fontsize="medium")
 
     def frame(self) -> pd.DataFrame:
-        """Return the cells drawn, with position, head and received attention."""
+        """Return the plotted cells, with position, head and received attention."""
         return self.cells.copy()

@@ -1,4 +1,4 @@
-"""Heatmaps: signed gradients per population and marker, heads per population."""
+"""Heatmaps of signed gradients per population and marker, and of heads per population."""
 
 from __future__ import annotations
 
@@ -16,55 +16,56 @@ if TYPE_CHECKING:
     from explainers._specialisation import Specialisation
     from explainers.faithfulness import HeadAblation
 
+# Share of the darkest colour from which text is white.
 _DARK = 0.6
 
 
 @dataclass
 class GradientSummaryDisplay:
-    """Mean signed gradient of every marker in every population, with its interval.
+    """Mean signed gradient of each marker in each population, with its interval.
 
-    A number stands in each field; in brackets where the interval includes zero, so that the sign
-    is not known.
+    Each field shows the mean. It is in brackets if the interval includes zero, so that the sign is
+    unknown.
 
     Attributes
     ----------
     summary : DataFrame
-        As ``GradientExplainer.summary`` returns it.
+        Result of ``GradientExplainer.summary``.
     """
 
     summary: pd.DataFrame
 
     @classmethod
     def from_summary(cls, summary: pd.DataFrame) -> Self:
-        """Gather the picture.
+        """Take the table.
 
         Parameters
         ----------
         summary : DataFrame
-            Of ``GradientExplainer.summary``; compare markers in ``units="sd"``.
+            Result of ``GradientExplainer.summary``. Use ``units="sd"`` to compare markers.
 
         Raises
         ------
         InvalidInputError
-            Another table.
+            The table lacks a column.
         """
         needed = ["population", "marker", "mean", "ci_low", "ci_high"]
         missing = [name for name in needed if name not in summary]
         if missing:
             raise InvalidInputError(
-                f"The table lacks {missing}; pass what GradientExplainer.summary returned."
+                f"The table lacks {missing}. Pass the result of GradientExplainer.summary."
             )
         return cls(summary)
 
     def plot(self, ax: Axes | None = None) -> Self:
         """Draw the heatmap."""
-        # In the order of the table, which unstack sorts.
+        # Keep the order of the table, because unstack sorts.
         order = [list(dict.fromkeys(self.summary[name])) for name in ("population", "marker")]
         table = self.frame()
         mean = table["mean"].unstack("marker").loc[order[0], order[1]]
-        sure = ((table["ci_low"] > 0) | (table["ci_high"] < 0)).unstack("marker")
-        sure = sure.loc[order[0], order[1]]
-        values, known = mean.to_numpy(dtype=float), sure.to_numpy(dtype=bool)
+        has_sign = ((table["ci_low"] > 0) | (table["ci_high"] < 0)).unstack("marker")
+        has_sign = has_sign.loc[order[0], order[1]]
+        values, known = mean.to_numpy(dtype=float), has_sign.to_numpy(dtype=bool)
         ax = new_axes(ax, (1.6 + 0.75 * values.shape[1], 1.2 + 0.55 * values.shape[0]))
         top = float(np.abs(values).max()) or 1.0
         image = ax.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")
@@ -72,8 +73,8 @@ class GradientSummaryDisplay:
             [f"{v:.2g}" if k else f"({v:.2g})" for v, k in zip(*rows, strict=True)]
             for rows in zip(values, known, strict=True)
         ]
-        _write(ax, text, np.abs(values) / top)
-        _name(ax, mean)
+        _write_text(ax, text, np.abs(values) / top)
+        _label_axes(ax, mean)
         ax.figure.colorbar(image, ax=ax, label="mean gradient; (): interval includes 0")
         self.ax_, self.figure_ = ax, ax.figure
         return self
@@ -85,16 +86,16 @@ class GradientSummaryDisplay:
 
 @dataclass
 class HeadMatrixDisplay:
-    """Which populations a head looks at, and which suffer without it.
+    """Populations that each head attends to, and effects of the head on them.
 
     Attributes
     ----------
     table : DataFrame
         ``head``, ``population``, ``value`` (the colour) and ``label`` (the text in the field).
     name : str
-        Of the colour.
+        Label of the colour.
     caption : str
-        What the text says.
+        Meaning of the text.
     """
 
     table: pd.DataFrame
@@ -103,7 +104,7 @@ class HeadMatrixDisplay:
 
     @classmethod
     def from_head_ablation(cls, result: HeadAblation) -> Self:
-        """Attention as colour, change of the logits without the head as text."""
+        """Attention as colour, and change of the logits without the head as text."""
         effects = result.effects
         numbers = zip(effects["change"], effects["switched"], strict=True)
         text = [f"{change:.2f}\n{switched:.1%}" for change, switched in numbers]
@@ -115,7 +116,7 @@ class HeadMatrixDisplay:
 
     @classmethod
     def from_specialisation(cls, result: Specialisation) -> Self:
-        """Log odds of assigned head and population as colour, cells as text."""
+        """Log odds ratio of assigned head and population as colour, number of cells as text."""
         table = result.enrichment
         numbers = zip(table["n_cells"], table["share_of_head"], strict=True)
         text = [f"{n_cells:,}\n{share:.0%}" for n_cells, share in numbers]
@@ -141,15 +142,15 @@ class HeadMatrixDisplay:
             limits = {"cmap": "Purples", "vmin": 0, "vmax": top}
             depth = value.to_numpy() / top
         image = ax.imshow(value, aspect="auto", **limits)
-        _write(ax, label.to_numpy().tolist(), depth)
-        _name(ax, value)
+        _write_text(ax, label.to_numpy().tolist(), depth)
+        _label_axes(ax, value)
         ax.set_title(self.caption, fontsize="small")
         ax.figure.colorbar(image, ax=ax, label=self.name)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
     def frame(self) -> pd.DataFrame:
-        """Return the table drawn."""
+        """Return the plotted table."""
         return self.table.copy()
 
 
@@ -159,14 +160,14 @@ def _fields(table: pd.DataFrame, value: str, text: list[str]) -> pd.DataFrame:
     return found.assign(label=text)
 
 
-def _write(ax: Axes, text: list[list[str]], depth: np.ndarray) -> None:
-    """Text in every field, white on dark."""
+def _write_text(ax: Axes, text: list[list[str]], depth: np.ndarray) -> None:
+    """Write text into each field, in white on dark fields."""
     for i, row in enumerate(text):
         for j, entry in enumerate(row):
             hue = "white" if depth[i, j] > _DARK else "black"
             ax.text(j, i, entry, ha="center", va="center", color=hue, fontsize="x-small")
 
 
-def _name(ax: Axes, table: pd.DataFrame) -> None:
+def _label_axes(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_xticks(range(table.shape[1]), [str(c) for c in table.columns], rotation=40, ha="right")
     ax.set_yticks(range(table.shape[0]), [str(r) for r in table.index])

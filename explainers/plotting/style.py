@@ -1,4 +1,4 @@
-"""Colours, axes in raw units, and the small things all pictures share."""
+"""Colours, arrows, and axes in raw units, for all plots."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from fcm_estimators.preprocessing.ticks import decades, recorded_scale, short
 
-# Okabe and Ito: told apart by the colour-blind too.
+# Colours of Okabe and Ito, which colour-blind people can distinguish.
 HUES = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 GREY = "#BBBBBB"
-# Names of what is no population of its own.
+# Names of groups that are not populations.
 _BACKGROUND = ("other", "none", "not analysed", "rest")
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.2)) -> Axes:
-    """Axes to draw on; a new figure where none are given."""
+    """Axes to draw on; in a new figure if none are given."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt
@@ -31,9 +31,9 @@ def new_axes(ax: Axes | None, size: tuple[float, float] = (5.0, 4.2)) -> Axes:
 
 
 def colours(names: Sequence[Any]) -> dict[Any, Any]:
-    """Colour for each name; grey for what is no population.
+    """Colour for each name; grey for groups that are not populations.
 
-    From the ninth name on the colours are evenly spaced ones, which are harder to tell apart.
+    More than eight names get evenly spaced colours, which are harder to distinguish.
     """
     named = [name for name in names if not _is_background(name)]
     if len(named) > len(HUES):
@@ -51,7 +51,7 @@ def _is_background(name: Any) -> bool:
 
 
 def categories(values: pd.Series) -> list[Any]:
-    """Categories in their order, without those that no cell has."""
+    """Categories in their order, without categories that have no cell."""
     if isinstance(values.dtype, pd.CategoricalDtype):
         return list(values.cat.remove_unused_categories().cat.categories)
     return sorted(values.dropna().unique())
@@ -77,7 +77,7 @@ def draw_arrows(ax: Axes, table: pd.DataFrame, factor: float, **style: Any) -> Q
 
 
 def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
-    """Label an axis of transformed values with the raw values they stand for."""
+    """Label an axis of transformed values with the corresponding raw values."""
     scale = recorded_scale(adata, marker)
     if scale is None:
         return

@@ -403,7 +403,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ModelFormatError(
                 f"The description of the model in {path} does not fit its weights or this version "
-                f"of the package: {error}. Copy the directory again, or train anew."
+                f"of the package: {error}. Copy the directory again, or train again."
             ) from error
         return model
 

@@ -124,7 +124,7 @@ def read_model(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelFormatError(
             f"{_DESCRIPTION} in {folder} is incomplete or altered ({type(error).__name__}: "
-            f"{error}). Copy the directory again, or train anew."
+            f"{error}). Copy the directory again, or train again."
         ) from error
 
 
@@ -136,7 +136,7 @@ def _require_known_version(folder: Path, description: dict[str, Any]) -> None:
     raise ModelFormatError(
         f"The model in {folder} has format version {version!r} (written by fcm-estimators "
         f"{description.get('package_version')}); this is {__version__}, which reads "
-        f"{FORMAT_VERSION}. {'Update the package' if newer else 'Train the model anew'}."
+        f"{FORMAT_VERSION}. {'Update the package' if newer else 'Train the model again'}."
     )
 
 

@@ -14,6 +14,12 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 from sklearn.utils import column_or_1d
 
+from fcm_estimators._cells.defaults import (
+    default_channels,
+    idle_channels,
+    require_stains,
+    warn_of_left_out,
+)
 from fcm_estimators._checks import (
     as_flags,
     listed,
@@ -27,9 +33,6 @@ from fcm_estimators.keys import EXPERT_GATES
 # Cells in rows, and a value for each of them, as callers pass them.
 CellData: TypeAlias = AnnData | pd.DataFrame | ArrayLike
 PerCell: TypeAlias = ArrayLike | pd.Series | pd.DataFrame | pd.Categorical | pd.Index | None
-
-# Kinds of channel that a model reads unless told otherwise.
-_DEFAULT_KINDS = ("scatter", "fluorescence", "mass")
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,10 @@ def read_samples(
         Cells in rows. An array must have passed scikit-learn's validation.
     source : Source
     markers : sequence of str, optional
-        Markers to read, in this order. Default: the scatter, stained fluorescence and mass
-        channels of an AnnData with ``var["kind"]``, else all columns except Time. From an array,
-        all columns that are not keys are read.
+        Markers to read, in this order. Default: scatter and one channel per stain of an AnnData
+        with ``var["kind"]`` (:func:`~fcm_estimators._cells.defaults.default_channels`), without
+        channels that hold one value or only count up; a warning names what is left out. Else all
+        columns but Time. For an array, all columns that are no key.
     groups : array-like of shape (n_cells,), optional
         Sample id of each cell, instead of ``source.sample_key``.
 
@@ -153,8 +157,8 @@ def read_samples(
     Raises
     ------
     InvalidInputError
-        There are no cells; a value is not a finite real number; a sample or patient id is missing;
-        a sample has more than one patient; or sample ids are given twice.
+        There are no cells or no stained channel; a value is not a finite real number; a sample or
+        patient id is missing; a sample has more than one patient; or sample ids are given twice.
     MissingKeyError, MarkerMismatchError
         A named column, layer or marker is missing.
     """
@@ -170,7 +174,15 @@ def read_samples(
         patients = column(data, source.patient_key, "patient_key")
         _require_complete(patients, "patient id", source.patient_key)
     names = _marker_names(data, source)
-    wanted = _default_markers(data, source, names) if markers is None else list(markers)
+    kinds_known = isinstance(data, AnnData) and "kind" in data.var
+    left_out: dict[str, str] = {}
+    if markers is not None:
+        wanted = list(markers)
+    elif kinds_known:
+        wanted, left_out = default_channels(data.var, names)
+        require_stains(wanted, data.var, names)
+    else:
+        wanted = _all_but_time(names)
     if isinstance(data, np.ndarray):
         positions = np.array([i for i in range(data.shape[1]) if i not in source.keys])
         wanted = [names[i] for i in positions]
@@ -191,6 +203,13 @@ def read_samples(
     _require_one_patient(np.asarray(patients)[rows], patient_of_sample, counts, sample_names)
     x = _matrix(data, source, rows, positions)
     require_finite(x, wanted)
+    if markers is None and kinds_known:
+        idle = idle_channels(x, offsets, wanted, _event_numbers(data, source, rows))
+        if idle:
+            x = np.ascontiguousarray(x[:, [name not in idle for name in wanted]])
+            wanted = [name for name in wanted if name not in idle]
+            require_stains(wanted, data.var, names)
+        warn_of_left_out({**left_out, **idle})
     return Samples(x, offsets, np.asarray(sample_names), patient_of_sample, wanted, rows, n_rows)
 
 
@@ -287,23 +306,21 @@ def _marker_names(data: Any, source: Source) -> list[str]:
     return model_names(names, source.aliases)
 
 
-def _default_markers(data: Any, source: Source, names: list[str]) -> list[str]:
-    if isinstance(data, AnnData) and "kind" in data.var:
-        # As text, because files return text columns as categorical ones.
-        kind = data.var["kind"].astype(str)
-        keep = kind.isin(_DEFAULT_KINDS).to_numpy()
-        if "marker" in data.var:
-            unstained = data.var["marker"].isna() | (data.var["marker"].astype(str) == "")
-            keep &= ~(unstained & (kind != "scatter")).to_numpy()
-    else:
-        keep = np.array([name.lower() != "time" for name in names], dtype=bool)
-    chosen = [name for name, kept in zip(names, keep, strict=True) if kept]
+def _all_but_time(names: list[str]) -> list[str]:
+    chosen = [name for name in names if name.lower() != "time"]
     if not chosen:
         raise InvalidInputError(
-            f"No marker to read: none of {listed(names)} is a scatter or stained channel. "
-            "Name them with markers=[...]."
+            f"No marker to read: there is only {listed(names)}. Name them with markers=[...]."
         )
     return chosen
+
+
+def _event_numbers(data: AnnData, source: Source, rows: np.ndarray) -> np.ndarray | None:
+    """Position of each event in its file, where samples are files that number them."""
+    if source.sample_key is None or "event" not in data.obs:
+        return None
+    numbers = data.obs["event"].to_numpy()
+    return numbers[rows] if numbers.dtype.kind in "iuf" else None
 
 
 def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -271,8 +271,8 @@ def fitted_vertices(
     rng : numpy Generator
     """
     rows = np.sort(rng.choice(len(x), min(len(x), _SAMPLE_CELLS), replace=False))
-    own = copy.deepcopy(module).float().cpu()
-    z = own.standardise(torch.from_numpy(x[rows].astype(np.float32))).numpy()
-    place_gates(own.gates, z, inside[rows], [0, len(rows)], parents)
+    module = copy.deepcopy(module).float().cpu()
+    z = module.standardise(torch.from_numpy(x[rows].astype(np.float32))).numpy()
+    place_gates(module.gates, z, inside[rows], [0, len(rows)], parents)
     with torch.no_grad():
-        return own.typical().numpy()
+        return module.typical().numpy()

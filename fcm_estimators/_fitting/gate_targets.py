@@ -270,13 +270,13 @@ def expert_trees(
             wanted = tree.gates.get(gate.name)
             if not isinstance(wanted, PolygonGate):
                 continue
-            mine, theirs = ((g.parent, g.x, g.y) for g in (wanted, gate))
-            if mine == theirs:
+            given, drawn = ((g.parent, g.x, g.y) for g in (wanted, gate))
+            if given == drawn:
                 gates.append(replace(gate, parent=ROOT))
             elif gate.name not in taught:
                 raise InvalidInputError(
                     f"The expert's polygon of gate {gate.name!r} in sample {str(sample)!r} has "
-                    f"(parent, x, y) = {theirs}, but gates= has {mine}. Correct one of them, or "
+                    f"(parent, x, y) = {drawn}, but gates= has {given}. Correct one of them, or "
                     f"give the membership per cell in obsm[{key!r}]."
                 )
         found[str(sample)] = GatingTree(gates)

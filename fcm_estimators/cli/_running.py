@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,20 +12,86 @@ from typing import Any
 
 import typer
 
+# Arguments of the Python functions that messages name, and the options of the commands.
+_OPTIONS = {
+    "markers": "--markers",
+    "gates": "--gates",
+    "classes": "--class",
+    "label_key": "--label-key",
+    "within": "--within",
+    "event_column": "--event-column",
+    "subset_key": "--subset",
+    "patient_key": "--patients",
+    "pos_label": "--pos-label",
+    "denominator": "--denominator",
+    "limit_of_blank": "--limit-of-blank",
+    "max_cells": "--max-cells",
+    "max_epochs": "--max-epochs",
+    "cofactor": "--cofactor",
+    "compensate": "--compensate",
+    "random_state": "--seed",
+    "device": "--device",
+    "n_workers": "--workers",
+    "out": "--out",
+}
+_VALUE = r"=(?P<value>\[\.\.\.\]|\.\.\.|\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|\w+)?"
+_ARGUMENT = re.compile(rf"(?<![\w\[(.])(?P<name>{'|'.join(_OPTIONS)}){_VALUE}")
+_PYTHON_ONLY = re.compile(
+    r"(?<!\w)(dataset|marker_aliases|sample_names|join|spillover|layer|scale_time|names)="
+)
+
+
+def in_words_of_commands(text: str) -> str:
+    """Name options of the commands where a message names arguments of Python functions.
+
+    Examples
+    --------
+    >>> from fcm_estimators.cli._running import in_words_of_commands
+    >>> in_words_of_commands("Name them with markers=[...], not with denominator='x'.")
+    "Name them with --markers, not with --denominator 'x'."
+    >>> in_words_of_commands("Choose one with dataset=1.")
+    'Choose one with dataset=1. (The commands have no option for dataset; use Python.)'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        value = found["value"] or ""
+        return _OPTIONS[found["name"]] + (f" {value}" if value.strip("[.]") else "")
+
+    text = text.replace("resume=True (--resume)", "--resume")
+    text = _ARGUMENT.sub(option, text)
+    missing = dict.fromkeys(_PYTHON_ONLY.findall(text))
+    if missing:
+        text += f" (The commands have no option for {', '.join(missing)}; use Python.)"
+    return text
+
 
 @contextmanager
 def errors_as_exit_status() -> Iterator[None]:
-    """Print an error of the input as one line and exit with 2; exit with 130 if interrupted."""
+    """Print an error of the input as one line and exit with 2; exit with 130 if interrupted.
+
+    Warnings are printed as one line each.
+    """
     from fcm_estimators.exceptions import FcmError
 
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, UserWarning):
+            typer.secho(f"Warning: {in_words_of_commands(str(message))}", fg="yellow", err=True)
+        else:
+            shown(message, category, *args, **kwargs)
+
+    warnings.showwarning = show
     try:
         yield
     except (FcmError, FileNotFoundError, PermissionError) as error:
-        typer.secho(f"Error: {error}", fg="red", err=True)
+        typer.secho(f"Error: {in_words_of_commands(str(error))}", fg="red", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.secho("Interrupted.", err=True)
         raise typer.Exit(130) from None
+    finally:
+        warnings.showwarning = shown
 
 
 @contextmanager

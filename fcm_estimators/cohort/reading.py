@@ -17,7 +17,13 @@ from fcm_estimators._checks import listed
 from fcm_estimators.cohort.executor import Call, executor, in_turn
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
 from fcm_estimators.exceptions import InvalidInputError, PanelMismatchError
-from fcm_estimators.io.record import UNS_KEY, get_keywords, get_spillover, pack_fcs_record
+from fcm_estimators.io.record import (
+    INSTRUMENT_KEY,
+    UNS_KEY,
+    get_keywords,
+    get_spillover,
+    pack_fcs_record,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -232,6 +238,8 @@ def joined(parts: list[ad.AnnData]) -> ad.AnnData:
         )
         scaled = bool(first.uns[UNS_KEY].get("time_scaled", False))
         whole.uns[UNS_KEY] = {**record, "time_scaled": scaled}
+        if INSTRUMENT_KEY in first.uns[UNS_KEY]:
+            whole.uns[UNS_KEY][INSTRUMENT_KEY] = first.uns[UNS_KEY][INSTRUMENT_KEY]
     return whole
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,30 +11,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fcm_estimators.exceptions import FcsError
+from fcm_estimators.io.kinds import (
+    is_mass,
+    kind_of_name,
+    kind_of_type,
+)
 
 logger = logging.getLogger(__name__)
 
-COMPENSATED_PREFIX = "Comp-"
 # write_fcs writes this keyword, so that classes and probabilities are never read back as markers.
 ADDED_KEYWORD = "FCM_ADDED_PARAMETERS"
 
-_TIME = re.compile(r"time([ _-].*)?|hdr-t", re.IGNORECASE)
-_SCATTER = re.compile(
-    r"(comp-)?((violet|blue|[vb])?[ -]?[fs]sc|[fs]s)(?![a-z]).*|(forward|side)[ -]?scatter.*",
-    re.IGNORECASE,
-)
-# Mass cytometry names a channel by its isotope: "Er168Di", "(Nd142)Dd".
-_MASS = re.compile(r"\(?[A-Za-z]{1,4}\d{2,3}\)?D[id]")
-_BOOKKEEPING = re.compile(
-    r"(event|cell)[ _]?length|event( ?#|[ _]?(number|count|id))?|(trigger )?(pulse )?width"
-    r"|center|offset|residual|beaddist|(file|sample)[ _-]?(id|number|no|origin)",
-    re.IGNORECASE,
-)
 
+def channel_kinds(
+    channels: Sequence[str],
+    added: frozenset[int] = frozenset(),
+    keywords: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Tell the kind of every parameter of one file.
 
-def channel_kinds(channels: Sequence[str], added: frozenset[int] = frozenset()) -> list[str]:
-    """Tell the kind of every parameter of one file from its ``$PnN`` name.
+    ``$PnTYPE`` (FCS 3.2) decides where a file has it, then the name ``$PnN``, then ``$PnS``.
 
     Parameters
     ----------
@@ -42,6 +38,8 @@ def channel_kinds(channels: Sequence[str], added: frozenset[int] = frozenset()) 
         ``$PnN`` names.
     added : frozenset of int, default empty
         1-based numbers of parameters that an analysis added (class codes, probabilities).
+    keywords : mapping of str to str, optional
+        Upper-case keywords without ``$``: ``PnS`` and ``PnTYPE`` are read. Default: none.
 
     Returns
     -------
@@ -57,18 +55,25 @@ def channel_kinds(channels: Sequence[str], added: frozenset[int] = frozenset()) 
     >>> channel_kinds(["Time", "Event_length", "(Nd142)Dd", "Center2"])
     ['time', 'other', 'mass', 'other']
     """
-    rest = "other" if any(_MASS.fullmatch(name) for name in channels) else "fluorescence"
-    kinds = []
-    for number, name in enumerate(channels, start=1):
-        if number in added or _BOOKKEEPING.fullmatch(name):
-            kinds.append("other")
-        elif _TIME.fullmatch(name):
-            kinds.append("time")
-        elif _SCATTER.fullmatch(name):
-            kinds.append("scatter")
-        else:
-            kinds.append("mass" if _MASS.fullmatch(name) else rest)
-    return kinds
+    keywords = keywords or {}
+    kinds = [
+        "other" if n in added else _kind(name, keywords.get(f"P{n}S", ""), keywords, n)
+        for n, name in enumerate(channels, start=1)
+    ]
+    if "mass" not in kinds:
+        return [kind or "fluorescence" for kind in kinds]
+    return [
+        kind or ("mass" if is_mass(name.strip(), among_mass=True) else "other")
+        for kind, name in zip(kinds, channels, strict=True)
+    ]
+
+
+def _kind(name: str, marker: str, keywords: Mapping[str, str], number: int) -> str | None:
+    by_name = kind_of_name(name)
+    by_type = kind_of_type(keywords.get(f"P{number}TYPE", ""))
+    if by_type == "fluorescence" and by_name == "time":
+        return "time"  # some writers give every parameter the same type
+    return by_type or by_name or (kind_of_name(marker, is_marker=True) if marker else None)
 
 
 def unique_channels(names: Sequence[str]) -> list[str]:
@@ -125,9 +130,9 @@ def parse_spillover(
 ) -> pd.DataFrame | None:
     """Read the spillover matrix from the keywords of a file.
 
-    The first of ``$SPILLOVER``, ``SPILL`` and ``COMP`` that is present is read, in the form that
+    The first of ``$SPILLOVER``, ``SPILL`` and ``COMP`` that can be read is taken, in the form that
     FCS 3.1 defines for ``$SPILLOVER``: n, n channel names, n x n values row by row. In the form of
-    FCS 3.0, ``$COMP`` is a matrix without channel names; it is ignored with a log entry.
+    FCS 3.0, ``$COMP`` is a matrix without channel names.
 
     Parameters
     ----------
@@ -136,17 +141,18 @@ def parse_spillover(
     channels : sequence of str, length M
         ``$PnN`` names; they replace parameter numbers in the keyword.
     path : Path
-        File that errors name.
+        File that warnings name.
 
     Returns
     -------
     DataFrame or None
-        n x n, labelled on both axes; None if the file has no such keyword or n is 0.
+        n x n, labelled on both axes; None if the file has no such keyword, n is 0, or none of the
+        keywords can be read.
 
-    Raises
-    ------
-    FcsError
-        If the keyword does not have that form, repeats a channel, or holds a value that is not
+    Warns
+    -----
+    UserWarning
+        If a keyword does not have that form, repeats a channel, or holds a value that is not
         finite.
 
     References
@@ -161,29 +167,37 @@ def parse_spillover(
     >>> float(spill.loc["B", "C"])
     0.1
     """
-    keyword = next((k for k in ("SPILLOVER", "SPILL", "COMP") if keywords.get(k, "").strip()), None)
-    if keyword is None:
-        return None
-    fields = [field.strip() for field in keywords[keyword].rstrip(", \n").split(",")]
-    try:
-        size = int(fields[0])
-        if keyword == "COMP" and len(fields) == 1 + size**2:
-            logger.warning("%s: $COMP names no channels and is ignored.", path.name)
-            return None
-        if size < 0 or len(fields) != 1 + size + size**2:
-            raise ValueError(f"{len(fields) - 1} entries follow the size {size}")
-        values = np.array([float(field) for field in fields[1 + size :]], dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("a value is not finite")
-    except ValueError as error:
-        raise FcsError(
-            f"{path.name}: keyword {keyword} is not a spillover matrix ({error}). Expected: n, "
-            "n channel names and n x n numbers, separated by commas. Repair it in the software "
-            "that wrote the file."
-        ) from error
+    for keyword in ("SPILLOVER", "SPILL", "COMP"):
+        text = keywords.get(keyword, "").strip()
+        if not text:
+            continue
+        try:
+            return _parsed_matrix(keyword, text, channels)
+        except ValueError as error:
+            warnings.warn(
+                f"{path.name}: keyword {keyword} is not a spillover matrix ({error}) and was "
+                "ignored; expected n, n channel names and n x n numbers, separated by commas. To "
+                "compensate, pass the matrix to Compensation(spillover=).",
+                UserWarning,
+                stacklevel=3,
+            )
+    return None
+
+
+def _parsed_matrix(keyword: str, text: str, channels: Sequence[str]) -> pd.DataFrame | None:
+    """The matrix of a keyword, None if it has no channels; ValueError with the reason."""
+    fields = [field.strip() for field in text.rstrip(", \n").split(",")]
+    size = int(fields[0])
+    if keyword == "COMP" and len(fields) == 1 + size**2:
+        raise ValueError("it names no channels")
+    if size < 0 or len(fields) != 1 + size + size**2:
+        raise ValueError(f"{len(fields) - 1} entries follow the size {size}")
+    values = np.array([float(field) for field in fields[1 + size :]], dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("a value is not finite")
     names = [_by_number(name, channels) for name in fields[1 : 1 + size]]
     if len(set(names)) != size:
-        raise FcsError(f"{path.name}: keyword {keyword} names a channel twice: {', '.join(names)}.")
+        raise ValueError(f"it names a channel twice: {', '.join(names)}")
     return pd.DataFrame(values.reshape(size, size), index=names, columns=names) if size else None
 
 

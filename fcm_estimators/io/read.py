@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -17,9 +18,10 @@ from fcm_estimators.exceptions import (
     MissingKeyError,
     PanelMismatchError,
 )
-from fcm_estimators.io.channels import COMPENSATED_PREFIX, marker_names
-from fcm_estimators.io.record import pack_fcs_record
-from fcm_estimators.io.segment import Segment, decode, open_segment
+from fcm_estimators.io.channels import marker_names
+from fcm_estimators.io.kinds import is_compensated
+from fcm_estimators.io.record import INSTRUMENT_KEY, pack_fcs_record
+from fcm_estimators.io.segment import Segment, decode, open_segment, open_segments
 
 # Keywords that describe the measurement and cannot name a person, a place or a day.
 TECHNICAL_KEYWORDS = (
@@ -41,35 +43,42 @@ def read_fcs(
     path: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
     sample_names: str | Sequence[str] | None = None,
-    dataset: int | None = None,
+    dataset: int | Literal["all"] | None = None,
     join: Literal["inner", "outer"] | None = None,
     scale_time: bool = False,
+    instrument_compensated: bool = True,
     marker_aliases: Mapping[str, str] | None = None,
     keep_keywords: Sequence[str] | None = None,
 ) -> ad.AnnData:
     """Read one FCS file, or a cohort of them, as raw values.
 
-    Values are on the linear scale that FCS defines: log amplifiers (``$PnE``) and gains (``$PnG``)
-    are always decoded, for integer and floating-point data. The gain is not applied to Time.
-    Nothing is compensated or transformed.
+    Values are on the linear scale that FCS defines: log amplifiers (``$PnE``) of integers and gains
+    (``$PnG``) are decoded; floats are linear whatever ``$PnE`` says. The gain is not applied to
+    Time. Nothing is compensated or transformed. Whatever is guessed, dropped or replaced is told
+    in a UserWarning that names the file and the keyword.
 
     Parameters
     ----------
     path : path or sequence of paths
-        FCS 2.0, 3.0, 3.1 or 3.2 files in list mode (.fcs, .lmd). The first file sets the order of
-        the markers; markers of the other files are matched to it by name.
+        FCS 2.0, 3.0, 3.1 or 3.2 files in list mode (.fcs, .lmd), also packed (.fcs.gz). The first
+        file sets the order of the markers; markers of the other files are matched to it by name.
     sample_names : str or sequence of str, optional
         One unique name per file. Default: the file name without its extension.
-    dataset : int, optional
-        Which data set to read of a file that holds several, counted from 0. Required for such a
-        file, unless exactly one of its data sets is FCS 3 and the others are FCS 2 (Kaluza .lmd):
-        then the FCS 3 one is the default.
+    dataset : int or "all", optional
+        Which data set to read of a file that holds several, counted from 0. "all" reads each as a
+        sample of its own, named by the file and the number ("tube_0", "tube_1"). Default: the only
+        FCS 3 data set if the others are FCS 2.0 (Beckman .lmd), otherwise the first; a warning
+        lists them all. An FCS 3 data set without marker names takes those of the FCS 2.0 data set
+        with the same events.
     join : {"inner", "outer"}, optional
         What to do if the files have different markers. Default: raise an error. "inner" keeps the
         markers that all files have. "outer" keeps all markers and fills those that a file lacks
         with NaN, which the models refuse.
     scale_time : bool, default False
         Multiply Time by ``$TIMESTEP``, which gives seconds. False keeps the values of the file.
+    instrument_compensated : bool, default True
+        Record integers of FCS 2.0 with ``$DFCiTOj`` as compensated by the instrument, and the
+        matrix in ``uns["fcs"]``. False if the instrument did not apply it.
     marker_aliases : mapping of str to str, optional
         Old to new marker names, applied before files are compared, e.g. ``{"SY41": "Syto 41"}``.
     keep_keywords : sequence of str, optional
@@ -88,17 +97,19 @@ def read_fcs(
           channel gets its number: ``"FL1 [P4]"`` or ``"P4"``.
         - ``var``: ``channel``; ``marker`` (``""`` if none); ``kind`` ("scatter", "fluorescence",
           "mass", "time", "other"); ``range`` (``$PnR`` on the scale of X, the largest of all
-          files); ``compensated`` (True for channels named "Comp-..."); ``transform`` ("none").
+          files; floats may exceed it, NaN if unknown); ``compensated`` (True for channels named
+          "Comp-...", "FJComp-..." or "<...>", or compensated by the instrument); ``transform``
+          ("none").
         - ``uns["fcs"]``: per-sample keywords, number of events and labelled spillover
           (:func:`get_spillover`), whose channels are named as in ``var["channel"]``;
-          ``time_scaled``.
+          ``time_scaled``; ``instrument_compensated``, the channels that the instrument
+          compensated.
 
     Raises
     ------
     FcsError
-        If a file is missing, empty, not FCS, truncated, inconsistent or without events; if it has
-        several data sets and none was chosen, an unreadable spillover keyword, or no ``$TIMESTEP``
-        although `scale_time` is set.
+        If a file is missing, empty, not FCS, truncated, inconsistent or without events, or if it
+        has no ``$TIMESTEP`` although `scale_time` is set.
     PanelMismatchError
         If the markers of the files differ and `join` is not given, if the files share no marker,
         or if a marker is compensated in some files only.
@@ -135,7 +146,12 @@ def read_fcs(
         raise InvalidInputError(f'join must be None, "inner" or "outer", got {join!r}.')
     paths = _paths(path)
     samples = _sample_names(paths, sample_names)
-    segments = [open_segment(p, dataset) for p in paths]
+    if dataset == "all":
+        samples, segments = _all_data_sets(samples, paths)
+    else:
+        segments = [open_segment(p, dataset) for p in paths]
+    if not instrument_compensated:
+        segments = [replace(segment, compensated=frozenset()) for segment in segments]
     for segment in segments:
         if segment.n_events == 0:
             raise FcsError(
@@ -159,7 +175,12 @@ def read_fcs(
         obs=_obs(samples, [segment.n_events for segment in segments]),
         var=var,
     )
-    adata.uns["fcs"] = {**record, "time_scaled": scale_time}
+    instrument = set().union(*(panel.index[panel["by_instrument"]] for panel in panels))
+    adata.uns["fcs"] = {
+        **record,
+        "time_scaled": scale_time,
+        INSTRUMENT_KEY: var.loc[[n for n in names if n in instrument], "channel"].to_numpy(object),
+    }
     return adata
 
 
@@ -171,7 +192,7 @@ def _paths(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Pa
 
 
 def _sample_names(paths: list[Path], given: str | Sequence[str] | None) -> list[str]:
-    names = [p.stem for p in paths] if given is None else given
+    names = [_stem(p) for p in paths] if given is None else given
     names = [names] if isinstance(names, str) else list(names)
     if len(names) != len(paths):
         raise InvalidInputError(
@@ -186,6 +207,26 @@ def _sample_names(paths: list[Path], given: str | Sequence[str] | None) -> list[
     return names
 
 
+def _stem(path: Path) -> str:
+    """File name without its ending, and without the one before ".gz"."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def _all_data_sets(samples: list[str], paths: list[Path]) -> tuple[list[str], list[Segment]]:
+    """Every data set of every file; those of a file with several have numbers in their names."""
+    names: list[str] = []
+    segments: list[Segment] = []
+    for sample, path in zip(samples, paths, strict=True):
+        found = open_segments(path)
+        names += [f"{sample}_{i}" for i in range(len(found))] if len(found) > 1 else [sample]
+        segments += found
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInputError(
+            f"Sample names repeat: {', '.join(repeated)}. Give other ones with sample_names=."
+        )
+    return names, segments
+
+
 def _panel(segment: Segment, aliases: Mapping[str, str]) -> pd.DataFrame:
     """One row per parameter of a file in file order, indexed by its unique marker name."""
     channels = segment.channels
@@ -197,7 +238,11 @@ def _panel(segment: Segment, aliases: Mapping[str, str]) -> pd.DataFrame:
             f"marker_aliases give several markers of {segment.path.name} the same name: "
             f"{', '.join(repeated)}. Its markers are {', '.join(names)}."
         )
-    compensated = [name.startswith(COMPENSATED_PREFIX) for name in segment.channel_names]
+    by_instrument = [name in segment.compensated for name in segment.channel_names]
+    compensated = [
+        instrument or is_compensated(name)
+        for name, instrument in zip(segment.channel_names, by_instrument, strict=True)
+    ]
     return pd.DataFrame(
         {
             "channel": segment.channel_names,
@@ -206,6 +251,7 @@ def _panel(segment: Segment, aliases: Mapping[str, str]) -> pd.DataFrame:
             "range": np.array([channel.range for channel in channels], dtype=np.float64),
             "compensated": np.array(compensated, dtype=bool),
             "transform": "none",
+            "by_instrument": by_instrument,
         },
         index=pd.Index(renamed, dtype=object),
     )
@@ -242,10 +288,10 @@ def _joined_var(samples: list[str], panels: list[pd.DataFrame], names: list[str]
     mixed = by_name["compensated"].nunique()
     if mixed_names := [name for name in names if mixed[name] > 1]:
         raise PanelMismatchError(
-            f"{', '.join(mixed_names)}: compensated ({COMPENSATED_PREFIX}...) in some files, but "
-            "not in others. Export all files the same way."
+            f"{', '.join(mixed_names)}: compensated (Comp-..., <...> or $DFCiTOj) in some files, "
+            "but not in others. Export all files the same way."
         )
-    var = by_name.first().loc[names]
+    var = by_name.first().loc[names].drop(columns="by_instrument")
     # CyTOF software writes the largest value of each file as $PnR; a cohort needs one range.
     var["range"] = by_name["range"].max().loc[names]
     var.index.name = None
@@ -273,11 +319,23 @@ def _obs(samples: list[str], n_events: list[int]) -> pd.DataFrame:
             "sample": pd.Categorical.from_codes(codes, categories=pd.Index(samples)),
             "event": np.concatenate([np.arange(n, dtype=np.int64) for n in n_events]),
         },
-        index=pd.Index(
-            [f"{s}:{e}" for s, n in zip(samples, n_events, strict=True) for e in range(n)],
-            dtype=object,
-        ),
+        index=pd.Index(_cell_names(samples, n_events), dtype=object),
     )
+
+
+def _cell_names(samples: list[str], n_events: list[int]) -> np.ndarray:
+    """``"{sample}:{event}"`` of all cells; blocks of a thousand share their beginning."""
+    names = np.empty(sum(n_events), dtype=object)
+    endings = [f"{event:03d}" for event in range(1000)]
+    first = 0
+    for sample, count in zip(samples, n_events, strict=True):
+        for block in range(-(-count // 1000)):
+            begin = f"{sample}:{block}" if block else f"{sample}:"
+            part = endings if block else [str(event) for event in range(1000)]
+            size = min(1000, count - 1000 * block)
+            names[first : first + size] = list(map(begin.__add__, part[:size]))
+            first += size
+    return names
 
 
 def _kept_keywords(segments: list[Segment], extra: Sequence[str]) -> list[dict[str, str]]:

@@ -14,6 +14,8 @@ import pandas as pd
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 
 UNS_KEY = "fcs"
+# Channels whose values the instrument compensated before it wrote the file.
+INSTRUMENT_KEY = "instrument_compensated"
 
 
 def pack_fcs_record(

@@ -1,35 +1,30 @@
-"""Check and decode one data set of an FCS file.
-
-flowio reads HEADER and TEXT. The DATA segment is decoded here, because flowio copies it several
-times and cannot decode log amplifiers and gains without scaling Time.
-"""
+"""Check and decode one data set of an FCS file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import flowio
 import numpy as np
 import pandas as pd
 
 from fcm_estimators.exceptions import FcsError, InvalidInputError
+from fcm_estimators.io.beckman import (
+    compensated_parameters,
+    instrument_matrix,
+    with_names_of,
+)
 from fcm_estimators.io.channels import (
     ADDED_KEYWORD,
     channel_kinds,
     parse_spillover,
     unique_channels,
 )
-from fcm_estimators.io.text import (
-    HEADER_SIZE,
-    file_size,
-    number,
-    parsed_segments,
-    supplemental_text,
-    whole_number,
-)
+from fcm_estimators.io.keywords import listed
+from fcm_estimators.io.layout import Layout, find_events
+from fcm_estimators.io.text import Content, DataSet, data_sets, number, parsed_number
 
 # float32 holds no more decades.
 _MOST_DECADES = 38
@@ -49,23 +44,36 @@ class Channel:
 
     @property
     def range(self) -> float:
-        """``$PnR`` on the scale of the decoded values."""
+        """``$PnR`` on the scale of the decoded values; NaN if a file of floats has none."""
         if self.decades > 0:
             return 10**self.decades * self.log_zero / self.gain
         return self.stored_range / self.gain
 
+    @property
+    def linear(self) -> bool:
+        """Whether the stored values are the values."""
+        return self.decades == 0 and self.gain == 1
+
 
 @dataclass(frozen=True)
 class Segment:
-    """One data set: where its events are in the file and how they are decoded."""
+    """One data set: where its events are in the file and how they are decoded.
+
+    ``pairs`` are keywords and values as they stand in the file, ``keywords`` the stripped values
+    by upper-case name without ``$``. ``compensated`` names the channels whose stored values the
+    instrument compensated, ``instrument_spillover`` the matrix that it used.
+    """
 
     path: Path
     version: str
+    pairs: tuple[tuple[str, str], ...]
     keywords: dict[str, str]
     channels: tuple[Channel, ...]
     n_events: int
     data_start: int
-    dtype: np.dtype[np.void]
+    layout: Layout
+    compensated: frozenset[str] = frozenset()
+    instrument_spillover: pd.DataFrame | None = None
 
     @property
     def channel_names(self) -> list[str]:
@@ -79,8 +87,9 @@ class Segment:
         return number(self.path, "TIMESTEP", text) if text else None
 
     def spillover(self) -> pd.DataFrame | None:
-        """Labelled spillover matrix, None if the file has none."""
-        return parse_spillover(self.keywords, self.channel_names, self.path)
+        """Labelled spillover matrix, None if the file has none that can be read."""
+        found = parse_spillover(self.keywords, self.channel_names, self.path)
+        return self.instrument_spillover if found is None else found
 
 
 def open_segment(path: Path, dataset: int | None = None) -> Segment:
@@ -89,11 +98,11 @@ def open_segment(path: Path, dataset: int | None = None) -> Segment:
     Parameters
     ----------
     path : Path
-        An FCS 2.0, 3.0, 3.1 or 3.2 file in list mode.
+        An FCS 2.0, 3.0, 3.1 or 3.2 file in list mode, or one packed by gzip.
     dataset : int, optional
-        Position of the data set in the file, counted from 0. Required if there are several, unless
-        exactly one is FCS 3 and the others are FCS 2 (Kaluza .lmd): then the FCS 3 one is the
-        default.
+        Position of the data set in the file, counted from 0. Default: the only FCS 3 data set if
+        the others are FCS 2 (Beckman .lmd), otherwise the first; if there are several, a warning
+        lists them.
 
     Returns
     -------
@@ -102,32 +111,41 @@ def open_segment(path: Path, dataset: int | None = None) -> Segment:
     Raises
     ------
     FcsError
-        If the file is missing, empty, not FCS, truncated or inconsistent, or holds several data
-        sets and none was chosen.
+        If the file is missing, empty, not FCS, truncated or inconsistent.
     InvalidInputError
         If the file has no data set number `dataset`.
+
+    Warns
+    -----
+    UserWarning
+        For everything that was guessed, dropped or replaced.
     """
-    size = file_size(path)
+    content = Content(path)
     if dataset is not None:
-        found = list(islice(parsed_segments(path, size), dataset + 1)) if dataset >= 0 else []
+        found = list(islice(data_sets(content), dataset + 1)) if dataset >= 0 else []
         if not 0 <= dataset < len(found):
-            count = len(list(parsed_segments(path, size)))
+            count = len(list(data_sets(content)))
             raise InvalidInputError(
                 f"{path.name} holds {count} data set(s), so dataset must be 0 to {count - 1}, "
                 f"got {dataset}."
             )
-        return _checked_segment(path, size, *found[dataset])
-    parsed = list(parsed_segments(path, size))
-    modern = [entry for entry in parsed if not entry[1].version.startswith("2")]
-    chosen = modern if len(modern) == 1 else parsed
-    if len(chosen) > 1:
-        listing = "; ".join(
-            f"dataset={i}: FCS {flow.version}, {flow.event_count} events, "
-            f"{flow.channel_count} parameters"
-            for i, (_, flow) in enumerate(parsed)
+        return _checked_segment(found[dataset], found)
+    found = list(data_sets(content))
+    modern = [entry for entry in found if not entry.version.startswith("2")]
+    chosen = modern[0] if len(modern) == 1 else found[0]
+    if len(found) > 1:
+        listing = "; ".join(f"dataset={i}: {entry.summary()}" for i, entry in enumerate(found))
+        chosen.notes.add(
+            f"there are {len(found)} data sets ($NEXTDATA): {listing}. Data set "
+            f'{found.index(chosen)} was read; choose another with dataset=, or dataset="all".'
         )
-        raise FcsError(f"{path.name} holds {len(parsed)} data sets; choose one ({listing}).")
-    return _checked_segment(path, size, *chosen[0])
+    return _checked_segment(chosen, found)
+
+
+def open_segments(path: Path) -> list[Segment]:
+    """Find and check every data set of a file, as :func:`open_segment` does for one."""
+    found = list(data_sets(Content(path)))
+    return [_checked_segment(data, found) for data in found]
 
 
 def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time: bool) -> None:
@@ -153,23 +171,47 @@ def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time
     Notes
     -----
     Scale values are those of FCS 3.1: a log amplifier with ``$PnE = f1,f2`` gives
-    f2 * 10^(f1 * x / $PnR), a gain ``$PnG = g`` gives x / g. The gain is not applied to Time.
+    f2 * 10^(f1 * x / $PnR) for integers, a gain ``$PnG = g`` gives x / g. Floats are linear
+    whatever ``$PnE`` says. The gain is not applied to Time.
     """
-    raw = np.fromfile(
-        segment.path, dtype=segment.dtype, count=segment.n_events, offset=segment.data_start
+    factors = [
+        _time_step(segment) if scale_time and channel.kind == "time" and column >= 0 else 1.0
+        for channel, column in zip(segment.channels, columns, strict=True)
+    ]
+    content, layout = Content(segment.path), segment.layout
+    wanted = [(i, column) for i, column in enumerate(columns) if column >= 0]
+    # float32 in the order of the file goes straight into the array.
+    direct = (
+        layout.uniform is not None
+        and layout.uniform.newbyteorder("=") == out.dtype
+        and out.flags.c_contiguous
+        and list(columns) == list(range(out.shape[1]))
     )
-    for index, (channel, column) in enumerate(zip(segment.channels, columns, strict=True)):
-        if column < 0:
-            continue
-        factor = _time_step(segment) if scale_time and channel.kind == "time" else 1.0
-        try:
-            with np.errstate(over="raise"):
-                out[:, column] = _scale_values(raw[f"f{index}"], channel, factor)
-        except FloatingPointError as error:
-            raise FcsError(
-                f"{segment.path.name}: channel {channel.name} holds values beyond the range of "
-                "float32. Its $PnE, $PnG or data are wrong."
-            ) from error
+    if direct:
+        content.fill(segment.data_start, out)
+        if not layout.uniform.isnative:  # type: ignore[union-attr]
+            out.byteswap(inplace=True)
+        for index, (channel, factor) in enumerate(zip(segment.channels, factors, strict=True)):
+            if not channel.linear or factor != 1:
+                _store(segment, out[:, index], out[:, index], channel, factor)
+        return
+    for rows, stored in layout.chunks(content, segment.data_start, segment.n_events):
+        for index, column in wanted:
+            channel = segment.channels[index]
+            _store(segment, out[rows, column], stored[index], channel, factors[index])
+
+
+def _store(
+    segment: Segment, out: np.ndarray, values: np.ndarray, channel: Channel, factor: float
+) -> None:
+    try:
+        with np.errstate(over="raise"):
+            out[...] = _scale_values(values, channel, factor)
+    except FloatingPointError as error:
+        raise FcsError(
+            f"{segment.path.name}: channel {channel.name} holds values beyond the range of "
+            "float32. Its $PnE, $PnG or data are wrong."
+        ) from error
 
 
 def _scale_values(values: np.ndarray, channel: Channel, factor: float) -> np.ndarray:
@@ -187,126 +229,133 @@ def _scale_values(values: np.ndarray, channel: Channel, factor: float) -> np.nda
 
 
 def _time_step(segment: Segment) -> float:
-    if segment.time_step is None:
+    step = segment.time_step
+    if step is None or step <= 0:
+        found = f"$TIMESTEP {step:g}" if step is not None else "no $TIMESTEP"
         raise FcsError(
-            f"{segment.path.name} has no $TIMESTEP, so its Time cannot be converted to seconds. "
+            f"{segment.path.name} has {found}, so its Time cannot be converted to seconds. "
             "Read it with scale_time=False."
         )
-    return segment.time_step
+    return step
 
 
-def _checked_segment(path: Path, size: int, offset: int, flow: flowio.FlowData) -> Segment:
-    keywords = {name.upper(): value.strip() for name, value in flow.text.items()}
-    keywords = {**supplemental_text(path, size, offset, keywords), **keywords}
-    if keywords.get("MODE", "L").upper() != "L":
+def _checked_segment(data: DataSet, others: Sequence[DataSet]) -> Segment:
+    data = with_names_of(data, others)
+    path, keywords = data.path, data.keywords
+    if (keywords.get("MODE") or "L").upper() != "L":
         raise FcsError(f"{path.name}: $MODE is {keywords['MODE']!r}; only list mode (L) is read.")
-    if flow.channel_count < 1 or flow.event_count < 0:
+    data.required("DATATYPE")
+    count = data.whole("PAR")
+    if count < 1:
+        raise FcsError(f"{path.name}: $PAR is {count}; a file needs at least one parameter.")
+    if count > len(keywords):
         raise FcsError(
-            f"{path.name}: $PAR is {flow.channel_count} and $TOT is {flow.event_count}; a file "
-            "needs at least one parameter."
-        )
-    if flow.channel_count > len(keywords):
-        raise FcsError(
-            f"{path.name}: $PAR promises {flow.channel_count} parameters, but TEXT holds only "
+            f"{path.name}: $PAR promises {count} parameters, but TEXT holds only "
             f"{len(keywords)} keywords in all."
         )
-    channels = _channels(path, keywords, flow.channel_count)
-    dtype = _event_dtype(path, keywords, channels)
-    start = _data_start(path, size, offset, flow, flow.event_count * dtype.itemsize)
-    return Segment(path, flow.version, keywords, channels, flow.event_count, start, dtype)
+    layout, n_events, start = find_events(data, count)
+    channels = _channels(data, layout)
+    names = [channel.name for channel in channels]
+    old = data.version == "2.0" and set(layout.kinds) == {"I"}
+    matrix = instrument_matrix(data, names) if old else None
+    compensated = compensated_parameters(data, names, matrix)
+    data.notes.warn()
+    return Segment(
+        path,
+        data.version,
+        data.pairs,
+        keywords,
+        channels,
+        n_events,
+        start,
+        layout,
+        compensated,
+        matrix,
+    )
 
 
-def _channels(path: Path, keywords: Mapping[str, str], count: int) -> tuple[Channel, ...]:
-    numbers = range(1, count + 1)
+def _channels(data: DataSet, layout: Layout) -> tuple[Channel, ...]:
+    keywords = data.keywords
+    numbers = range(1, len(layout.kinds) + 1)
     names = unique_channels([keywords.get(f"P{n}N", "") for n in numbers])
     added = frozenset(int(n) for n in keywords.get(ADDED_KEYWORD, "").split(",") if n.isdecimal())
-    channels = []
-    for n, name, kind in zip(numbers, names, channel_kinds(names, added), strict=True):
-        amplifier = keywords.get(f"P{n}E") or "0,0"
-        decades, _, log_zero = amplifier.partition(",")
-        f1, f2 = number(path, f"P{n}E", decades), number(path, f"P{n}E", log_zero)
-        gain = number(path, f"P{n}G", keywords.get(f"P{n}G") or "1")
-        stored_range = number(path, f"P{n}R", keywords.get(f"P{n}R", ""))
-        # Some files of floats have a Time with range 0; floats need no range to be decoded.
-        lowest = 1 if f1 > 0 or keywords.get("DATATYPE", "").upper() == "I" else 0
-        if min(f1, f2, gain) < 0 or f1 > _MOST_DECADES or stored_range < lowest:
-            raise FcsError(
-                f"{path.name}: parameter {n} ({name}) has $P{n}E={amplifier}, $P{n}G={gain:g} and "
-                f"$P{n}R={stored_range:g}; amplification must be 0 to {_MOST_DECADES} "
-                f"decades, the gain not negative, and this range at least {lowest}."
-            )
-        # f2 = 0 with f1 > 0 and a gain of 0 are invalid but common; the standard reads both as 1.
-        unity = kind == "time" or gain == 0
-        marker = keywords.get(f"P{n}S", "")
-        channels.append(
-            Channel(name, marker, kind, stored_range, f1, f2 or 1.0, 1.0 if unity else gain)
-        )
+    channels = [
+        _channel(data, n, name, kind, layout.kinds[n - 1] == "I")
+        for n, name, kind in zip(numbers, names, channel_kinds(names, added, keywords), strict=True)
+    ]
+    _note_amplifiers(data, layout)
     return tuple(channels)
 
 
-def _event_dtype(
-    path: Path, keywords: Mapping[str, str], channels: Sequence[Channel]
-) -> np.dtype[np.void]:
-    """Layout of one event, with a field ``f{index}`` for every parameter."""
-    numbers = range(1, len(channels) + 1)
-    data_type = keywords.get("DATATYPE", "").upper()
-    mixed = {keywords.get(f"P{n}DATATYPE", data_type).upper() for n in numbers} - {data_type}
-    if data_type not in ("I", "F", "D") or mixed:
-        found = ", ".join(sorted({data_type, *mixed}))
+def _channel(data: DataSet, n: int, name: str, kind: str, integer: bool) -> Channel:
+    path, keywords = data.path, data.keywords
+    decades, log_zero = _amplifier(data, n) if integer else (0.0, 1.0)
+    # Readers do not apply the gain to Time.
+    gain = 1.0 if kind == "time" else _decimal(data, f"P{n}G", keywords.get(f"P{n}G") or "1")
+    stored_range = _range(data, n, integer)
+    lowest = 1 if integer else 0
+    if min(decades, log_zero, gain) < 0 or decades > _MOST_DECADES or stored_range < lowest:
         raise FcsError(
-            f"{path.name}: $DATATYPE is {found}; expected I (unsigned integer), F or D (floating "
-            "point), the same for all parameters."
+            f"{path.name}: parameter {n} ({name}) has $P{n}E={keywords.get(f'P{n}E', '')}, "
+            f"$P{n}G={gain:g} and $P{n}R={stored_range:g}; amplification must be 0 to "
+            f"{_MOST_DECADES} decades, the gain not negative, and this range at least {lowest}."
         )
-    if data_type == "I":
-        widths = [whole_number(path, f"P{n}B", keywords.get(f"P{n}B", "")) for n in numbers]
-        if odd := sorted(set(widths) - {8, 16, 32, 64}):
-            raise FcsError(f"{path.name}: $PnB is {odd} bits; expected 8, 16, 32 or 64.")
-        formats = [f"u{width // 8}" for width in widths]
-    else:
-        formats = ["f4" if data_type == "F" else "f8"] * len(channels)
-    order = [part.strip() for part in keywords.get("BYTEORD", "").split(",")]
-    ascending = [str(i + 1) for i in range(len(order))]
-    if order not in (ascending, ascending[::-1]):
-        raise FcsError(
-            f"{path.name}: $BYTEORD is {keywords.get('BYTEORD', '')!r}; expected 1,2,3,4 or "
-            "4,3,2,1."
-        )
-    endian = "<" if order == ascending else ">"
-    return np.dtype([(f"f{i}", endian + code) for i, code in enumerate(formats)])
+    # f2 = 0 with f1 > 0 and a gain of 0 are invalid but common; the standard reads both as 1.
+    marker = keywords.get(f"P{n}S", "")
+    return Channel(name, marker, kind, stored_range, decades, log_zero or 1.0, gain or 1.0)
 
 
-def _data_start(path: Path, size: int, offset: int, flow: flowio.FlowData, expected: int) -> int:
-    """Absolute position of the first event, once all offsets are checked."""
-    header = (flow.header["data_start"], flow.header["data_stop"])
-    text = (
-        whole_number(path, "BEGINDATA", flow.text.get("begindata", "0")),
-        whole_number(path, "ENDDATA", flow.text.get("enddata", "0")),
-    )
-    if expected == 0:
-        return size
-    # HEADER holds 0 for an offset of more than 8 digits; FCS 2 has offsets only in HEADER.
-    if flow.version == "2.0" or text == (0, 0):
-        text = header
-    elif header == (0, 0):
-        header = text
-    if header != text:
+def _amplifier(data: DataSet, n: int) -> tuple[float, float]:
+    """Decades and offset of a log amplifier of integers."""
+    text = data.keywords.get(f"P{n}E", "")
+    if not text:
+        data.notes.group("absent; the integers were read as linear.", f"$P{n}E")
+        return 0.0, 1.0
+    parts = [parsed_number(part) for part in text.split(",")]
+    if parts[0] == 0:
+        return 0.0, 1.0
+    if len(parts) != 2 or parts[0] is None or parts[1] is None:
         raise FcsError(
-            f"{path.name}: HEADER puts DATA at bytes {header[0]} to {header[1]}, TEXT at {text[0]} "
-            f"to {text[1]}. One of them is wrong; export the file again."
+            f"{data.path.name}: keyword $P{n}E is {text!r}; expected the decades and the offset of "
+            "the amplifier, such as 0,0 or 4,1. Correct it, or export the file as floating point."
         )
-    start, stop = text
-    if not (HEADER_SIZE <= start <= stop):
-        raise FcsError(f"{path.name}: DATA at bytes {start} to {stop} is impossible.")
-    # Some writers give the byte after the last one; $TOT shows which of the two is meant.
-    if stop - start not in (expected - 1, expected):
-        raise FcsError(
-            f"{path.name}: $TOT = {flow.event_count} events need {expected} bytes, but DATA at "
-            f"bytes {start} to {stop} has {stop - start + 1}. $TOT, $PAR, $PnB or the offsets are "
-            "wrong."
+    return parts[0], parts[1]
+
+
+def _note_amplifiers(data: DataSet, layout: Layout) -> None:
+    """Tell which floats have a log amplifier, which means nothing for them."""
+    ignored = []
+    for n, kind in enumerate(layout.kinds, start=1):
+        text = data.keywords.get(f"P{n}E", "")
+        if kind != "I" and text and parsed_number(text.split(",")[0]) != 0:
+            ignored.append(f"$P{n}E={text}")
+    if ignored:
+        data.notes.add(f"{listed(ignored)} of floating-point data ignored; floats are linear.")
+
+
+def _decimal(data: DataSet, keyword: str, text: str) -> float:
+    """A number whose decimal mark may be a comma."""
+    value = parsed_number(text)
+    if value is None and text.count(",") == 1:
+        value = parsed_number(text.replace(",", "."))
+        if value is not None:
+            data.notes.group("read with a decimal comma.", f"${keyword}={text}")
+    return number(data.path, keyword, text) if value is None else value
+
+
+def _range(data: DataSet, n: int, integer: bool) -> float:
+    """``$PnR``; floats need no range to be decoded, so NaN stands for one that is no number."""
+    text = data.required(f"P{n}R")
+    try:
+        value = _decimal(data, f"P{n}R", text)
+    except FcsError:
+        value = float("nan")
+    if integer:
+        return number(data.path, f"P{n}R", text) if np.isnan(value) else value
+    if np.isnan(value) or value < 0:
+        data.notes.add(
+            f"$P{n}R is {text!r}, which is no range; floating-point data need none, so the range "
+            "is unknown (NaN)."
         )
-    if offset + start + expected > size:
-        raise FcsError(
-            f"{path.name} is truncated: its events end at byte {offset + start + expected - 1}, "
-            f"but the file ends at byte {size - 1}. Copy it again from its origin."
-        )
-    return offset + int(start)
+        return float("nan")
+    return value

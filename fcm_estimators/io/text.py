@@ -1,88 +1,152 @@
-"""Read HEADER and TEXT of an FCS file with flowio; errors name the file."""
+"""Read HEADER and TEXT of the data sets of an FCS file; errors name the file."""
 
 from __future__ import annotations
 
-import io
-import os
-import re
-from collections.abc import Iterator, Mapping
+import gzip
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import flowio
 import numpy as np
-from flowio.exceptions import FlowIOException
 
 from fcm_estimators.exceptions import FcsError
+from fcm_estimators.io.keywords import Notes, lookup, parse_text
 
 HEADER_SIZE = 58
-_VERSIONS = ("2.0", "3.0", "3.1", "3.2")
-# What flowio raises on damaged files; KeyError is handled separately.
-_PARSE_ERRORS = (
-    FlowIOException,
-    ValueError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    NotImplementedError,
-    OSError,
-    MemoryError,
-    re.error,
-)
+VERSIONS = ("2.0", "3.0", "3.1", "3.2")
+_GZIP = b"\x1f\x8b"
+# The final delimiter is looked for this far behind the end that HEADER gives.
+_LOOK_AHEAD = 8
 
 
-def file_size(path: Path) -> int:
-    """Size of a file in bytes; FcsError if it is unreadable or empty."""
-    try:
-        if path.is_dir():
-            raise FcsError(f"{path} is a folder; pass the list of its FCS files.")
-        with path.open("rb"):
-            size = path.stat().st_size
-    except OSError as error:
-        raise FcsError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
-    if size == 0:
-        raise FcsError(f"{path.name} is empty (0 bytes); copy it again from its origin.")
-    return size
+class Content:
+    """The bytes of a file; a gzip file is unpacked into memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes: bytes | None = None
+        try:
+            if path.is_dir():
+                raise FcsError(f"{path} is a folder; pass the list of its FCS files.")
+            with path.open("rb") as handle:
+                packed = handle.read(2) == _GZIP
+            if packed:
+                self._bytes = gzip.decompress(path.read_bytes())
+            self.size = path.stat().st_size if self._bytes is None else len(self._bytes)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise FcsError(
+                f"{path.name} cannot be unpacked ({error}). Copy it again from its origin."
+            ) from error
+        except OSError as error:
+            raise FcsError(f"Cannot read {path}: {error.strerror}. Check the path.") from error
+        if self.size == 0:
+            raise FcsError(f"{path.name} is empty (0 bytes); copy it again from its origin.")
+
+    def read(self, start: int, count: int) -> bytes:
+        """Return the bytes from `start` on, at most to the end of the file."""
+        count = max(min(count, self.size - start), 0)
+        if self._bytes is not None:
+            return self._bytes[start : start + count]
+        with self.path.open("rb") as handle:
+            handle.seek(start)
+            return handle.read(count)
+
+    def fill(self, start: int, array: np.ndarray) -> None:
+        """Overwrite a contiguous array with the bytes from `start` on."""
+        target = array.reshape(-1).view(np.uint8).data
+        if self._bytes is not None:
+            target[:] = self._bytes[start : start + len(target)]
+            return
+        with self.path.open("rb", buffering=0) as handle:
+            handle.seek(start)
+            done = 0
+            while done < len(target):
+                # One call reads at most 2 GiB.
+                count = handle.readinto(target[done:])
+                if not count:
+                    raise FcsError(f"{self.path.name} became shorter while it was read.")
+                done += count
 
 
-def parsed_segments(path: Path, size: int) -> Iterator[tuple[int, flowio.FlowData]]:
-    """Yield offset and parsed TEXT of every data set; ``$NEXTDATA`` leads to the next."""
+@dataclass(frozen=True)
+class DataSet:
+    """HEADER and TEXT of one data set; offsets count from its first byte."""
+
+    path: Path
+    offset: int
+    size: int
+    version: str
+    header_data: tuple[int, int]
+    text_segments: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[str, str], ...]
+    keywords: dict[str, str]
+    notes: Notes
+
+    def required(self, keyword: str) -> str:
+        """Value of a keyword that every file has; FcsError if it is absent or empty."""
+        value = self.keywords.get(keyword, "")
+        if not value:
+            raise FcsError(
+                f"{self.path.name}: TEXT lacks the required keyword ${keyword}. The file is "
+                "damaged or its TEXT offsets are wrong; export it again."
+            )
+        return value
+
+    def whole(self, keyword: str) -> int:
+        """Value of a required keyword as a whole number."""
+        return whole_number(self.path, keyword, self.required(keyword))
+
+    def summary(self) -> str:
+        """Version, events and parameters, for a list of data sets."""
+        events, parameters = self.keywords.get("TOT", "?"), self.keywords.get("PAR", "?")
+        return f"FCS {self.version}, {events} events, {parameters} parameters"
+
+
+def data_sets(content: Content) -> Iterator[DataSet]:
+    """Yield HEADER and TEXT of every data set; ``$NEXTDATA`` leads to the next."""
     offset = 0
     while True:
-        _check_header(path, offset, size)
-        flow = _parse_text(path, offset)
-        yield offset, flow
-        step = whole_number(path, "NEXTDATA", flow.text.get("nextdata", "0"))
+        found = _data_set(content, offset)
+        yield found
+        text = found.keywords.get("NEXTDATA", "") or "0"
+        step = whole_number(content.path, "NEXTDATA", text)
         if step == 0:
             return
         # The standard counts from the start of the data set, some writers from that of the file.
-        ahead = [o for o in (offset + step, step) if offset < o < size and _has_magic(path, o)]
+        ahead = [
+            o
+            for o in (offset + step, step)
+            if offset < o < content.size and content.read(o, 3) == b"FCS"
+        ]
         if not ahead:
+            if content.size in (offset + step, step):
+                found.notes.add(
+                    f"$NEXTDATA is {step}, the end of the file, where no data set starts; it was "
+                    "read as 0."
+                )
+                return
             raise FcsError(
-                f"{path.name}: $NEXTDATA promises another data set {step} bytes after byte "
-                f"{offset}, but none starts there ({size} bytes in the file). The file is "
+                f"{content.path.name}: $NEXTDATA promises another data set {step} bytes after byte "
+                f"{offset}, but none starts there ({content.size} bytes in the file). The file is "
                 f"truncated or the keyword is wrong; dataset=0 reads only the first data set."
             )
         offset = ahead[0]
 
 
-def _has_magic(path: Path, offset: int) -> bool:
-    with path.open("rb") as handle:
-        handle.seek(offset)
-        return handle.read(3) == b"FCS"
-
-
-def _check_header(path: Path, offset: int, size: int) -> None:
-    with path.open("rb") as handle:
-        handle.seek(offset)
-        header = handle.read(HEADER_SIZE)
+def _data_set(content: Content, offset: int) -> DataSet:
+    path, size = content.path, content.size - offset
+    notes = Notes(path.name)
+    header = content.read(offset, HEADER_SIZE)
     if header[:3] != b"FCS":
         raise FcsError(
             f"{path.name} is not an FCS file: it starts with {header[:12]!r} instead of 'FCS'."
         )
     version = header[3:6].decode("ascii", errors="replace")
-    if version not in _VERSIONS:
+    if version not in VERSIONS:
         raise FcsError(
-            f"{path.name} is FCS version {version!r}; versions {', '.join(_VERSIONS)} are read."
+            f"{path.name} is FCS version {version!r}; versions {', '.join(VERSIONS)} are read."
         )
     try:
         start, stop = int(header[10:18]), int(header[18:26])
@@ -90,79 +154,91 @@ def _check_header(path: Path, offset: int, size: int) -> None:
         raise FcsError(
             f"{path.name}: the HEADER has no valid TEXT offsets ({header[10:26]!r})."
         ) from error
-    if not HEADER_SIZE <= start < stop < size - offset:
+    if not HEADER_SIZE <= start < stop < size:
         raise FcsError(
             f"{path.name}: the HEADER puts TEXT at bytes {start} to {stop}, but the file has "
-            f"{size - offset} bytes. It is truncated or its offsets are wrong."
+            f"{size} bytes. It is truncated or its offsets are wrong."
         )
+    data = (_header_offset(header, 26, notes), _header_offset(header, 34, notes))
+    raw = _with_last_value(content, offset, start, stop, data[0])
+    pairs = parse_text(raw, notes)
+    keywords = lookup(pairs, notes)
+    segments = [(start, stop)]
+    if place := _supplement(path, size, keywords, notes):
+        segments.append(place)
+        first, last = place
+        more = parse_text(content.read(offset + first, last - first + 1), notes)
+        known = {name.upper() for name, _ in pairs}
+        pairs += [pair for pair in more if pair[0].upper() not in known]
+        keywords = lookup(pairs, notes)
+    return DataSet(
+        path, offset, size, version, data, tuple(segments), tuple(pairs), keywords, notes
+    )
 
 
-class _Bounded(io.BufferedReader):
-    """File whose reads never exceed its size, because a read allocates its memory beforehand."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read at most the rest of the file."""
-        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
-def _parse_text(path: Path, offset: int) -> flowio.FlowData:
+def _header_offset(header: bytes, start: int, notes: Notes) -> int:
+    """One DATA offset of HEADER; 0 where it is blank or no number."""
+    raw = header[start : start + 8].strip(b" \0")
     try:
-        with _Bounded(io.FileIO(path)) as handle:
-            return flowio.FlowData(
-                handle, only_text=True, ignore_offset_discrepancy=True, nextdata_offset=offset
-            )
-    except KeyError as error:
-        raise FcsError(
-            f"{path.name}: TEXT lacks the required keyword ${str(error.args[0]).upper()}."
-        ) from error
-    except _PARSE_ERRORS as error:
-        raise FcsError(
-            f"{path.name}: HEADER or TEXT cannot be read ({error}). The file is truncated, damaged "
-            "or has wrong offsets. Copy it again from its origin."
-        ) from error
+        return int(raw) if raw else 0
+    except ValueError:
+        notes.add(f"HEADER has the DATA offset {raw!r}; it was read as 0.")
+        return 0
 
 
-def supplemental_text(
-    path: Path, size: int, offset: int, keywords: Mapping[str, str]
-) -> dict[str, str]:
-    """Keywords of the supplemental TEXT segment of FCS 3, which flowio does not read."""
-    start = whole_number(path, "BEGINSTEXT", keywords.get("BEGINSTEXT", "0"))
-    stop = whole_number(path, "ENDSTEXT", keywords.get("ENDSTEXT", "0"))
+def _with_last_value(content: Content, offset: int, start: int, stop: int, data: int) -> bytes:
+    """TEXT with the end of its last value, where HEADER ends it before the last delimiter."""
+    raw = content.read(offset + start, stop - start + 1)
+    delimiter = raw[:1]
+    behind = content.read(offset + stop + 1, min(max(data - stop - 1, 0), _LOOK_AHEAD))
+    end = behind.find(delimiter)
+    if not raw.endswith(delimiter) and end > 0 and behind[:end].decode("latin-1").isprintable():
+        return raw + behind[: end + 1]
+    return raw
+
+
+def _supplement(
+    path: Path, size: int, keywords: dict[str, str], notes: Notes
+) -> tuple[int, int] | None:
+    """Where the supplemental TEXT segment of FCS 3 lies, None if there is none."""
+    start, stop = (
+        optional_offset(keywords, keyword, notes) or 0 for keyword in ("BEGINSTEXT", "ENDSTEXT")
+    )
     if start == 0 or stop <= start:
-        return {}
-    if start < 0 or offset + stop >= size:
+        return None
+    if start < 0 or stop >= size:
         raise FcsError(
             f"{path.name}: $BEGINSTEXT is {start} and $ENDSTEXT is {stop}, but the file ends at "
-            f"byte {size - offset - 1}. It is truncated or its offsets are wrong."
+            f"byte {size - 1}. It is truncated or its offsets are wrong."
         )
-    with path.open("rb") as handle:
-        handle.seek(offset + start)
-        raw = handle.read(stop - start + 1)
+    return start, stop
+
+
+def optional_offset(keywords: dict[str, str], keyword: str, notes: Notes) -> int | None:
+    """An offset of TEXT, None where it is absent, empty or no whole number."""
+    text = keywords.get(keyword, "")
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    delimiter = text[0]
-    # A doubled delimiter stands for a literal one.
-    tokens = [
-        t.replace("\0", delimiter) for t in text[1:].replace(delimiter * 2, "\0").split(delimiter)
-    ]
-    return {
-        name.removeprefix("$").upper(): value.strip()
-        for name, value in zip(tokens[0::2], tokens[1::2], strict=False)
-    }
+        return int(text) if text else None
+    except ValueError:
+        notes.add(f"${keyword} is {text!r}, which is no whole number; it was ignored.")
+        return None
 
 
 def number(path: Path, keyword: str, text: str) -> float:
     """Value of a keyword as a finite number."""
+    value = parsed_number(text)
+    if value is None:
+        raise FcsError(f"{path.name}: keyword ${keyword} is {text!r}; expected a number.")
+    return value
+
+
+def parsed_number(text: str) -> float | None:
+    """A finite number, None where the text is none."""
     try:
         value = float(text)
     except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise FcsError(f"{path.name}: keyword ${keyword} is {text!r}; expected a number.")
-    return value
+        return None
+    return value if math.isfinite(value) else None
 
 
 def whole_number(path: Path, keyword: str, text: str) -> int:

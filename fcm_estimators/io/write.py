@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pandas as pd
 
 from fcm_estimators._checks import rows_by_sample
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
-from fcm_estimators.io.channels import ADDED_KEYWORD, COMPENSATED_PREFIX
-from fcm_estimators.io.encode import save_fcs
-from fcm_estimators.io.record import UNS_KEY, get_keywords, get_spillover
+from fcm_estimators.io.beckman import COMPENSATED_KEYWORD
+from fcm_estimators.io.channels import ADDED_KEYWORD
+from fcm_estimators.io.encode import save_fcs, standard_name
+from fcm_estimators.io.kinds import is_compensated
+from fcm_estimators.io.record import INSTRUMENT_KEY, UNS_KEY, get_keywords, get_spillover
 from fcm_estimators.io.segment import Segment, decode, open_segment
 from fcm_estimators.keys import NOT_ANALYSED, ClassKeys, GateKeys
 
@@ -47,7 +50,9 @@ def write_fcs(
         Which sample to write; not needed if `adata` holds one sample.
     source : path, optional
         The original FCS file. If given, all events, parameters and keywords of its data set are
-        written, also keywords that name a patient; events that `adata` lacks get class code 0.
+        written letter by letter, also keywords that name a patient; events that `adata` lacks get
+        class code 0. Keywords of the structure (offsets, widths, amplifiers, gains) are written
+        anew, those without a value are left out with a warning.
         Default: the file holds the events and markers of `adata` and the keywords in
         ``uns["fcs"]``.
     dataset : int, optional
@@ -73,7 +78,9 @@ def write_fcs(
 
     Notes
     -----
-    Log amplifiers and gains are decoded, so ``$PnE`` is 0,0 and there is no ``$PnG``. Markers that
+    Log amplifiers and gains are decoded, so ``$PnE`` is 0,0 and there is no ``$PnG``.
+    ``$ORIGINALITY`` says "Appended" or "NonDataModified" if the values of the source are those
+    written, otherwise "DataModified". Commas in ``$PnN`` become "_". Markers that
     a sample lacks (all NaN, from ``join="outer"``) are not written. An ANALYSIS segment is not
     copied. A Time in seconds gets ``$TIMESTEP`` 1.
 
@@ -137,9 +144,11 @@ def write_fcs(
     number = len(parameters)
     parameters += [{"N": column, "R": "1"} for column in added.columns]
     if len(added.columns):
-        numbers = [n for n in keywords.get(ADDED_KEYWORD, "").split(",") if n]
+        numbers = [n for n in _value(keywords, ADDED_KEYWORD).split(",") if n]
         numbers += [str(number + 1 + i) for i in range(added.shape[1])]
         keywords[ADDED_KEYWORD] = ",".join(numbers)
+        if keywords["$ORIGINALITY"] == "NonDataModified":
+            keywords["$ORIGINALITY"] = "Appended"
     if codebook:
         parameters[number]["R"] = str(len(codebook))
         classes = ", ".join(f"{code}={label}" for code, label in enumerate(codebook))
@@ -177,7 +186,8 @@ def raw_values(adata: ad.AnnData) -> np.ndarray:
         return _dense(adata.layers["raw"])
     require_columns(adata.var, "var", "channel", "transform", "compensated")
     var = adata.var
-    exported = var["channel"].astype(str).str.startswith(COMPENSATED_PREFIX)
+    exported = var["channel"].astype(str).map(is_compensated).astype(bool)
+    exported |= var["channel"].astype(str).isin(_by_instrument(adata))
     processed = (var["transform"].astype(str) != "none") | (var["compensated"] & ~exported)
     if processed.any():
         raise ProcessingStateError(
@@ -202,7 +212,7 @@ def shared_channels(segment: Segment, var: pd.DataFrame) -> list[tuple[int, int]
     }
     taken = set(pairs.values())
     for i, c in enumerate(segment.channels):
-        if i in pairs or (c.marker and c.name.startswith(COMPENSATED_PREFIX)):
+        if i in pairs or (c.marker and is_compensated(c.name)):
             continue
         place, wanted = (1, c.marker) if c.marker else (0, c.name)
         free = [j for j, names in enumerate(columns) if names[place] == wanted and j not in taken]
@@ -319,17 +329,37 @@ def _from_adata(
         raise InvalidInputError(
             f'var["channel"] repeats {", ".join(repeated)}; FCS needs unique names.'
         )
+    for values, parameter in zip(block[:, measured].T, parameters, strict=True):
+        if parameter["R"] == "nan":  # the range was unknown; it is a hint only
+            parameter["R"] = format(max(float(np.nanmax(values)), 0.0), ".12g")
+    entries = {"$ORIGINALITY": "DataModified"}
     if UNS_KEY not in adata.uns:
-        return block[:, measured], parameters, {}
-    keywords = get_keywords(adata, sample)
+        return block[:, measured], parameters, entries
+    entries |= {standard_name(k): v for k, v in get_keywords(adata, sample).items()}
     if adata.uns[UNS_KEY].get("time_scaled", False):
-        keywords["TIMESTEP"] = "1"
+        entries["$TIMESTEP"] = "1"
     spillover = get_spillover(adata, sample)
     if spillover is not None:
         labels = [_parameter_name(label) for label in spillover.columns]
-        values = [repr(float(value)) for value in spillover.to_numpy().ravel()]
-        keywords["SPILLOVER"] = ",".join([str(len(labels)), *labels, *values])
-    return block[:, measured], parameters, keywords
+        numbers = [repr(float(value)) for value in spillover.to_numpy().ravel()]
+        entries["$SPILLOVER"] = ",".join([str(len(labels)), *labels, *numbers])
+    _record_compensated(entries, var["channel"].isin(_by_instrument(adata)).to_numpy())
+    return block[:, measured], parameters, entries
+
+
+def _by_instrument(adata: ad.AnnData) -> list[str]:
+    """Channels whose values the instrument compensated before it wrote the file."""
+    return [str(name) for name in adata.uns.get(UNS_KEY, {}).get(INSTRUMENT_KEY, [])]
+
+
+def _record_compensated(entries: dict[str, str], flags: np.ndarray) -> None:
+    if flags.any():
+        entries[COMPENSATED_KEYWORD] = ",".join(str(i + 1) for i in np.flatnonzero(flags))
+
+
+def _value(entries: Mapping[str, str], name: str) -> str:
+    """Value of a keyword in any case, ``""`` if there is none."""
+    return next((value for key, value in entries.items() if key.upper() == name), "")
 
 
 def _from_source(
@@ -349,7 +379,7 @@ def _from_source(
         (i, j) for i, j in shared_channels(segment, adata.var) if segment.channels[i].kind != "time"
     ]
     raw = raw_values(adata)
-    same = [np.array_equal(block[events, i], raw[rows, j]) for i, j in shared]
+    same = [np.array_equal(block[events, i], raw[rows, j], equal_nan=True) for i, j in shared]
     if not same or not all(same):
         differing = [
             segment.channels[i].name for (i, _), ok in zip(shared, same, strict=True) if not ok
@@ -358,17 +388,30 @@ def _from_source(
             f"{segment.path.name} is not the file that the events came from: "
             f"{'values differ in ' + ', '.join(differing) if shared else 'no channel is shared'}."
         )
+    original = {name.upper(): value for name, value in reversed(segment.pairs)}
     parameters = [
         _parameter(channel.name, channel.marker, channel.range) for channel in segment.channels
     ]
     for number, (channel, parameter) in enumerate(
         zip(segment.channels, parameters, strict=True), start=1
     ):
+        if channel.linear or channel.kind == "time":
+            parameter["R"] = original.get(f"$P{number}R", "").strip() or parameter["R"]
+        if channel.marker and original.get(f"$P{number}S", "").strip() == channel.marker:
+            parameter["S"] = original[f"$P{number}S"]
         gain = segment.keywords.get(f"P{number}G")
         if gain:
             # Readers do not apply the gain to Time, so it is kept; other channels are decoded.
             parameter["G"] = gain if channel.kind == "time" else "1.0"
-    return block, parameters, dict(segment.keywords)
+    entries = dict(reversed(segment.pairs))
+    entries = {name: entries[name] for name, _ in segment.pairs}
+    same_data = all(c.linear for c in segment.channels) and "D" not in segment.layout.kinds
+    for name in [name for name in entries if name.upper() == "$ORIGINALITY"]:
+        del entries[name]
+    entries["$ORIGINALITY"] = "NonDataModified" if same_data else "DataModified"
+    flags = np.array([name in segment.compensated for name in segment.channel_names])
+    _record_compensated(entries, flags)
+    return block, parameters, entries
 
 
 def _parameter(channel: str, marker: str, span: float) -> dict[str, str]:

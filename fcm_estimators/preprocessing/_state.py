@@ -11,7 +11,7 @@ from scipy.sparse import issparse
 
 from fcm_estimators._checks import require_finite
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
-from fcm_estimators.io.channels import COMPENSATED_PREFIX
+from fcm_estimators.io.kinds import is_compensated
 
 RAW_LAYER = "raw"
 UNTRANSFORMED = "none"
@@ -57,8 +57,8 @@ def recorded_transforms(adata: AnnData) -> pd.Series:
 
 
 def recorded_compensation(adata: AnnData) -> pd.Series:
-    """Whether each marker is compensated, by the record or by a channel name "Comp-..."."""
-    exported = channels(adata).str.startswith(COMPENSATED_PREFIX)
+    """Whether each marker is compensated, by the record or by the name of its channel."""
+    exported = channels(adata).map(is_compensated).astype(bool)
     if "compensated" not in adata.var:
         return exported
     recorded: pd.Series = adata.var["compensated"].astype(bool)

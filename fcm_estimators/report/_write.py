@@ -208,7 +208,7 @@ def report_files(
     rows = []
     for path, name in zip(paths, names, strict=True):
         try:
-            adata = read_file(path)
+            adata = read_file(path, name=name)
             keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
             chosen = [sample] if single or sample is not None else samples_in(adata, **keys)
             for i, one in enumerate(chosen):
