@@ -387,6 +387,59 @@ def test_a_twin_with_other_events_lends_nothing(tmp_path):
     assert quietly(path, dataset=1).var_names.tolist() == ["FS", "FL1", "FL2"]
 
 
+def test_a_twin_is_found_behind_the_data_set_that_is_asked_for(tmp_path):
+    path = tmp_path / "a.fcs"
+    low = np.array([[5, 900], [7, 20]], dtype="<u2").tobytes()
+    high = np.array([[5000, 900_000], [7000, 20_000]], dtype="<u4").tobytes()
+    more = described(
+        ("FS", "FL1"), DATATYPE="I", P1R="1048576", P2R="1048576",
+        NEXTDATA=str(DATA_START + len(high)),
+    )  # fmt: skip
+    fewer = described(
+        ("FS Lin", "FL1 Log"), bits=16, DATATYPE="I", BYTEORD="1,2", P2S="CD3-FITC",
+        BEGINDATA=None, ENDDATA=None,
+    )  # fmt: skip
+    modern = assembled(text_segment(more), high, version="3.0")
+    path.write_bytes(modern + assembled(text_segment(fewer), low, version="2.0"))
+    with pytest.warns(UserWarning, match=r"\$P2S=CD3-FITC of FL1 Log"):
+        assert read_fcs(path, dataset=0).var_names.tolist() == ["FS", "CD3-FITC"]
+
+
+@pytest.mark.parametrize("between", [b"", b"00000000"])
+def test_a_data_set_that_no_keyword_leads_to_is_told(tmp_path, between):
+    path = tmp_path / "a.fcs"
+    one = write_floats(path, ROWS).read_bytes()
+    path.write_bytes(one + between + one)
+    start = len(one) + len(between)
+    with pytest.warns(UserWarning, match=rf"starts at byte {start}, but \$NEXTDATA is 0"):
+        assert read_fcs(path).X.tolist() == ROWS
+    path.write_bytes(path.read_bytes()[start:])
+    assert read_fcs(path).X.tolist() == ROWS
+
+
+@pytest.mark.parametrize(
+    ("span", "largest", "origin"),
+    [(1 << 24, (1 << 24) - 1, "NonDataModified"), (1 << 32, (1 << 24) + 1, "DataModified")],
+)
+def test_integers_that_float32_rounds_are_told_and_count_as_modified(
+    tmp_path, span, largest, origin
+):
+    source = tmp_path / "a.fcs"
+    text = described(DATATYPE="I", P1R="1024", P2R=str(span))
+    source.write_bytes(
+        assembled(text_segment(text), np.array([[1, largest], [3, 9]], dtype="<u4").tobytes())
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        adata = read_fcs(source)
+        write_fcs(adata, tmp_path / "b.fcs", source=source)
+    rounded = any("FL1-A with integers above 2^24" in str(entry.message) for entry in told)
+    assert rounded == (int(adata.X[0, 1]) != largest) == (origin == "DataModified")
+    content = (tmp_path / "b.fcs").read_bytes()
+    pairs, _ = parsed(content[int(content[10:18]) : int(content[18:26]) + 1])
+    assert dict(pairs)["$ORIGINALITY"] == origin
+
+
 def test_what_the_instrument_compensated_is_not_compensated_again(tmp_path):
     path = twins(tmp_path / "a.lmd")
     with pytest.warns(UserWarning, match=r"\$DFCiTOj is there, .*FL1 Log, FL2 Log"):

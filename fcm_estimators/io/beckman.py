@@ -132,7 +132,7 @@ def compensated_parameters(
         found |= {name for name in names if _number(name) in numbers}
         data.notes.add(
             f"$DFCiTOj is there, so the instrument compensated the integers of FCS 2.0; "
-            f"{listed(sorted(found))} are recorded as compensated. If they are not, read with "
+            f"{listed(sorted(found))} are recorded as compensated, unless the file is read with "
             "instrument_compensated=False."
         )
     return frozenset(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,12 +23,14 @@ from fcm_estimators.io.channels import (
     parse_spillover,
     unique_channels,
 )
-from fcm_estimators.io.keywords import listed
+from fcm_estimators.io.keywords import Notes, listed
 from fcm_estimators.io.layout import Layout, find_events
 from fcm_estimators.io.text import Content, DataSet, data_sets, number, parsed_number
 
 # float32 holds no more decades.
 _MOST_DECADES = 38
+# float32 holds no odd whole number above this.
+_LARGEST_WHOLE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,12 @@ class Segment:
         text = self.keywords.get("TIMESTEP", "")
         return number(self.path, "TIMESTEP", text) if text else None
 
+    def exceeds_float32(self, index: int) -> bool:
+        """Whether parameter number `index` is an integer that may be too large for float32."""
+        channel = self.channels[index]
+        whole = self.layout.kinds[index] == "I" and channel.linear
+        return whole and channel.stored_range > _LARGEST_WHOLE
+
     def spillover(self) -> pd.DataFrame | None:
         """Labelled spillover matrix, None if the file has none that can be read."""
         found = parse_spillover(self.keywords, self.channel_names, self.path)
@@ -129,6 +138,9 @@ def open_segment(path: Path, dataset: int | None = None) -> Segment:
                 f"{path.name} holds {count} data set(s), so dataset must be 0 to {count - 1}, "
                 f"got {dataset}."
             )
+        # The twin may come later; a data set that cannot be read is nobody's twin.
+        with suppress(FcsError):
+            found = list(data_sets(content))
         return _checked_segment(found[dataset], found)
     found = list(data_sets(content))
     modern = [entry for entry in found if not entry.version.startswith("2")]
@@ -195,10 +207,19 @@ def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time
             if not channel.linear or factor != 1:
                 _store(segment, out[:, index], out[:, index], channel, factor)
         return
+    notes, rounded = Notes(segment.path.name), set()
     for rows, stored in layout.chunks(content, segment.data_start, segment.n_events):
         for index, column in wanted:
             channel = segment.channels[index]
             _store(segment, out[rows, column], stored[index], channel, factors[index])
+            if (
+                segment.exceeds_float32(index)
+                and (_scale_values(stored[index], channel, 1.0) > _LARGEST_WHOLE).any()
+            ):
+                rounded.add(channel.name)
+    for name in sorted(rounded):
+        notes.group("with integers above 2^24 (16,777,216), which float32 rounds.", name)
+    notes.warn()
 
 
 def _store(

@@ -16,7 +16,10 @@ from fcm_estimators.io.keywords import Notes, lookup, parse_text
 
 HEADER_SIZE = 58
 VERSIONS = ("2.0", "3.0", "3.1", "3.2")
+_VERSION_BYTES = tuple(version.encode() for version in VERSIONS)
 _GZIP = b"\x1f\x8b"
+# A check sum and padding may lie between two data sets.
+_BETWEEN = 64
 # The final delimiter is looked for this far behind the end that HEADER gives.
 _LOOK_AHEAD = 8
 
@@ -113,6 +116,7 @@ def data_sets(content: Content) -> Iterator[DataSet]:
         text = found.keywords.get("NEXTDATA", "") or "0"
         step = whole_number(content.path, "NEXTDATA", text)
         if step == 0:
+            _note_unread(content, found)
             return
         # The standard counts from the start of the data set, some writers from that of the file.
         ahead = [
@@ -133,6 +137,21 @@ def data_sets(content: Content) -> Iterator[DataSet]:
                 f"truncated or the keyword is wrong; dataset=0 reads only the first data set."
             )
         offset = ahead[0]
+
+
+def _note_unread(content: Content, last: DataSet) -> None:
+    """Tell of a data set that follows the last one although no ``$NEXTDATA`` leads to it."""
+    segments = [last.header_data, *last.text_segments]
+    offsets = [last.keywords.get(keyword, "") for keyword in ("BEGINDATA", "ENDDATA")]
+    if all(text.isdecimal() for text in offsets):
+        segments.append((int(offsets[0]), int(offsets[1])))
+    behind = last.offset + max(end for _, end in segments) + 1
+    place = content.read(behind, _BETWEEN).find(b"FCS")
+    if place >= 0 and content.read(behind + place + 3, 3) in _VERSION_BYTES:
+        last.notes.add(
+            f"another data set starts at byte {behind + place}, but $NEXTDATA is 0; it was not "
+            "read. To read it, cut the file there."
+        )
 
 
 def _data_set(content: Content, offset: int) -> DataSet:

@@ -405,7 +405,10 @@ def _from_source(
             parameter["G"] = gain if channel.kind == "time" else "1.0"
     entries = dict(reversed(segment.pairs))
     entries = {name: entries[name] for name, _ in segment.pairs}
-    same_data = all(c.linear for c in segment.channels) and "D" not in segment.layout.kinds
+    same_data = "D" not in segment.layout.kinds and all(
+        channel.linear and not segment.exceeds_float32(index)
+        for index, channel in enumerate(segment.channels)
+    )
     for name in [name for name in entries if name.upper() == "$ORIGINALITY"]:
         del entries[name]
     entries["$ORIGINALITY"] = "NonDataModified" if same_data else "DataModified"
