@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
-from numbers import Real
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -11,24 +17,40 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy.special import expit, logit, logsumexp, softmax
+from scipy.special import logit
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
 
 from fcm_estimators._base.estimator import SetEstimator
-from fcm_estimators._base.plans import CONSTRAINTS, augmentation_of, draw_plan
+from fcm_estimators._base.held_out import HeldOut, Judged
+from fcm_estimators._base.members import (
+    Agreement,
+    against_rest,
+    agreement_table,
+    usual_excess,
+    warn_of_disagreement,
+)
+from fcm_estimators._base.plans import (
+    CONSTRAINTS,
+    augmentation_of,
+    checkpoint_in,
+    draw_plan,
+    training_plan,
+)
 from fcm_estimators._base.reading import fitted_net, read_to_fit, read_to_predict
-from fcm_estimators._base.running import outputs_of, stream_through
-from fcm_estimators._cells.results import Sink, Writable, column_names
+from fcm_estimators._base.running import kept_outputs, outputs_of, stream_through
+from fcm_estimators._base.state import with_prefix
+from fcm_estimators._cells.results import Field, Sink, Writable, column_names
 from fcm_estimators._cells.rows import SampleCells, by_block
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, read_labels
-from fcm_estimators._fitting.augmentation import distorted_samples
+from fcm_estimators._checks import listed
 from fcm_estimators._fitting.calibration import (
     best_f1_threshold,
     best_temperature,
     false_positive_threshold,
-    labelled_subset,
+    mean_keeping_shift,
 )
 from fcm_estimators._fitting.class_loss import CellLoss
 from fcm_estimators._fitting.class_targets import (
@@ -39,21 +61,25 @@ from fcm_estimators._fitting.class_targets import (
     positive_class,
     recode,
     require_learnable,
-    require_two_classes,
+    require_positive_class,
 )
 from fcm_estimators._fitting.draws import SampleDraws
-from fcm_estimators._fitting.split import split_patients
+from fcm_estimators._fitting.novelty import LabelledCells, Novelty, fit_novelty
+from fcm_estimators._fitting.performance import FEW_PATIENTS, Performance, few_patients
+from fcm_estimators._fitting.split import marker_scale, patient_folds, split_patients
+from fcm_estimators._fitting.trainer import train_net
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.keys import NOT_ANALYSED, ClassKeys
+from fcm_estimators.keys import NOT_ANALYSED, UNKNOWN, ClassKeys
 from fcm_estimators.nn import ReluFormer, SetModule
 
 # Cells of each class are added up to this share of a draw, as far as the sample has such cells.
 _MIN_CLASS_FRACTION = 0.1
 # Constant added to the mean normaliser of the attention.
 _EPS = 1e-2
-# Number of distorted copies of the held-out samples for calibration, and of cells in each copy.
-_CALIBRATION_COPIES = 16
-_CALIBRATION_CELLS = 20_000
+# A member is trained for this share of the epochs.
+_MEMBER_EPOCHS = 0.5
+# A sample with a larger share of unknown cells is warned of.
+_MANY_UNKNOWN = 0.05
 
 
 class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]  # sklearn: no types
@@ -85,14 +111,15 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     layer : str, default None
         Layer of the AnnData to read instead of ``X``.
     pos_label : label, default None
-        The positive class of a binary problem, e.g. "blast". ``threshold_`` refers to it. None:
-        the last of the sorted classes.
+        The positive class of a binary problem, e.g. "blast". ``threshold_``, false positives and
+        residual disease refer to it. It is never guessed: without it there are none of these, and
+        the more probable class is predicted.
     n_layers : int, default 4
     n_heads : int, default 4
         Must divide ``hidden_dim``.
     hidden_dim : int, default 32
         Width of the net.
-    max_epochs : int, default 60
+    max_epochs : int, default 30
     steps_per_epoch : int, default 50
     cells_per_sample : int, default 1500
         Cells drawn from a sample for a training step; prediction always uses all cells. A step
@@ -116,17 +143,28 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         the heads divide all cells among them. It has no effect without ``head_diversity``.
     class_weight : dict, "balanced" or None, default None
         Weight of each class in the loss. As elsewhere in scikit-learn, it shifts probabilities.
+    n_members : int, default 5
+        Number of further nets, the members. The patients are divided into as many groups (one
+        patient each, if there are fewer), and each member is trained without one group, for half
+        of the epochs. What members say of the patients that they have not seen gives the
+        threshold, the calibration and ``performance_``; how much they differ on a new sample
+        shows whether the model is sure of it. The net itself is then trained on all patients. 0,
+        or a single patient: no members.
     validation_fraction : float or None, default 0.15
-        Share of the patients that is held out. Training stops if their Brier score does not fall
-        for 20 epochs, and the best epoch is kept. None, fewer than 5 samples, or a single
-        patient: no patient is held out, and the last weights are kept.
+        Only without members: share of the patients that is held out. Training stops if their
+        Brier score does not fall for 20 epochs, and the best epoch is kept. None, fewer than 5
+        samples, or a single patient: no patient is held out, and the last weights are kept.
     threshold : "f1" or float, default "f1"
-        Lowest probability of ``pos_label`` at which a cell is positive (binary problems). "f1" is
+        Probability of ``pos_label``, before calibration, from which a cell is positive. "f1" is
         0.5 unless the samples of the held-out patients show, by more than the standard error,
         that another threshold has a better mean F1.
     false_positive_rate : float, default None
         Replaces ``threshold``: the threshold is chosen so that at most this share of the negative
-        cells of the held-out patients is positive. It needs held-out patients.
+        cells of the held-out patients is positive. It needs ``pos_label`` and held-out patients.
+    unknown : {"flag", "reject"}, default "flag"
+        What happens to cells that are unlike all labelled cells of the training. "flag": they
+        keep their class, and ``annotate`` flags them. "reject": their class is "unknown" (NaN for
+        numeric labels).
     warm_start : bool, default False
         Continue from the fitted net, e.g. to fine-tune a saved model on samples of another
         laboratory.
@@ -145,14 +183,23 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     classes_ : ndarray of shape (n_classes,)
         Labels, sorted.
     threshold_ : float or None
-        Lowest probability of ``pos_label_`` at which a cell is positive. None for more than two
-        classes: the most probable class is predicted.
+        Log-odds of ``pos_label_``, before calibration, from which a cell is positive. None without
+        a positive class: the most probable class is predicted.
     temperature_ : float
         Number that logits are divided by; a buffer of the net. It calibrates the probabilities of
         the held-out patients' cells, which get the distortions of ``augmentation`` as if measured
         on other days. It is the median over samples of the best temperature, and at least 1.
+        Decisions do not depend on it, nor does the mean probability of a class in a sample.
     pos_label_ : label or None
-        Positive class of a binary problem.
+        Positive class.
+    performance_ : Performance or None
+        F1 per class, false positives and errors of residual disease on held-out patients. None if
+        no patient was held out.
+    members_ : list of ReluFormer
+        The members.
+    novelty_ : Novelty
+        Density of the labelled training cells, and the threshold that 1 % of the known cells of
+        held-out patients exceed.
     markers_ : list of str
         Markers that the model reads, in the order of the net.
     preprocessing_ : dict of str to (str, bool)
@@ -160,10 +207,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     reference_ : Reference
         Distribution of the markers in the training samples (:meth:`check_sample`).
     history_ : DataFrame
-        One row per epoch: ``epoch``, ``train_loss`` (cross-entropy), ``valid_loss`` (Brier score),
-        ``learning_rate``, ``seconds``.
+        One row per epoch: ``epoch``, ``train_loss`` (cross-entropy), ``valid_loss`` (Brier score,
+        only without members), ``learning_rate``, ``seconds``.
     validation_samples_ : list
-        Ids of the held-out samples.
+        Ids of the samples that were held out from the net itself; empty with members.
     training_ : list of dict
         Numbers that describe the data of each training of the model. ``warm_start`` adds one.
     net_ : skorch.NeuralNet
@@ -204,6 +251,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "threshold": [StrOptions({"f1"}), Interval(Real, 0, 1, closed="neither")],
         "false_positive_rate": [Interval(Real, 0, 1, closed="neither"), None],
+        "n_members": [Interval(Integral, 0, None, closed="left")],
+        "unknown": [StrOptions({"flag", "reject"})],
     }
 
     def __init__(
@@ -220,7 +269,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         n_layers: int = 4,
         n_heads: int = 4,
         hidden_dim: int = 32,
-        max_epochs: int = 60,
+        max_epochs: int = 30,
         steps_per_epoch: int = 50,
         cells_per_sample: int = 1500,
         augmentation: float = 1.0,
@@ -228,9 +277,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         head_diversity: float = 0.0,
         head_evenness: float = 0.0,
         class_weight: dict[Any, float] | str | None = None,
+        n_members: int = 5,
         validation_fraction: float | None = 0.15,
         threshold: str | float = "f1",
         false_positive_rate: float | None = None,
+        unknown: Literal["flag", "reject"] = "flag",
         warm_start: bool = False,
         device: str = "auto",
         random_state: int | np.random.RandomState | None = 0,
@@ -255,9 +306,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.head_diversity = head_diversity
         self.head_evenness = head_evenness
         self.class_weight = class_weight
+        self.n_members = n_members
         self.validation_fraction = validation_fraction
         self.threshold = threshold
         self.false_positive_rate = false_positive_rate
+        self.unknown = unknown
         self.warm_start = warm_start
         self.device = device
         self.random_state = random_state
@@ -271,6 +324,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     classes_: np.ndarray
     threshold_: float | None
     pos_label_: Any
+    performance_: Performance | None
+    members_: list[SetModule]
+    _usual_excess: np.ndarray
+    novelty_: Novelty
 
     @property
     def temperature_(self) -> float:
@@ -323,6 +380,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     def _fit(self, X: CellData, y: PerCell, groups: PerCell, checkpoint: Path | None) -> None:
         samples = read_to_fit(self, X, groups, continued=self._continues())
         classes, codes = encode_labels(read_labels(X, y, self.label_key, samples.n_rows))
+        column_names(classes)
         codes = codes[samples.rows]
         if self._continues():
             codes = recode(classes, codes, self.classes_)
@@ -330,26 +388,82 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         require_learnable(codes, classes, allow_one_class=self._continues())
         self.classes_ = classes
         self.pos_label_ = positive_class(self.pos_label, classes)
-        require_two_classes("false_positive_rate", self.false_positive_rate, classes)
+        require_positive_class(self.false_positive_rate, self.pos_label_, classes)
         seed = self._seed()
-        module = self._initial_module(samples, seed)
-        weights = class_weights(self.class_weight, classes, codes)
+        start = self._initial_module(samples, seed)
         present = class_presence(codes, samples.offsets, len(classes))
-        train, valid = split_patients(samples, self.validation_fraction, seed, present)
-        members = {f"class {c}": codes == i for i, c in enumerate(classes)}
-        self._record_training(samples, {**members, "unlabelled": codes < 0}, valid)
+        folds = patient_folds(samples, self.n_members, seed, present)
+        fraction = None if folds else self.validation_fraction
+        train, valid = split_patients(samples, fraction, seed, present)
+        kinds = {f"class {c}": codes == i for i, c in enumerate(classes)}
+        self._record_training(samples, {**kinds, "unlabelled": codes < 0}, valid)
+        self.members_ = [
+            self._train_member(number, samples, codes, fold, start, seed, checkpoint)
+            for number, fold in enumerate(folds)
+        ]
         self._train(
             samples,
-            module,
-            CellLoss(torch.from_numpy(weights)),
-            self._draws(samples, codes, train, module, seed),
-            self._draws(samples, codes, valid, module, seed, fixed=True) if valid else None,
+            start,
+            self._criterion(codes),
+            self._draws(samples, codes, train, start, seed),
+            self._draws(samples, codes, valid, start, seed, fixed=True) if valid else None,
             checkpoint,
         )
-        held_out = samples.take(valid)
-        truth = codes_of(samples, codes, valid)
-        self._calibrate(held_out, truth, seed)
-        self.threshold_ = self._choose_threshold(held_out, truth)
+        nets = zip(self.members_, folds, strict=True) if folds else [(fitted_net(self), valid)]
+        held_out = HeldOut(samples, codes, list(nets))
+        judged = held_out.judged() if held_out.has_labels else None
+        self.threshold_ = self._choose_threshold(judged)
+        self.performance_ = None if judged is None else self._performance(samples, judged)
+        self._usual_excess = np.ones(len(classes))
+        if judged is not None:
+            self._usual_excess = usual_excess(
+                judged.logits, self._codes(judged.logits), judged.codes, judged.sample
+            )
+            self._calibrate(held_out, seed)
+        known = codes >= 0
+        z = (samples.x[known] - start.input_mean.numpy(force=True)) / start.input_scale.numpy(
+            force=True
+        )
+        cells = LabelledCells(z.astype(np.float32), codes[known], samples.sample_of_cell[known])
+        self.novelty_ = fit_novelty(cells, folds or [valid], seed)
+        n_patients = len(np.unique(samples.patients.astype(str)))
+        if n_patients < FEW_PATIENTS:
+            warnings.warn(few_patients(n_patients), UserWarning, stacklevel=4)
+
+    def _train_member(
+        self,
+        number: int,
+        samples: Samples,
+        codes: np.ndarray,
+        fold: list[int],
+        start: SetModule,
+        seed: int,
+        checkpoint: Path | None,
+    ) -> SetModule:
+        """Train a net without the samples of a fold.
+
+        A new net starts from its own weights, so that nothing in it comes from the fold. A
+        continued training starts from the fitted net.
+        """
+        own_seed = int(np.random.default_rng([seed, number]).integers(2**31 - 1))
+        chosen = sorted(set(range(len(samples.names))) - set(fold))
+        module = copy.deepcopy(start)
+        if not self._continues():
+            module = self._new_module(own_seed)
+            mean, scale = marker_scale(samples.take(chosen))
+            module.input_mean.copy_(torch.from_numpy(mean))
+            module.input_scale.copy_(torch.from_numpy(scale))
+        draws = self._draws(samples, codes, chosen, module, own_seed)
+        state = None
+        if checkpoint is not None:
+            state = checkpoint_in(checkpoint / f"member{number}", self, draws, module)
+        plan = training_plan(self)
+        plan = replace(plan, max_epochs=math.ceil(_MEMBER_EPOCHS * plan.max_epochs))
+        train_net(module, self._criterion(codes), plan, draws, None, state)
+        return module
+
+    def _criterion(self, codes: np.ndarray) -> CellLoss:
+        return CellLoss(torch.from_numpy(class_weights(self.class_weight, self.classes_, codes)))
 
     def _make_module(self, n_markers: int) -> ReluFormer:
         return ReluFormer(
@@ -384,69 +498,79 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             fixed=fixed,
         )
 
-    def _calibrate(self, held_out: Samples, truth: np.ndarray, seed: int) -> None:
-        """Set the temperature of the net from the held-out patients.
+    def _calibrate(self, held_out: HeldOut, seed: int) -> None:
+        """Set the temperature of the net."""
+        judged = held_out.judged_on_other_days(augmentation_of(self), seed)
+        temperature = best_temperature(judged.logits, judged.codes, judged.sample)
+        fitted_net(self).get_buffer("temperature").fill_(temperature)
 
-        Their samples get the distortions of training, as if measured on several other days,
-        because a few patients of one batch do not represent the next batch.
-        """
-        if not (truth >= 0).any():
-            return
-        net = fitted_net(self)
-        known = labelled_subset(truth, held_out.offsets, _CALIBRATION_CELLS)
-        augmentation, parts = augmentation_of(self), []
-        mean, scale = (b.numpy(force=True) for b in (net.input_mean, net.input_scale))
-        for copy in range(_CALIBRATION_COPIES if augmentation else 1):
-            samples = held_out
-            if augmentation is not None:
-                rng = np.random.default_rng([seed, copy])
-                samples = distorted_samples(held_out, mean, scale, augmentation, rng)
-            logits = outputs_of(net, samples)[known]
-            parts.append((logits, truth[known], samples.sample_of_cell[known]))
-        temperature = best_temperature(*(np.concatenate(p) for p in zip(*parts, strict=True)))
-        net.get_buffer("temperature").fill_(temperature)
-
-    def _choose_threshold(self, held_out: Samples, truth: np.ndarray) -> float | None:
-        """Lowest probability of the positive class at which a cell is positive."""
+    def _choose_threshold(self, judged: Judged | None) -> float | None:
+        """Log-odds of the positive class from which a cell is positive."""
         if self.pos_label_ is None:
             return None
         rate = self.false_positive_rate
-        if rate is not None and not len(truth):
+        if rate is not None and judged is None:
             raise InvalidInputError(
-                "false_positive_rate needs held-out patients, and there are none. Pass 5 or more "
-                "samples of 2 or more patients with a validation_fraction, or a number as "
-                "threshold."
+                "false_positive_rate needs held-out patients, and there are none. Pass samples of "
+                "2 or more patients with n_members, or a number as threshold."
             )
         if rate is None and self.threshold != "f1":
-            return float(self.threshold)
-        if not len(truth):
-            return 0.5
-        known = truth >= 0
-        log_odds = self._log_odds(outputs_of(fitted_net(self), held_out))[known]
-        positive = self.classes_[truth[known]] == self.pos_label_
+            return float(logit(self.threshold))
+        if judged is None:
+            return 0.0
+        log_odds = self._log_odds(judged.logits)
+        positive = judged.codes == self._positive
         if rate is not None:
-            return float(expit(false_positive_threshold(log_odds, positive, rate)))
-        return float(expit(best_f1_threshold(log_odds, positive, held_out.sample_of_cell[known])))
+            return false_positive_threshold(log_odds, positive, rate)
+        return best_f1_threshold(log_odds, positive, judged.sample)
+
+    def _performance(self, samples: Samples, judged: Judged) -> Performance:
+        """Agreement of held-out predictions with the labels."""
+        return Performance.of(
+            self.classes_[judged.codes],
+            self.classes_[self._codes(judged.logits)],
+            judged.sample,
+            samples.patients.astype(str)[judged.sample],
+            self.classes_.tolist(),
+            self.pos_label_,
+        )
 
     # -- prediction ---------------------------------------------------------------------------
 
     @property
     def _positive(self) -> int:
-        """Code of the positive class of two."""
-        return int(self.classes_[1] == self.pos_label_)
+        """Code of the class whose log-odds decide between two: the positive one, or the last."""
+        return int(self.pos_label_ is None or self.classes_[1] == self.pos_label_)
 
     def _log_odds(self, logits: np.ndarray) -> np.ndarray:
-        """Log-odds of the positive class, shape (n,)."""
+        """Log-odds of one of two classes, shape (n,), float64."""
         positive = self._positive
-        log_odds: np.ndarray = logits[:, positive] - logits[:, 1 - positive]
-        return log_odds
+        found: np.ndarray = np.subtract(
+            logits[:, positive], logits[:, 1 - positive], dtype=np.float64
+        )
+        return found
 
     def _codes(self, logits: np.ndarray) -> np.ndarray:
-        """Predicted class codes. All methods take the decision from here."""
+        """Predicted class codes from logits before calibration.
+
+        All methods take the decision from here.
+        """
         if self.threshold_ is None:
             return np.asarray(logits.argmax(1))
-        positive = self._log_odds(logits) >= logit(self.threshold_)
+        positive = self._log_odds(logits) >= self.threshold_
         return np.where(positive, self._positive, 1 - self._positive)
+
+    def _plain(self, outputs: np.ndarray) -> np.ndarray:
+        """Logits before calibration, from outputs of the net."""
+        return outputs if self.temperature_ == 1 else outputs * np.float32(self.temperature_)
+
+    def _is_unknown(self, x: np.ndarray) -> np.ndarray:
+        """Cells that are unlike any in training, bool of shape (n,)."""
+        return self._novelty(torch.from_numpy(x)) > self.novelty_.threshold
+
+    def _novelty(self, x: Tensor) -> np.ndarray:
+        z = fitted_net(self).standardise(x.to(fitted_net(self).input_mean))
+        return self.novelty_.score(z).numpy(force=True)
 
     def predict(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Class of each cell.
@@ -461,7 +585,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         Returns
         -------
         ndarray of shape (n_cells,)
-            Labels. Cells outside ``subset_key`` are "not analysed" (NaN for numeric labels).
+            Labels. Cells outside ``subset_key`` are "not analysed", and with
+            ``unknown="reject"`` cells unlike any in training are "unknown" (NaN for numeric
+            labels).
 
         Raises
         ------
@@ -475,12 +601,23 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             The preprocessing differs from that of the training data.
         """
         samples = read_to_predict(self, X, groups)
-        predicted = self.classes_[self._codes(outputs_of(fitted_net(self), samples))]
+        predicted = self._predict(samples)
         if len(samples.rows) == samples.n_rows:
             return samples.scatter(predicted, predicted[0])
-        if predicted.dtype.kind in "US":
+        if predicted.dtype.kind in "USO":
             return samples.scatter(predicted.astype(object), NOT_ANALYSED)
         return samples.scatter(predicted.astype(np.float64), np.nan)
+
+    def _predict(self, samples: Samples) -> np.ndarray:
+        """Labels of analysed cells, or "unknown"."""
+        logits = self._plain(outputs_of(fitted_net(self), samples))
+        predicted: np.ndarray = self.classes_[self._codes(logits)]
+        if self.unknown == "flag":
+            return predicted
+        is_text = predicted.dtype.kind in "US"
+        predicted = predicted.astype(object if is_text else np.float64)
+        predicted[self._is_unknown(samples.x)] = UNKNOWN if is_text else np.nan
+        return predicted
 
     def predict_proba(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Probability of each class for each cell.
@@ -497,7 +634,20 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             cells outside ``subset_key``.
         """
         samples = read_to_predict(self, X, groups)
-        return samples.scatter(softmax(outputs_of(fitted_net(self), samples), axis=1), np.nan)
+        outputs = outputs_of(fitted_net(self), samples)
+        shares = [self._probabilities(outputs[i:j]) for i, j in samples.spans()]
+        return samples.scatter(np.concatenate(shares), np.nan)
+
+    def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of the cells of one sample, from outputs of the net."""
+        z = torch.from_numpy(outputs)
+        shift = self._shift(lambda: [z])
+        return torch.softmax(z + shift.to(z), 1).numpy()
+
+    def _shift(self, outputs: Callable[[], Iterable[Tensor]]) -> Tensor:
+        """Shift that keeps the mean probability of each class, for the outputs of a sample."""
+        temperature = self.temperature_
+        return mean_keeping_shift(lambda: (z * temperature for z in outputs()), temperature)
 
     def decision_function(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Scores whose sign (two classes) or largest entry gives the predicted class.
@@ -511,14 +661,14 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         -------
         ndarray of shape (n_cells,) or (n_cells, n_classes)
             Two classes: log-odds of ``classes_[1]`` minus those of the threshold. More classes:
-            log-odds of each class against the rest. NaN for cells outside ``subset_key``.
+            log-odds of each class against the rest. NaN for cells outside ``subset_key``. They
+            are those before calibration, as are decisions.
         """
         samples = read_to_predict(self, X, groups)
-        logits = outputs_of(fitted_net(self), samples)
-        if self.threshold_ is None:
-            rest = [logsumexp(np.delete(logits, c, 1), axis=1) for c in range(logits.shape[1])]
-            return samples.scatter(logits - np.stack(rest, 1), np.nan)
-        excess = self._log_odds(logits) - logit(self.threshold_)
+        logits = self._plain(outputs_of(fitted_net(self), samples))
+        if len(self.classes_) > 2:
+            return samples.scatter(against_rest(logits), np.nan)
+        excess = self._log_odds(logits) - (self.threshold_ or 0.0)
         sign = 1 if self._positive else -1
         return samples.scatter((sign * excess).astype(logits.dtype), np.nan)
 
@@ -541,19 +691,31 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             samples.rows
         ].to_numpy()
         known = ~pd.isna(truth)
-        predicted = self.classes_[self._codes(outputs_of(fitted_net(self), samples))]
+        predicted = self._predict(samples)
         return float(np.mean(predicted[known] == truth[known]))
 
     @overload
-    def annotate(self, data: AnnData, *, key_added: str = ..., copy: Literal[True]) -> AnnData: ...
+    def annotate(
+        self, data: AnnData, *, key_added: str = ..., disputed: bool = ..., copy: Literal[True]
+    ) -> AnnData: ...
 
     @overload
     def annotate(
-        self, data: Writable, *, key_added: str = ..., copy: Literal[False] = ...
+        self,
+        data: Writable,
+        *,
+        key_added: str = ...,
+        disputed: bool = ...,
+        copy: Literal[False] = ...,
     ) -> None: ...
 
     def annotate(
-        self, data: Writable, *, key_added: str = ClassKeys.key, copy: bool = False
+        self,
+        data: Writable,
+        *,
+        key_added: str = ClassKeys.key,
+        disputed: bool = False,
+        copy: bool = False,
     ) -> AnnData | None:
         """Classify cells and write the result into an AnnData, or into a store on disk.
 
@@ -561,13 +723,24 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
         ``adata.obs[key_added]`` : Categorical
             Class. The categories are in the order of ``classes_``, then "not analysed" for cells
-            outside ``subset_key``.
+            outside ``subset_key``. With ``unknown="reject"``, "unknown" comes before it.
         ``adata.obsm[f"{key_added}_proba"]`` : DataFrame, float32
             Probability of each class.
+        ``adata.obs[f"{key_added}_novelty"]`` : float32
+            How strange a cell is for the model; NaN for cells that are not analysed.
+        ``adata.obs[f"{key_added}_unknown"]`` : bool
+            Cells that are unlike any in training: their novelty is above the threshold.
+        ``adata.obs[f"{key_added}_disputed"]`` : bool
+            Only with ``disputed=True``: cells that not all members give the same class.
         ``adata.uns[key_added]`` : dict
             Parameters, version, markers, classes, positive class and threshold of the run;
             ``cards``, the cards of the model as JSON (:meth:`cards`); ``distance``, the distance
-            of each sample from training (:meth:`check_sample`).
+            of each sample from training (:meth:`check_sample`); ``members``, the share of each
+            class in each sample, the lowest and the highest among the members, and whether they
+            are too far apart to be relied on.
+
+        A warning names samples with many unknown cells, samples that are far from training, and
+        samples on which the members disagree.
 
         Parameters
         ----------
@@ -577,6 +750,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             and unit of the width, are in a temporary file in ``TMPDIR``. After an error, none of
             the fields is written.
         key_added : str, default "reluformer"
+        disputed : bool, default False
+            Also find the disputed cells. This runs every member on all cells, and so takes as
+            many times longer. The shares in ``uns`` come from a tenth of the cells.
         copy : bool, default False
             Return an annotated copy and do not change ``data``. Not possible for a path.
 
@@ -592,25 +768,79 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         FileNotFoundError
             The path does not exist.
         """
-        found: AnnData | None = self._annotate(data, ClassKeys(key_added), copy)
+        if disputed and not self.members_:
+            raise InvalidInputError(
+                "disputed=True needs members, and this model has none: it was fitted with "
+                "n_members=0 or on a single patient."
+            )
+        keys = ClassKeys(key_added)
+        write = partial(self._write, keys=keys, disputed=disputed)
+        found: AnnData | None = self._annotate(data, keys, copy, write)
         return found
 
-    def _write(self, cells: list[SampleCells], sink: Sink, keys: ClassKeys) -> dict[str, Any]:
+    def _write(
+        self, cells: list[SampleCells], sink: Sink, keys: ClassKeys, disputed: bool
+    ) -> dict[str, Any]:
         names = column_names(self.classes_)
+        rejects = self.unknown == "reject"
         all_analysed = sum(len(part.rows) for part in cells) == sink.n_cells
-        categories = names if all_analysed else [*names, NOT_ANALYSED]
+        categories = names + [UNKNOWN] * rejects + [NOT_ANALYSED] * (not all_analysed)
         label = sink.categorical(keys.label, categories, fill=len(categories) - 1)
         probabilities = sink.table(keys.probabilities, names)
+        novelty, unknown = sink.numbers(keys.novelty), sink.mask(keys.unknown)
+        positive = None if self.pos_label_ is None else self._positive
+        n_unknown, agreements = [], []
         for part in cells:
-            for start, stop, logits in by_block(stream_through(fitted_net(self), part).outputs()):
-                rows = part.rows[start:stop]
-                label.write(rows, self._codes(logits))
-                probabilities.write(rows, softmax(logits, axis=1))
-        return {
+            outputs = kept_outputs(fitted_net(self), part)
+            shift = self._shift(outputs.blocks)
+            n_unknown.append(0)
+            if self.members_:
+                agreements.append(
+                    Agreement(
+                        self.members_, part, len(names), positive, self._codes, self._usual_excess
+                    )
+                )
+            for start, stop, z in outputs.spans():
+                rows, x = part.rows[start:stop], part.source.read(start, stop)
+                score = self._novelty(x)
+                strange = score > self.novelty_.threshold
+                logits = self._plain(z.numpy(force=True))
+                codes = self._codes(logits)
+                if self.members_:
+                    agreements[-1].add(x, logits)
+                label.write(rows, np.where(strange, len(names), codes) if rejects else codes)
+                probabilities.write(rows, torch.softmax(z + shift.to(z), 1).numpy(force=True))
+                novelty.write(rows, score)
+                unknown.write(rows, strange)
+                n_unknown[-1] += int(strange.sum())
+        if disputed:
+            self._write_disputed(cells, sink.mask(keys.disputed))
+        samples = [part.name for part in cells]
+        _warn_of_unknown(samples, n_unknown, [len(part.rows) for part in cells])
+        record = {
             "classes": self.classes_.tolist(),
             "pos_label": None if self.pos_label_ is None else str(self.pos_label_),
             "threshold": self.threshold_,
+            "novelty_threshold": self.novelty_.threshold,
         }
+        if self.members_:
+            table = agreement_table(samples, agreements, names, positive)
+            warn_of_disagreement(table, stacklevel=6)
+            record["members"] = {name: table[name].to_numpy() for name in table}
+        return record
+
+    def _write_disputed(self, cells: list[SampleCells], field: Field) -> None:
+        """Write which cells not all members give the same class."""
+        for part in cells:
+            first, differ = None, np.zeros(len(part.rows), dtype=bool)
+            for member in self.members_:
+                outputs = stream_through(member, part).outputs()
+                codes = np.concatenate(
+                    [self._codes(z).astype(np.int32) for _, _, z in by_block(outputs)]
+                )
+                first = codes if first is None else first
+                differ |= codes != first
+            field.write(part.rows, differ)
 
     # -- save and load ------------------------------------------------------------------------
 
@@ -621,9 +851,15 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         if self.threshold_ is None:
             found["decision"] = "the most probable class"
         else:
-            found["decision"] = f"positive from a probability of {self.threshold_:.4g}"
+            found["decision"] = f"positive from log-odds of {self.threshold_:.4g}"
         source = "as trained" if self.temperature_ == 1 else "from held-out samples"
         found["temperature of the probabilities"] = f"{self.temperature_:.3g}, {source}"
+        found["members"] = f"{len(self.members_)}, each trained without some patients"
+        found["unknown cells"] = (
+            f"novelty above {self.novelty_.threshold:.3g}, which 1 % of the labelled cells of "
+            f"{self.novelty_.source} exceed; {len(self.novelty_.centroids)} centroids, each of 20 "
+            "or more training cells"
+        )
         return found
 
     def _fitted_state(self) -> dict[str, Any]:
@@ -631,9 +867,45 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             "classes": self.classes_,
             "pos_label": self.pos_label_,
             "threshold": self.threshold_,
+            "n_members": len(self.members_),
+            "usual_excess": self._usual_excess,
+            "performance": None if self.performance_ is None else self.performance_.to_dict(),
+            "novelty": self.novelty_.to_dict(),
         }
 
     def _restore_fitted_state(self, state: dict[str, Any]) -> None:
         self.classes_ = np.array(state["classes"])
         self.pos_label_ = state["pos_label"]
         self.threshold_ = state["threshold"]
+        self._usual_excess = np.array(state["usual_excess"], dtype=float)
+        found = state["performance"]
+        self.performance_ = None if found is None else Performance.from_dict(found)
+
+    def _further_tensors(self) -> dict[str, Tensor]:
+        found = {
+            f"member{number}.{name}": tensor
+            for number, member in enumerate(self.members_)
+            for name, tensor in member.state_dict().items()
+        }
+        return {**found, **{f"novelty.{k}": v for k, v in self.novelty_.tensors().items()}}
+
+    def _restore_tensors(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.members_ = [
+            self._saved_module(tensors, f"member{number}").eval()
+            for number in range(state["n_members"])
+        ]
+        self.novelty_ = Novelty.restored(state["novelty"], with_prefix(tensors, "novelty"))
+
+
+def _warn_of_unknown(samples: list[Any], n_unknown: list[int], n_cells: list[int]) -> None:
+    """Warn of samples with many cells that are unlike any in training."""
+    shares = {s: k / n for s, k, n in zip(samples, n_unknown, n_cells, strict=True)}
+    found = [f"{s} ({share:.0%})" for s, share in shares.items() if share > _MANY_UNKNOWN]
+    if found:
+        warnings.warn(
+            f"{len(found)} of {len(samples)} sample(s) have many cells that are unlike any in "
+            f"training (1 % is usual): {listed(found, 5)}. Their classes are guesses; look at them "
+            "before you use the result.",
+            UserWarning,
+            stacklevel=6,
+        )

@@ -16,11 +16,14 @@ __all__ = [
     "ClassKeys",
     "GateKeys",
     "GradientKeys",
+    "UNKNOWN",
     "QualityKeys",
 ]
 
 # Class of cells outside the subset that a model reads.
 NOT_ANALYSED = "not analysed"
+# Class of cells that are unlike any in training, for ``unknown="reject"``.
+UNKNOWN = "unknown"
 # Key of the expert's gates: membership per cell in ``obsm``, polygons per sample in ``uns``.
 EXPERT_GATES = "gates"
 
@@ -46,6 +49,21 @@ class ClassKeys:
     def probabilities(self) -> str:
         """``obsm``: probability per class, DataFrame."""
         return f"{self.key}_proba"
+
+    @property
+    def novelty(self) -> str:
+        """``obs``: novelty, the larger the stranger."""
+        return f"{self.key}_novelty"
+
+    @property
+    def unknown(self) -> str:
+        """``obs``: cells that are unlike any in training, bool."""
+        return f"{self.key}_unknown"
+
+    @property
+    def disputed(self) -> str:
+        """``obs``: cells on whose class the members do not agree, bool."""
+        return f"{self.key}_disputed"
 
     @property
     def record(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Self, cast, overload
@@ -518,7 +519,8 @@ class PolygonRegressor(SetEstimator):
         FileNotFoundError
             The path does not exist.
         """
-        found: AnnData | None = self._annotate(data, GateKeys(key_added), copy)
+        write = partial(self._write, keys=GateKeys(key_added))
+        found: AnnData | None = self._annotate(data, GateKeys(key_added), copy, write)
         return found
 
     def _write(self, cells: list[SampleCells], sink: Sink, keys: GateKeys) -> dict[str, Any]:

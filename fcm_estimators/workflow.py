@@ -58,6 +58,7 @@ def train_model(
     patients: Mapping[str, str] | None = None,
     max_cells: int | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     client: Client | None = None,
     n_workers: int | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -88,6 +89,8 @@ def train_model(
         Number of cells of each sample to train on, chosen at random. Default: all cells.
     resume : bool, default False
         Continue the unfinished training in ``out``. If False, such a training is an error.
+    overwrite : bool, default False
+        Replace a model in ``out``. If False, such a model is an error.
     client, n_workers, progress
         As for :func:`~fcm_estimators.cohort.read_files`.
     **params
@@ -101,8 +104,9 @@ def train_model(
     Raises
     ------
     InvalidInputError
-        ``out`` holds an unfinished training and ``resume`` is False; there is no tree of gates
-        for ``kind="gates"``; and as ``read_files`` and ``fit``.
+        ``out`` holds an unfinished training and ``resume`` is False, or a model and ``overwrite``
+        is False; the labels are two classes and there is no ``pos_label``; there is no tree of
+        gates for ``kind="gates"``; and as ``read_files`` and ``fit``.
     MissingKeyError
         The files have no labels, or ``patients`` lacks a sample.
     """
@@ -114,6 +118,11 @@ def train_model(
     labels = labels or LabelSource()
     folder = Path(out)
     state = folder / _TRAINING
+    if (folder / "model.json").exists() and not overwrite:
+        raise InvalidInputError(
+            f"{folder} holds a model, which would be replaced. Choose another out, or replace it "
+            "with overwrite=True (--overwrite)."
+        )
     if state.exists() and not resume:
         raise InvalidInputError(
             f"{folder} holds an unfinished training. Continue it with resume=True (--resume), or "
@@ -135,6 +144,7 @@ def train_model(
     model: ReluFormerClassifier | PolygonRegressor
     if kind == "classifier":
         _require_labels(adata, labels.label_key)
+        _require_positive_class(adata.obs[labels.label_key], params.get("pos_label"))
         model = ReluFormerClassifier(label_key=labels.label_key, **common)
     else:
         if labels.gates is None or Path(labels.gates).suffix.lower() not in (".xml", ".wsp"):
@@ -157,6 +167,17 @@ def _require_labels(adata: AnnData, key: str) -> None:
         raise MissingKeyError(
             f"The files have no labels obs[{key!r}]; obs has {listed(adata.obs.columns)}. Give "
             "classes (of gates), or another key."
+        )
+
+
+def _require_positive_class(labels: pd.Series, pos_label: Any) -> None:
+    """The class that residual disease refers to is never guessed."""
+    classes = sorted(labels.dropna().unique())
+    if len(classes) == 2 and pos_label is None:
+        raise InvalidInputError(
+            f"The labels are two classes, {listed(classes)}. Which is the one of interest, such as "
+            "the blasts? Name it with pos_label=...; thresholds, false positives and residual "
+            "disease refer to it."
         )
 
 

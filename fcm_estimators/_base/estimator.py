@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,12 @@ from fcm_estimators._base.reading import (
     require_state,
 )
 from fcm_estimators._base.running import new_module, with_net
-from fcm_estimators._base.state import fitted_entries, module_with_weights, restore_fitted
+from fcm_estimators._base.state import (
+    fitted_entries,
+    module_with_weights,
+    restore_fitted,
+    with_prefix,
+)
 from fcm_estimators._cells.results import ResultKeys, Sink, copy_if_asked, opened, run_record
 from fcm_estimators._cells.rows import SampleCells
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, model_names
@@ -75,10 +80,6 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         """Make the net with initial weights."""
 
     @abstractmethod
-    def _write(self, cells: list[SampleCells], sink: Sink, keys: Any) -> dict[str, Any]:
-        """Write the results for some cells; return entries of the run record."""
-
-    @abstractmethod
     def _card_entries(self) -> dict[str, str]:
         """Entries of the model card that only this class has."""
 
@@ -89,6 +90,13 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     @abstractmethod
     def _restore_fitted_state(self, state: dict[str, Any]) -> None:
         """Undo :meth:`_fitted_state`."""
+
+    def _further_tensors(self) -> dict[str, torch.Tensor]:
+        """Tensors of the saved model besides those of the net."""
+        return {}
+
+    def _restore_tensors(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Undo :meth:`_further_tensors`."""
 
     # -- fit ----------------------------------------------------------------------------------
 
@@ -287,15 +295,24 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         samples = read_to_predict(self, X, groups)
         return self.reference_.compare(samples.names, subsamples(samples))
 
-    def _annotate(self, data: Any, keys: ResultKeys, copy: bool) -> Any:
-        """Write results into an AnnData or a store; return the copy if ``copy`` is True."""
+    def _annotate(
+        self,
+        data: Any,
+        keys: ResultKeys,
+        copy: bool,
+        write: Callable[[list[SampleCells], Sink], dict[str, Any]],
+    ) -> Any:
+        """Write results into an AnnData or a store; return the copy if ``copy`` is True.
+
+        ``write`` writes the results for some cells, and returns entries of the run record.
+        """
         require_fitted(self)
         data = copy_if_asked(data, copy)
         with opened(data, keys) as (source, sink):
             cells = read_cells(self, source)
             names = np.array([part.name for part in cells], dtype=object)
             distances = self.reference_.warn(names, [part.glance for part in cells], stacklevel=4)
-            entries = self._write(cells, sink, keys)
+            entries = write(cells, sink)
             sink.commit(keys, self._record(distances, entries))
         return data if copy else None
 
@@ -306,6 +323,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             "sample": found["sample"].astype(str).to_numpy(dtype=object),
             "marker": found["marker"].to_numpy(dtype=object),
             "distance": found["distance"].to_numpy(dtype=np.float64),
+            "farthest_training": found["farthest_training"].to_numpy(dtype=np.float64),
             "far": found["far"].to_numpy(dtype=bool),
         }
         return run_record(
@@ -373,7 +391,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             params["random_state"] = None  # the model does not hold the state of a generator
         fitted = {**fitted_entries(self), **self._fitted_state()}
         state = SavedState(type(self).__name__, to_json(params), to_json(fitted))
-        write_model(path, fitted_net(self).state_dict(), state, self.cards())
+        tensors = {f"net.{k}": v for k, v in fitted_net(self).state_dict().items()}
+        write_model(path, {**tensors, **self._further_tensors()}, state, self.cards())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str = "auto") -> Self:
@@ -410,7 +429,12 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     def _restore(self, fitted: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         restore_fitted(self, fitted)
         self._restore_fitted_state(fitted)
-        module = module_with_weights(
-            lambda: self._make_module(len(self.markers_)), self.n_layers, tensors
+        self._restore_tensors(fitted, tensors)
+        self.net_ = ready_net(self._saved_module(tensors, "net"), self.device)
+
+    def _saved_module(self, tensors: dict[str, torch.Tensor], name: str) -> SetModule:
+        """A net of the saved model."""
+        weights = with_prefix(tensors, name)
+        return module_with_weights(
+            lambda: self._make_module(len(self.markers_)), self.n_layers, weights
         )
-        self.net_ = ready_net(module, self.device)

@@ -23,8 +23,8 @@ from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import ModelFormatError
 
 FORMAT = "fcm-estimators model"
-# Version 2 stores the temperature and the adjustment of gates as separate tensors.
-FORMAT_VERSION = 2
+# Version 3 stores the members and the novelty of a classifier.
+FORMAT_VERSION = 3
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 
 

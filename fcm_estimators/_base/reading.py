@@ -16,10 +16,14 @@ from fcm_estimators._base.running import net_for
 from fcm_estimators._cells.rows import SampleCells, cells_in_memory, cells_in_store
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, Source, read_samples
 from fcm_estimators._cells.store import CellStore, sample_rows
+from fcm_estimators._checks import listed
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators.exceptions import InvalidInputError, NotFittedError
 from fcm_estimators.nn import SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState, recorded_states, require_states
+
+# Transformed values (logicle, arcsinh, scaled scatter) are below this number.
+_LARGEST_TRANSFORMED = 1e4
 
 
 class ReadsSamples(Protocol):
@@ -69,6 +73,7 @@ def read_to_fit(estimator: Any, X: CellData, groups: PerCell, *, continued: bool
     markers = estimator.markers_ if continued else estimator.markers
     samples = read_samples(X, _source(estimator), markers=markers, groups=groups)
     _warn_of_unused_samples(X, estimator.sample_key, groups)
+    _warn_of_raw_values(samples)
     estimator.markers_ = list(samples.markers)
     if continued:
         require_state(estimator, X)
@@ -166,6 +171,24 @@ def _source(estimator: ReadsSamples) -> Source:
 
 def _has_names(X: CellData) -> bool:
     return isinstance(X, (AnnData, pd.DataFrame))
+
+
+def _warn_of_raw_values(samples: Samples) -> None:
+    """Warn of markers whose values look untransformed. Scatter is often linear, but scaled."""
+    high = samples.x.max(axis=0)
+    raw = [
+        f"{marker} (up to {value:,.0f})"
+        for marker, value in zip(samples.markers, high, strict=True)
+        if value > _LARGEST_TRANSFORMED
+    ]
+    if raw:
+        warnings.warn(
+            f"{len(raw)} of {len(samples.markers)} markers look untransformed: {listed(raw, 5)}. "
+            "The model would be trained on raw values, where a few bright cells set the scale. "
+            "Transform them first (fcm_estimators.preprocessing.standard_steps).",
+            UserWarning,
+            stacklevel=6,
+        )
 
 
 def _warn_of_unused_samples(X: CellData, sample_key: Hashable, groups: PerCell) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fcm_estimators._cells.rows import FileRows, SampleCells, cells_in_memory
 from fcm_estimators._cells.samples import Samples
+from fcm_estimators._cells.store import BLOCK
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators._fitting.trainer import ready_net
 from fcm_estimators.nn import SetModule
-from fcm_estimators.nn.sources import Stored
+from fcm_estimators.nn.sources import Rows, Stored
 from fcm_estimators.nn.streaming import Stream
 
 
@@ -32,6 +35,41 @@ def stream_through(net: SetModule, cells: SampleCells, *, keep_layers: bool = Fa
     store = FileRows if cells.in_file else Stored.new
     cast = net_for(net, cells.glance.dtype)
     return Stream(cast, cells.source, keep_layers=keep_layers, store=store)
+
+
+@dataclass(frozen=True)
+class KeptOutputs:
+    """Outputs of all cells of a sample, which can be read many times.
+
+    Attributes
+    ----------
+    rows : Rows
+    n_cells : int
+    """
+
+    rows: Rows
+    n_cells: int
+
+    def spans(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield start, stop and outputs of each block."""
+        for start in range(0, self.n_cells, BLOCK):
+            stop = min(start + BLOCK, self.n_cells)
+            yield start, stop, self.rows.get(start, stop)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the outputs of each block."""
+        return (outputs for _, _, outputs in self.spans())
+
+
+def kept_outputs(net: SetModule, cells: SampleCells) -> KeptOutputs:
+    """Outputs of the cells of one sample; those of cells in a store are in a temporary file."""
+    store = FileRows if cells.in_file else Stored.new
+    rows: Rows | None = None
+    for start, _, outputs in stream_through(net, cells).outputs():
+        if rows is None:
+            rows = store(len(cells.rows), outputs.shape[1], outputs)
+        rows.put(start, outputs)
+    return KeptOutputs(rows or Stored(torch.empty(0, 0)), len(cells.rows))
 
 
 def outputs_of(net: SetModule, samples: Samples) -> np.ndarray:
@@ -65,5 +103,8 @@ Estimator = TypeVar("Estimator", bound=HasNet)
 def with_net(estimator: Estimator, net: SetModule) -> Estimator:
     """A copy of a fitted estimator with another net. The original does not change."""
     other = copy.copy(estimator)
+    # Members belong to the net that they were trained with.
+    if hasattr(other, "members_"):
+        other.members_ = []
     other.net_ = ready_net(net, other.device)
     return other

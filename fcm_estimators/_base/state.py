@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +55,12 @@ def restore_fitted(estimator: Any, entries: dict[str, Any]) -> None:
     estimator.history_ = pd.DataFrame(entries["history"])
     estimator.reference_ = Reference.from_dict(estimator.markers_, entries["reference"])
     estimator.preprocessing_ = {k: (str(v[0]), bool(v[1])) for k, v in entries["states"].items()}
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin with ``prefix.``, without it."""
+    start = f"{prefix}."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
 
 
 def module_with_weights(

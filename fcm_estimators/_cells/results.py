@@ -69,6 +69,10 @@ class Sink(ABC):
         """Declare a column of ``obs`` for float32 numbers, filled with NaN."""
 
     @abstractmethod
+    def mask(self, key: str) -> Field:
+        """Declare a column of ``obs`` for booleans, filled with False."""
+
+    @abstractmethod
     def table(self, key: str, columns: Sequence[str]) -> Field:
         """Declare a table of ``obsm`` for float32 rows, filled with NaN."""
 
@@ -131,13 +135,10 @@ class MemorySink(Sink):
         return codes
 
     def numbers(self, key: str) -> Field:
-        column = self._floats(self.n_cells)
+        return self._column(key, self._floats(self.n_cells))
 
-        def change() -> None:
-            self._adata.obs[key] = column.values
-
-        self._changes.append(change)
-        return column
+    def mask(self, key: str) -> Field:
+        return self._column(key, _Array(np.zeros(self.n_cells, dtype=bool)))
 
     def table(self, key: str, columns: Sequence[str]) -> Field:
         block = self._floats(self.n_cells, len(columns))
@@ -176,6 +177,13 @@ class MemorySink(Sink):
         # The number of colours of an earlier run may differ from the number of categories.
         for name in keys.colours:
             self._adata.uns.pop(name, None)
+
+    def _column(self, key: str, column: _Array) -> Field:
+        def change() -> None:
+            self._adata.obs[key] = column.values
+
+        self._changes.append(change)
+        return column
 
     def _floats(self, *shape: int) -> _Array:
         return _Array(np.full(shape, np.nan, dtype=np.float32))
@@ -235,7 +243,10 @@ class StoreSink(Sink):
         return _Stored([self._store.add_categorical(key, [str(c) for c in categories], fill)])
 
     def numbers(self, key: str) -> Field:
-        return _Stored([self._store.add_column(key)])
+        return _Stored([self._store.add_column(key, np.float32, np.nan)])
+
+    def mask(self, key: str) -> Field:
+        return _Stored([self._store.add_column(key, bool, False)])
 
     def table(self, key: str, columns: Sequence[str]) -> Field:
         return _Stored(self._store.add_table(key, columns, np.float32, np.nan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -97,6 +97,22 @@ class Samples:
             self.rows[picked],
             self.n_rows,
         )
+
+    def thinned(self, n_cells: int) -> tuple[Samples, np.ndarray]:
+        """Some of the cells, evenly spaced, and their rows in ``x``.
+
+        Parameters
+        ----------
+        n_cells : int
+            At most this number of each sample.
+        """
+        rows = np.concatenate(
+            [np.arange(i, j, max(1, -(-(j - i) // n_cells))) for i, j in self.spans()]
+        )
+        sizes = np.bincount(self.sample_of_cell[rows], minlength=len(self.names))
+        offsets = [0, *np.cumsum(sizes).tolist()]
+        thin = replace(self, x=self.x[rows], offsets=offsets, rows=self.rows[rows])
+        return thin, rows
 
 
 @dataclass(frozen=True)

@@ -124,12 +124,12 @@ class CellStore:
         self._add_to_order(obs, key)
         return self._array(column, "codes", (), dtype, fill)
 
-    def add_column(self, key: str) -> Any:
-        """Add a numeric column to ``obs`` and return its values, filled with NaN."""
+    def add_column(self, key: str, dtype: Any, fill: Any) -> Any:
+        """Add a column to ``obs`` and return its values, filled with ``fill``."""
         obs = self.root["obs"]
         self._prepare(obs, key)
         self._add_to_order(obs, key)
-        return self._array(obs, key, (), np.float32, np.nan)
+        return self._array(obs, key, (), dtype, fill)
 
     def add_table(self, key: str, columns: Sequence[str], dtype: Any, fill: Any) -> list[Any]:
         """Add a table to ``obsm`` and return its columns, filled with ``fill``."""

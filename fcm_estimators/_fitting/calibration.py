@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
+import torch
 from scipy.special import logsumexp
+from torch import Tensor
 
 _GRID = np.round(np.arange(-12, 12.05, 0.05), 2)  # log-odds
 _NEGLIGIBLE = 1e-3  # difference in F1
@@ -93,7 +95,19 @@ def _n_reaching(reached: np.ndarray) -> np.ndarray:
 
 
 def false_positive_threshold(log_odds: np.ndarray, positive: np.ndarray, rate: float) -> float:
-    """Smallest threshold of log-odds that at most a share ``rate`` of negative cells reaches."""
+    """Smallest threshold of log-odds that at most a share ``rate`` of negative cells reaches.
+
+    Parameters
+    ----------
+    log_odds : ndarray of float64 of shape (n,)
+        Decisions have to compare log-odds of the same precision with the threshold.
+    positive : bool ndarray of shape (n,)
+    rate : float
+
+    Returns
+    -------
+    float
+    """
     negatives = np.sort(log_odds[~positive])
     allowed = int(np.floor(rate * len(negatives)))
     # The highest cell that must stay negative, and all ties with it, lie below the threshold.
@@ -116,3 +130,66 @@ def labelled_subset(codes: np.ndarray, offsets: Sequence[int], n_cells: int) -> 
         rows = start + np.flatnonzero(codes[start:stop] >= 0)
         chosen[rows[:: 1 + len(rows) * n_samples // n_cells]] = True
     return chosen
+
+
+# Steps and accuracy of the search for the shift, and its largest step.
+_MOST_STEPS, _ACCURACY, _LARGEST_STEP = 25, 1e-4, 4.0
+# Fewer expected cells than this are no cells.
+_LEAST_EXPECTED = 1e-6
+
+
+@torch.no_grad()
+def mean_keeping_shift(blocks: Callable[[], Iterable[Tensor]], temperature: float) -> Tensor:
+    """Shift of tempered logits that keeps the mean probability of every class in a sample.
+
+    A temperature above 1 moves all probabilities towards 1 / C, and so adds to the expected number
+    of cells of a rare class. The shift ``b`` undoes that: the mean of ``softmax(z / T + b)`` over
+    the cells is the mean of ``softmax(z)``. It is unique up to a constant, because it minimises
+    the convex function ``sum_i logsumexp(z_i / T + b) - sum_i softmax(z_i) b``. Newton's method
+    solves for the logarithms of the expected numbers, which are nearly linear in ``b`` for rare
+    classes.
+
+    Parameters
+    ----------
+    blocks : callable
+        Returns the logits of the sample's cells, shape (n, C) in blocks, each time it is called.
+    temperature : float
+
+    Returns
+    -------
+    Tensor of shape (C,), float64
+        0 for the most frequent class. All 0 if the temperature is 1.
+    """
+    wanted, _ = _expected_cells(blocks, 1.0, None)
+    shift = torch.zeros_like(wanted)
+    if temperature == 1 or len(wanted) == 0:
+        return shift
+    wanted = wanted.clamp_min(_LEAST_EXPECTED)
+    free = torch.arange(len(wanted)) != wanted.argmax().cpu()
+    for _ in range(_MOST_STEPS):
+        expected, products = _expected_cells(blocks, temperature, shift)
+        expected = expected.clamp_min(_LEAST_EXPECTED / 1e3)
+        missing = torch.log(wanted / expected)[free]
+        if bool((missing.abs() <= _ACCURACY).all()):
+            break
+        slopes = (torch.diag(expected) - products)[free][:, free] / expected[free].unsqueeze(1)
+        # Where all cells are certain, no finite shift moves the mean.
+        slopes += 1e-6 * torch.eye(len(slopes), dtype=slopes.dtype, device=slopes.device)
+        step = torch.linalg.solve(slopes, missing)
+        shift[free] += step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
+    return shift
+
+
+def _expected_cells(
+    blocks: Callable[[], Iterable[Tensor]], temperature: float, shift: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Sums over cells of the probabilities, (C,), and of their products, (C, C); float64."""
+    expected, products = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    for z in blocks():
+        p = torch.softmax(z if shift is None else z / temperature + shift.to(z), 1)
+        if not len(expected):
+            expected = torch.zeros(z.shape[1], dtype=torch.float64, device=z.device)
+            products = torch.zeros(2 * (z.shape[1],), dtype=torch.float64, device=z.device)
+        expected += p.sum(0, dtype=torch.float64)
+        products += p.T @ p
+    return expected, products

@@ -100,9 +100,9 @@ def require_learnable(codes: np.ndarray, classes: np.ndarray, *, allow_one_class
 
 
 def positive_class(pos_label: Any, classes: np.ndarray) -> Any:
-    """Positive class of two classes; None for more than two.
+    """Positive class of two classes.
 
-    The default is the last class.
+    It is never guessed: None without ``pos_label``.
 
     Raises
     ------
@@ -110,15 +110,23 @@ def positive_class(pos_label: Any, classes: np.ndarray) -> Any:
         ``pos_label`` is not a class, or is given for more than two classes.
     """
     require_two_classes("pos_label", pos_label, classes)
-    if len(classes) > 2:
-        return None
     if pos_label is None:
-        return classes[-1]
+        return None
     if pos_label not in classes:
         raise InvalidInputError(
             f"pos_label={pos_label!r} is not among the labels {listed(classes)}."
         )
     return pos_label
+
+
+def require_positive_class(rate: float | None, positive: Any, classes: np.ndarray) -> None:
+    """Raise InvalidInputError if a false-positive rate is given without a positive class."""
+    require_two_classes("false_positive_rate", rate, classes)
+    if rate is not None and positive is None:
+        raise InvalidInputError(
+            f"false_positive_rate={rate!r} needs the positive class; name it with pos_label, one "
+            f"of {listed(classes)}."
+        )
 
 
 def require_two_classes(name: str, value: Any, classes: np.ndarray) -> None:

@@ -93,8 +93,9 @@ class Reference:
             for sample, marker in worst
         ]
         warnings.warn(
-            f"{len(found)} of {len(names)} sample(s) are farther from the training samples than "
-            f"these are from each other: {listed(found, 5)}. Their predictions may be wrong; see "
+            f"{len(found)} of {len(names)} sample(s) are more than {_BEYOND_TRAINING} times as far "
+            "from the training samples as the farthest of these is from the others: "
+            f"{listed(found, 5)}. Their predictions may be wrong; see "
             "check_sample(...).",
             UserWarning,
             stacklevel=stacklevel,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from sklearn.model_selection import GroupShuffleSplit
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from fcm_estimators._cells.samples import Samples
 
@@ -56,6 +56,44 @@ def split_patients(
 
     train, valid = min(splits.split(everything, groups=patients), key=missing)
     return train.tolist(), valid.tolist()
+
+
+def patient_folds(
+    samples: Samples, n_folds: int, seed: int, present: np.ndarray
+) -> list[list[int]]:
+    """Positions of the samples of each fold. All samples of a patient are in one fold.
+
+    Parameters
+    ----------
+    samples : Samples
+    n_folds : int
+        At most; with fewer patients, each patient is a fold.
+    seed : int
+    present : bool ndarray of shape (S, C)
+        Whether each sample has cells of each class. As far as possible, the samples outside of a
+        fold have every class.
+
+    Returns
+    -------
+    list of list of int
+        Empty if there are fewer than 2 folds or 2 patients.
+    """
+    everything = np.arange(len(samples.names))
+    patients = samples.patients.astype(str)
+    n_folds = min(n_folds, len(np.unique(patients)))
+    if n_folds < 2:
+        return []
+
+    def folds(candidate: int) -> list[np.ndarray]:
+        splits = GroupKFold(n_folds, shuffle=True, random_state=(seed + candidate) % 2**32)
+        return [test for _, test in splits.split(everything, groups=patients)]
+
+    def missing(found: list[np.ndarray]) -> int:
+        rest = (np.delete(present, fold, axis=0).any(0) for fold in found)
+        return sum(int((present.any(0) & ~seen).sum()) for seen in rest)
+
+    best = min((folds(candidate) for candidate in range(_CANDIDATES)), key=missing)
+    return [fold.tolist() for fold in best]
 
 
 def marker_scale(samples: Samples) -> tuple[np.ndarray, np.ndarray]:

@@ -119,6 +119,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the interrupted training in --out.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the model in --out.")
+    ] = False,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -151,6 +154,7 @@ def train(
                 patients=patients_of(patients),
                 max_cells=max_cells,
                 resume=resume,
+                overwrite=overwrite,
                 n_workers=workers,
                 progress=progress,
                 verbose=int(sys.stderr.isatty()),
@@ -165,9 +169,13 @@ def train(
             "gates": list(getattr(model, "gates_", [])),
             "epochs": len(model.history_),
             "train_loss": float(last["train_loss"]),
-            "validation_samples": [str(s) for s in model.validation_samples_],
         }
+        performance = getattr(model, "performance_", None)
+        if as_json and performance is not None:
+            found["performance"] = performance.to_dict()
         print_record(found, as_json)
+        if performance is not None and not as_json:
+            typer.echo(f"\n{performance}")
 
 
 @app.command()

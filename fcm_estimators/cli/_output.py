@@ -43,6 +43,11 @@ def _screen_columns(table: pd.DataFrame) -> pd.DataFrame:
         )
         found["95 % interval"] = low + "-" + high
         found["MRD"] = table["mrd_status"]
+        low, high = (
+            table[c].map("{:.2g}".format, na_action="ignore")
+            for c in ("members_lowest", "members_possible")
+        )
+        found["members"] = low + "-" + high
     if "n_qc_any" in table:
         found["flagged"] = table["n_qc_any"]
     if "distance" in table:

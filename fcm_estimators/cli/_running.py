@@ -58,6 +58,7 @@ def in_words_of_commands(text: str) -> str:
         return _OPTIONS[found["name"]] + (f" {value}" if value.strip("[.]") else "")
 
     text = text.replace("resume=True (--resume)", "--resume")
+    text = text.replace("overwrite=True (--overwrite)", "--overwrite")
     text = _ARGUMENT.sub(option, text)
     missing = dict.fromkeys(_PYTHON_ONLY.findall(text))
     if missing:

@@ -14,6 +14,7 @@ import anndata as ad
 import pandas as pd
 
 from fcm_estimators._cells.results import require_key_name
+from fcm_estimators._checks import listed
 from fcm_estimators._files import checksum, replaced_when_complete
 from fcm_estimators.cohort.executor import Call, executor
 from fcm_estimators.cohort.files import PathName, file_names, list_files
@@ -21,7 +22,7 @@ from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.gating.records import tree_records
-from fcm_estimators.models import result_keys
+from fcm_estimators.models import load_model, result_keys
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -124,6 +125,7 @@ def annotate_files(
         model = folder / "model"
     model_checksum = checksum(Path(model)) if Path(model).is_dir() else ""
     loaded = cached_model(str(model), model_checksum)
+    _require_denominator(denominator, gates, paths)
     keys = result_keys(loaded, key_added)
     require_key_name(keys.key)
     job = Job(
@@ -158,6 +160,32 @@ def annotate_files(
     with replaced_when_complete(folder / "table.csv") as temporary:
         table.to_csv(temporary, index=False)
     return table
+
+
+def _require_denominator(
+    denominator: str | None, gates: GatingTree | PathName | None, paths: Sequence[Path]
+) -> None:
+    """Raise InvalidInputError, before any result is replaced, if no file can have this gate."""
+    if denominator is None:
+        return
+    if gates is None:
+        # Results and zarr directories may have gates of their own; FCS files have none.
+        if all(path.suffix.lower() not in (".h5ad", ".zarr") for path in paths):
+            raise InvalidInputError(
+                f"denominator={denominator!r} is a gate, and FCS files have none. Pass gates=..., "
+                "or leave the denominator out to use all analysed cells."
+            )
+        return
+    if isinstance(gates, GatingTree):
+        known = list(gates.gates)
+    elif Path(gates).is_dir():
+        known = list(load_model(gates).tree_.gates)
+    else:
+        known = list(GatingTree.from_gatingml(gates).gates)
+    if denominator not in known:
+        raise InvalidInputError(
+            f"denominator={denominator!r} is not among the gates {listed(known)}."
+        )
 
 
 def _gates_checksum(gates: GatingTree | PathName | None) -> str:

@@ -16,6 +16,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._cells.records import members_table, uncertain_samples
 from fcm_estimators._checks import listed
 from fcm_estimators._files import (
     checksum,
@@ -205,6 +206,8 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
     proba = adata.obsm[keys.probabilities]
     analysed = ~proba.isna().any(axis=1).to_numpy()
     parts = {f"n_{name}": (predicted == name) & analysed for name in proba}
+    # Those cells that keep a class are counted there too.
+    parts["n_unknown"] = adata.obs[keys.unknown].to_numpy()
     table = pd.DataFrame({"n_analysed": analysed, **parts}).groupby(sample, sort=False).sum()
     if model.pos_label_ is None:
         return table.astype(int)
@@ -226,8 +229,12 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
         denominator_name=gate,
         groups=sample,
         limit_of_blank=job.limit_of_blank,
+        uncertain=uncertain_samples(adata.uns[keys.record]),
     )
     mrd = mrd.rename(columns={"status": "mrd_status"})
+    members = members_table(adata.uns[keys.record]).set_index("sample")
+    for name in ("lowest", "highest", "possible"):
+        mrd[f"members_{name}"] = members[name].reindex(mrd.index.astype(str)).to_numpy()
     for name in flags:
         flagged = adata.obs[name].to_numpy() & (predicted == str(model.pos_label_)) & inside
         mrd[f"n_positive_{name}"] = pd.Series(flagged).groupby(sample).sum()

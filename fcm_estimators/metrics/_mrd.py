@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -77,6 +79,7 @@ def mrd_table(
     denominator_name: str,
     groups: ArrayLike | None = None,
     limit_of_blank: float | None = None,
+    uncertain: Mapping[str, bool] | None = None,
     sensitivity: float = 1e-4,
     confidence: float = 0.95,
     flags: pd.DataFrame | None = None,
@@ -101,6 +104,9 @@ def mrd_table(
     limit_of_blank : float, optional
         Fraction that the same classifier finds in samples without disease: the ``value`` of
         :func:`limit_of_blank` for the same denominator.
+    uncertain : mapping of str to bool, optional
+        Samples on which the members of the model disagree: ``sample`` and ``uncertain`` in
+        ``adata.uns[key]["members"]``. Samples that are not named are certain.
     sensitivity : float, default 1e-4
         Fraction that a sample must be able to show before it can be called negative.
     confidence : float, default 0.95
@@ -118,12 +124,14 @@ def mrd_table(
         ``ci_high``, ``lod`` (20 / denominator), ``lloq`` (50 / denominator) and ``status``, the
         first of these that is true:
 
-        1. ``insufficient events``: there is no cell in the denominator; or fewer than 20 cells are
+        1. ``members disagree``: the sample is ``uncertain``. The fraction may be wrong by a
+           factor of two or more; it is neither quantifiable nor negative.
+        2. ``insufficient events``: there is no cell in the denominator; or fewer than 20 cells are
            positive and 20 / denominator exceeds ``sensitivity``. Nothing can be concluded.
-        2. ``not detected``: fewer than 20 cells are positive.
-        3. ``within blank``: ``limit_of_blank`` is given and the fraction does not exceed it.
-        4. ``detected below LLOQ``: 20 to 49 cells are positive.
-        5. ``quantifiable``: 50 or more cells are positive.
+        3. ``not detected``: fewer than 20 cells are positive.
+        4. ``within blank``: ``limit_of_blank`` is given and the fraction does not exceed it.
+        5. ``detected below LLOQ``: 20 to 49 cells are positive.
+        6. ``quantifiable``: 50 or more cells are positive.
 
         With ``flags`` also ``n_{flag}``, the flagged cells of the denominator, and
         ``n_positive_{flag}``, the flagged cells of the numerator.
@@ -168,6 +176,7 @@ def mrd_table(
     k = np.bincount(sample[positive & inside], minlength=len(names))
     n = np.bincount(sample[inside], minlength=len(names))
     low, high = clopper_pearson(k, n, confidence)
+    disputed = np.array([bool((uncertain or {}).get(str(name), False)) for name in names])
     counts = flag_counts(flags, inside, sample, len(names))
     of_positive = flag_counts(flags, inside & positive, sample, len(names))
     table = pd.DataFrame(
@@ -181,7 +190,7 @@ def mrd_table(
             "ci_high": high,
             "lod": _per_event(_EVENTS_TO_DETECT, n),
             "lloq": _per_event(_EVENTS_TO_QUANTIFY, n),
-            "status": _status(k, n, blank, sensitivity),
+            "status": _status(k, n, blank, sensitivity, disputed),
         },
         index=names,
     )
@@ -247,18 +256,27 @@ def mrd_error(true_fraction: ArrayLike, predicted_fraction: ArrayLike) -> pd.Dat
     return table.set_axis(pd.Index(rows, name="true_fraction"), axis=0)
 
 
-def _status(k: np.ndarray, n: np.ndarray, blank: float | None, sensitivity: float) -> np.ndarray:
+def _status(
+    k: np.ndarray, n: np.ndarray, blank: float | None, sensitivity: float, disputed: np.ndarray
+) -> np.ndarray:
     few = k < _EVENTS_TO_DETECT
     # The blank is a quotient of counts too, so equal fractions compare equal.
     within = np.zeros(len(k), dtype=bool) if blank is None else _per_event(k, n) <= blank
     return np.select(
         [
+            disputed,
             (n == 0) | (few & (_per_event(_EVENTS_TO_DETECT, n) > sensitivity)),
             few,
             within,
             k < _EVENTS_TO_QUANTIFY,
         ],
-        ["insufficient events", "not detected", "within blank", "detected below LLOQ"],
+        [
+            "members disagree",
+            "insufficient events",
+            "not detected",
+            "within blank",
+            "detected below LLOQ",
+        ],
         default="quantifiable",
     ).astype(object)
 

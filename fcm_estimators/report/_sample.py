@@ -102,6 +102,12 @@ class Annotated:
         return ~pd.DataFrame(membership).isna().any(axis=1).to_numpy()
 
     @property
+    def unknown(self) -> np.ndarray | None:
+        """Cells that are unlike any in training, bool; None if they were not judged."""
+        found = self.adata.obs.get(self.keys.classes.unknown)
+        return None if found is None else found.to_numpy(dtype=bool)
+
+    @property
     def positive_class(self) -> str | None:
         """Name of the positive class, if there is one."""
         found = self.run.get("pos_label", self.params.get("pos_label"))

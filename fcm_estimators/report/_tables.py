@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._cells.records import members_table, uncertain_samples
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
@@ -71,7 +72,11 @@ def residual_disease(
         inside, name = found[0].to_numpy(), denominator
     called = (sample.predicted == positive).to_numpy()
     row = mrd_table(
-        called, denominator=inside, denominator_name=name, limit_of_blank=limit_of_blank
+        called,
+        denominator=inside,
+        denominator_name=name,
+        limit_of_blank=limit_of_blank,
+        uncertain={"all": uncertain_samples(sample.run).get(sample.name, False)},
     ).iloc[0]
     entries = {
         "positive class": positive,
@@ -86,11 +91,33 @@ def residual_disease(
         "positive outside of the denominator": f"{row['n_outside']:,}",
         "status": str(row["status"]),
     }
+    entries |= _members_entries(sample)
     if limit_of_blank is not None:
         entries["limit of blank"] = percent(limit_of_blank)
     for flag in sample.quality:
         flagged = sample.adata.obs[flag].to_numpy(dtype=bool) & called & inside
         entries[f"positive cells flagged {flag.removeprefix('qc_')}"] = f"{flagged.sum():,}"
+    return entries
+
+
+def _members_entries(sample: Annotated) -> dict[str, str]:
+    """What the members say of the share of positive cells among all analysed cells."""
+    table = members_table(sample.run)
+    table = table[table["sample"] == sample.name]
+    if table.empty:
+        return {"members": "none: how sure the model is of this sample is not known"}
+    row = table.iloc[0]
+    entries = {
+        "share of all analysed cells, by the members": (
+            f"{percent(row['lowest'])} to {percent(row['highest'])}; possible "
+            f"{percent(row['possible'])}"
+        )
+    }
+    if row["uncertain"]:
+        entries["why this is not quantifiable"] = (
+            "The members of the model, each trained without some patients, do not agree. This "
+            "patient may be unlike those of the training. Check the sample by hand."
+        )
     return entries
 
 
@@ -102,6 +129,8 @@ def class_counts(sample: Annotated) -> Table | None:
     flagged = sample.adata.obs[sample.quality].any(axis=1).to_numpy()
     expert = sample.expert_labels
     columns = ["class", "cells", "share of analysed"]
+    unknown = sample.unknown
+    columns += ["unlike any in training"] if unknown is not None else []
     columns += ["flagged by quality control"] if sample.quality else []
     columns += ["expert's count", "F1"] if expert is not None else []
     scores = {} if expert is None else _scores(sample, expert)
@@ -113,6 +142,8 @@ def class_counts(sample: Annotated) -> Table | None:
             row.append("")
         else:
             row.append(percent(inside.sum() / n_analysed))
+        if unknown is not None:
+            row.append(f"{(unknown & inside).sum():,}")
         if sample.quality:
             row.append(f"{(flagged & inside).sum():,}")
         if expert is not None:
@@ -166,8 +197,9 @@ def distances(sample: Annotated) -> Table | None:
     if found is None:
         return None
     try:
-        columns = {k: np.asarray(found[k]) for k in ("sample", "marker", "distance", "far")}
-        table = pd.DataFrame(columns).astype({"distance": float, "far": bool})
+        names = ("sample", "marker", "distance", "farthest_training", "far")
+        table = pd.DataFrame({k: np.asarray(found[k]) for k in names})
+        table = table.astype({"distance": float, "farthest_training": float, "far": bool})
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InvalidInputError(
             f"The run record's 'distance' is damaged ({error}). Annotate the file again."
@@ -178,25 +210,38 @@ def distances(sample: Annotated) -> Table | None:
         return None
     table = table.sort_values("distance", ascending=False)
     rows = [
-        [str(r["marker"]), f"{r['distance']:.2f} SD", "far" if r["far"] else "as in training"]
+        [
+            str(r["marker"]),
+            f"{r['distance']:.2f} SD",
+            f"{r['farthest_training']:.2f} SD",
+            _judged(r["distance"], r["farthest_training"], r["far"]),
+        ]
         for r in table.to_dict("records")
     ]
     n_far = int(table["far"].sum())
     note = (
-        f"{n_far} of {len(table)} markers are farther from the training samples than these are "
-        "from each other. Predictions may be wrong: look at the pictures below."
+        f"{n_far} of {len(table)} markers are more than 1.5 times as far from the training samples "
+        "as the farthest of these is from the others. Predictions may be wrong: look at the "
+        "pictures below."
         if n_far
-        else "No marker is farther from the training samples than these are from each other. "
-        "This does not prove that the predictions are right."
+        else "Tested is whether the distance of any marker exceeds 1.5 times the largest distance "
+        "among the training samples; none does. Smaller differences between patients are not "
+        "found in this way, and this does not prove that the predictions are right."
     )
     return Table(
         "distance",
         "Distance from the training samples",
-        ["marker", "mean distance of the quantiles", "judged"],
+        ["marker", "mean distance of the quantiles", "farthest training sample", "judged"],
         rows,
         note,
         is_warning=n_far > 0,
     )
+
+
+def _judged(distance: float, farthest: float, far: bool) -> str:
+    if far:
+        return "far"
+    return "beyond every training sample" if distance > farthest else "within the training samples"
 
 
 def agreement(sample: Annotated) -> Table | None:

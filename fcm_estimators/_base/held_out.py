@@ -1,0 +1,103 @@
+"""Samples of held-out patients, and nets that were not trained on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fcm_estimators._base.running import outputs_of
+from fcm_estimators._cells.samples import Samples
+from fcm_estimators._fitting.augmentation import Augmentation, distorted_samples
+from fcm_estimators._fitting.class_targets import codes_of
+from fcm_estimators.nn import SetModule
+
+# Number of distorted copies of the held-out samples, and of cells in each sample of a copy.
+_COPIES, _CELLS_PER_COPY = 16, 10_000
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labelled cells of held-out patients with the logits of a net that did not see the patient.
+
+    Attributes
+    ----------
+    logits : ndarray of shape (n, C)
+    codes : ndarray of int of shape (n,)
+        Class of each cell.
+    sample : ndarray of int of shape (n,)
+        Position of the sample among all samples of the fit.
+    """
+
+    logits: np.ndarray
+    codes: np.ndarray
+    sample: np.ndarray
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out samples, in groups with a net each.
+
+    Parameters
+    ----------
+    samples : Samples
+        All samples of the fit.
+    codes : ndarray of int of shape (N,)
+        Class of each cell of the samples, -1 without a label.
+    groups : sequence of (SetModule, list of int)
+        A net, and the positions of samples that it was not trained on.
+    """
+
+    samples: Samples
+    codes: np.ndarray
+    groups: Sequence[tuple[SetModule, list[int]]]
+
+    @property
+    def positions(self) -> list[int]:
+        """Positions of all held-out samples."""
+        return [s for _, chosen in self.groups for s in chosen]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a labelled cell in any of the samples."""
+        return bool((codes_of(self.samples, self.codes, self.positions) >= 0).any())
+
+    def judged(self) -> Judged:
+        """Cells as they were measured."""
+        parts = []
+        for net, chosen in self.groups:
+            part = self.samples.take(chosen)
+            codes = codes_of(self.samples, self.codes, chosen)
+            known = codes >= 0
+            sample = np.array(chosen)[part.sample_of_cell]
+            parts.append(Judged(outputs_of(net, part)[known], codes[known], sample[known]))
+        return _joined(parts)
+
+    def judged_on_other_days(self, augmentation: Augmentation | None, seed: int) -> Judged:
+        """Some cells with the distortions of training, as if measured on several other days.
+
+        A few patients of one batch do not represent the next batch. Without distortions, the
+        cells are as they were measured.
+        """
+        n_copies = 1 if augmentation is None else _COPIES
+        return _joined(
+            [part for copy in range(n_copies) for part in self._copy(augmentation, seed, copy)]
+        )
+
+    def _copy(self, augmentation: Augmentation | None, seed: int, copy: int) -> Iterator[Judged]:
+        rng = np.random.default_rng([seed, copy])
+        for net, chosen in self.groups:
+            part, rows = self.samples.take(chosen).thinned(_CELLS_PER_COPY)
+            codes = codes_of(self.samples, self.codes, chosen)[rows]
+            if augmentation is not None:
+                mean, scale = (b.numpy(force=True) for b in (net.input_mean, net.input_scale))
+                part = distorted_samples(part, mean, scale, augmentation, rng)
+            known = codes >= 0
+            sample = np.array(chosen)[part.sample_of_cell]
+            yield Judged(outputs_of(net, part)[known], codes[known], sample[known])
+
+
+def _joined(parts: Sequence[Judged]) -> Judged:
+    columns = zip(*((p.logits, p.codes, p.sample) for p in parts), strict=True)
+    return Judged(*(np.concatenate(column) for column in columns))

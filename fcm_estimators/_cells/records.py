@@ -1,0 +1,47 @@
+"""What a run record in ``uns`` says of the members of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fcm_estimators.exceptions import InvalidInputError
+
+_COLUMNS = {
+    "sample": str,
+    "class": str,
+    "share": float,
+    "lowest": float,
+    "highest": float,
+    "possible": float,
+    "uncertain": bool,
+}
+
+
+def members_table(record: Mapping[str, Any]) -> pd.DataFrame:
+    """Shares by the members, a row per sample and class; no rows without members.
+
+    Raises
+    ------
+    InvalidInputError
+        The record is damaged.
+    """
+    found = record.get("members")
+    if found is None:
+        return pd.DataFrame(columns=list(_COLUMNS))
+    try:
+        return pd.DataFrame({name: np.asarray(found[name]) for name in _COLUMNS}).astype(_COLUMNS)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InvalidInputError(
+            f"The run record's 'members' is damaged ({error}). Annotate the file again."
+        ) from error
+
+
+def uncertain_samples(record: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the members disagree on a class, by sample."""
+    table = members_table(record)
+    found = table.groupby("sample")["uncertain"].any()
+    return {str(sample): bool(value) for sample, value in found.items()}

@@ -1,0 +1,222 @@
+"""Novelty of a cell: how far it is from all labelled cells that the model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+# Number of centroids, and of training cells that they summarise.
+_N_CENTROIDS, _N_CELLS = 150, 20_000
+# A rare class has at least this share of those cells, as far as it has cells.
+_MIN_CLASS_FRACTION = 0.02
+# A centroid stands for at least this many cells, so that it is nobody's measurement.
+_FEWEST_PER_CENTROID = 20
+# Candidates for the squared bandwidth, in units of the variance within a centroid.
+_MULTIPLES = (1.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+# The multiple if there is nothing to choose it with: best on left-out CyTOF populations.
+_DEFAULT_MULTIPLE = 20.0
+# Classes that are left out in turn to choose the multiple, the largest first.
+_N_LEFT_OUT = 6
+# Share of the known cells of held-out patients above the threshold.
+FALSE_ALARMS = 0.01
+_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class LabelledCells:
+    """Labelled cells of training samples, in standardised marker space.
+
+    Parameters
+    ----------
+    z : ndarray of shape (n, M)
+        Cells in SD within training samples. They are not standardised per sample: a shifted sample
+        is strange as a whole.
+    code : ndarray of int of shape (n,)
+        Class of each cell.
+    sample : ndarray of int of shape (n,)
+    """
+
+    z: np.ndarray
+    code: np.ndarray
+    sample: np.ndarray
+
+    def take(self, chosen: np.ndarray) -> LabelledCells:
+        """Some of the cells."""
+        return LabelledCells(self.z[chosen], self.code[chosen], self.sample[chosen])
+
+    def thinned(self, rng: np.random.Generator) -> LabelledCells:
+        """About 20,000 cells, the same number of each sample, and some of every class."""
+        order = rng.permutation(len(self.z))
+        per_sample = max(_N_CELLS // len(np.unique(self.sample)), 1)
+        chosen = _place_in_group(self.sample[order]) < per_sample
+        per_class = int(_MIN_CLASS_FRACTION * _N_CELLS)
+        chosen |= _place_in_group(self.code[order]) < per_class
+        return self.take(np.sort(order[chosen]))
+
+
+def _place_in_group(group: np.ndarray) -> np.ndarray:
+    """Number of earlier entries with the same value."""
+    return pd.Series(group).groupby(group).cumcount().to_numpy()
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Negative logarithm of a mixture density with equal, round components.
+
+    The novelty of a cell is ``-log sum_m w_m exp(-d_m^2 / 2 h^2)`` with its distances ``d_m`` from
+    centroids of the labelled training cells and the shares ``w_m`` of these cells. It is 0 at the
+    centre of a single cluster, and grows with the squared distance.
+
+    Parameters
+    ----------
+    centroids : Tensor of shape (K, M)
+        In SD within training samples.
+    log_weight : Tensor of shape (K,)
+        Logarithm of the share of training cells of each centroid.
+    bandwidth : float
+        ``h^2``.
+    threshold : float
+        Novelty above which a cell is unlike any in training. Infinite: not determined.
+    source : str
+        Where the threshold comes from, in words.
+    """
+
+    centroids: Tensor = field(repr=False)
+    log_weight: Tensor = field(repr=False)
+    bandwidth: float
+    threshold: float = float("inf")
+    source: str = ""
+
+    @classmethod
+    def of(cls, cells: LabelledCells, multiple: float, seed: int) -> Self:
+        """Mixture of some labelled cells.
+
+        Parameters
+        ----------
+        cells : LabelledCells
+        multiple : float
+            Squared bandwidth in units of the variance within a centroid, per marker.
+        seed : int
+        """
+        some = cells.thinned(np.random.default_rng(seed))
+        n_centroids = max(1, min(_N_CENTROIDS, len(some.z) // _FEWEST_PER_CENTROID))
+        clusters = MiniBatchKMeans(
+            n_centroids, batch_size=2048, max_iter=50, n_init=1, random_state=seed % 2**32
+        ).fit(some.z)
+        size = np.bincount(clusters.labels_, minlength=n_centroids)
+        kept = size >= min(_FEWEST_PER_CENTROID, size.max())
+        within = np.square(some.z - clusters.cluster_centers_[clusters.labels_]).mean()
+        return cls(
+            torch.from_numpy(clusters.cluster_centers_[kept].astype(np.float32)),
+            torch.from_numpy(np.log(size[kept] / size[kept].sum()).astype(np.float32)),
+            float(multiple * max(within, 1e-6)),
+        )
+
+    @torch.no_grad()
+    def score(self, z: Tensor) -> Tensor:
+        """Novelty of cells.
+
+        Parameters
+        ----------
+        z : Tensor of shape (n, M)
+            Cells in SD within training samples, float32.
+
+        Returns
+        -------
+        Tensor of shape (n,)
+        """
+        centroids = self.centroids.to(z)
+        half = 0.5 / self.bandwidth
+        constant = self.log_weight.to(z) - half * centroids.square().sum(1)
+        towards = (2 * half) * centroids.T
+        found = z.new_empty(len(z))
+        for start in range(0, len(z), _ROWS):
+            part = z[start : start + _ROWS]
+            log_density = torch.logsumexp(torch.addmm(constant, part, towards), 1)
+            found[start : start + _ROWS] = half * part.square().sum(1) - log_density
+        return found
+
+    def with_threshold(self, known: np.ndarray, source: str) -> Novelty:
+        """The same mixture with the threshold that 1 % of some known cells exceed."""
+        threshold = float(np.quantile(known, 1 - FALSE_ALARMS))
+        return replace(self, threshold=threshold, source=source)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of the saved model."""
+        return {"centroids": self.centroids, "log_weight": self.log_weight}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Entries of the saved model besides the tensors."""
+        return {
+            "bandwidth": self.bandwidth,
+            "threshold": self.threshold if np.isfinite(self.threshold) else None,
+            "source": self.source,
+        }
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """Undo :meth:`tensors` and :meth:`to_dict`."""
+        found = cls(tensors["centroids"], tensors["log_weight"], **saved)
+        if found.centroids.ndim != 2 or found.log_weight.shape != found.centroids.shape[:1]:
+            raise ValueError("the centroids of the novelty do not fit their weights")
+        return found if saved["threshold"] is not None else replace(found, threshold=float("inf"))
+
+
+def fit_novelty(cells: LabelledCells, folds: Sequence[Sequence[int]], seed: int) -> Novelty:
+    """Mixture of all labelled cells; bandwidth and threshold from held-out patients.
+
+    The bandwidth finds best, on average, the cells of a class that is left out of training. The
+    samples of each fold are held out in turn for the threshold.
+
+    Parameters
+    ----------
+    cells : LabelledCells
+    folds : sequence of lists of int
+        Samples of each group of patients. Fewer than two: half of the cells are held out instead,
+        so the threshold does not know how patients differ.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    held_out = [np.isin(cells.sample, list(fold)) for fold in folds]
+    held_out = [mask for mask in held_out if mask.any() and not mask.all()]
+    source = "held-out patients"
+    if len(held_out) < 2:
+        held_out, source = [rng.random(len(cells.z)) < 0.5], "held-out cells of the same samples"
+        if held_out[0].all() or not held_out[0].any():
+            return Novelty.of(cells, _DEFAULT_MULTIPLE, seed)
+    multiple = _best_multiple(cells, held_out[0], seed)
+    scores = []
+    for mask in held_out:
+        other = cells.take(mask).thinned(rng)
+        part = Novelty.of(cells.take(~mask), multiple, seed)
+        scores.append(part.score(torch.from_numpy(other.z)).numpy())
+    return Novelty.of(cells, multiple, seed).with_threshold(np.concatenate(scores), source)
+
+
+def _best_multiple(cells: LabelledCells, held_out: np.ndarray, seed: int) -> float:
+    """The multiple with the highest mean area under the ROC curve for left-out classes."""
+    test = cells.take(held_out).thinned(np.random.default_rng(seed))
+    train = cells.take(~held_out)
+    counts = np.bincount(test.code)
+    largest = [c for c in np.argsort(-counts) if counts[c] >= _FEWEST_PER_CENTROID][:_N_LEFT_OUT]
+    areas = []
+    z = torch.from_numpy(test.z)
+    for c in largest:
+        others, stranger = train.code != c, test.code == c
+        if others.sum() < _FEWEST_PER_CENTROID or stranger.all():
+            continue
+        mixture = Novelty.of(train.take(others), 1.0, seed)
+        row = []
+        for multiple in _MULTIPLES:
+            scaled = replace(mixture, bandwidth=mixture.bandwidth * multiple)
+            row.append(roc_auc_score(stranger, scaled.score(z).numpy()))
+        areas.append(row)
+    return _MULTIPLES[int(np.mean(areas, axis=0).argmax())] if areas else _DEFAULT_MULTIPLE
