@@ -425,7 +425,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             force=True
         )
         cells = LabelledCells(z.astype(np.float32), codes[known], samples.sample_of_cell[known])
-        self.novelty_ = fit_novelty(cells, folds or [valid], seed)
+        self.novelty_ = fit_novelty(cells, folds or [valid], augmentation_of(self), seed)
         n_patients = len(np.unique(samples.patients.astype(str)))
         if n_patients < FEW_PATIENTS:
             warnings.warn(few_patients(n_patients), UserWarning, stacklevel=4)

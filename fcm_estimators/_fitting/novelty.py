@@ -13,6 +13,8 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from fcm_estimators._fitting.augmentation import Augmentation
+
 # Number of centroids, and of training cells that they summarise.
 _N_CENTROIDS, _N_CELLS = 150, 20_000
 # A rare class has at least this share of those cells, as far as it has cells.
@@ -23,6 +25,8 @@ _FEWEST_PER_CENTROID = 20
 _MULTIPLES = (1.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 # The multiple if there is nothing to choose it with: best on left-out CyTOF populations.
 _DEFAULT_MULTIPLE = 20.0
+# Distortions of each sample for that choice.
+_N_DAYS = 8
 # Classes that are left out in turn to choose the multiple, the largest first.
 _N_LEFT_OUT = 6
 # Share of the known cells of held-out patients above the threshold.
@@ -51,6 +55,28 @@ class LabelledCells:
     def take(self, chosen: np.ndarray) -> LabelledCells:
         """Some of the cells."""
         return LabelledCells(self.z[chosen], self.code[chosen], self.sample[chosen])
+
+    def on_other_days(
+        self, augmentation: Augmentation | None, rng: np.random.Generator
+    ) -> LabelledCells:
+        """The cells of each sample in eight parts, each with a distortion of its own.
+
+        A few patients of one batch do not represent the next batch.
+        """
+        if augmentation is None:
+            return self
+        always = replace(augmentation, probability=1.0)
+        group = self.sample * _N_DAYS + _place_in_group(self.sample) % _N_DAYS
+        z = self.z.copy()
+        for number in np.unique(group):
+            rows = group == number
+            z[rows] = always.distort(self.z[rows], rng)
+        return replace(self, z=z)
+
+    def scale(self) -> np.ndarray:
+        """SD of each marker within samples, shape (M,); each sample has equal weight."""
+        variances = pd.DataFrame(self.z).groupby(self.sample).var(ddof=0).mean()
+        return np.sqrt(np.maximum(variances.to_numpy(), 1e-6)).astype(self.z.dtype)
 
     def thinned(self, rng: np.random.Generator) -> LabelledCells:
         """About 20,000 cells, the same number of each sample, and some of every class."""
@@ -170,11 +196,17 @@ class Novelty:
         return found if saved["threshold"] is not None else replace(found, threshold=float("inf"))
 
 
-def fit_novelty(cells: LabelledCells, folds: Sequence[Sequence[int]], seed: int) -> Novelty:
+def fit_novelty(
+    cells: LabelledCells,
+    folds: Sequence[Sequence[int]],
+    augmentation: Augmentation | None,
+    seed: int,
+) -> Novelty:
     """Mixture of all labelled cells; bandwidth and threshold from held-out patients.
 
-    The bandwidth finds best, on average, the cells of a class that is left out of training. The
-    samples of each fold are held out in turn for the threshold.
+    The bandwidth finds best, on average, the cells of a class that is left out of training, in
+    held-out samples with the distortions of training. The samples of each fold are held out in
+    turn for the threshold.
 
     Parameters
     ----------
@@ -182,6 +214,8 @@ def fit_novelty(cells: LabelledCells, folds: Sequence[Sequence[int]], seed: int)
     folds : sequence of lists of int
         Samples of each group of patients. Fewer than two: half of the cells are held out instead,
         so the threshold does not know how patients differ.
+    augmentation : Augmentation or None
+        Distortions of training.
     seed : int
     """
     rng = np.random.default_rng(seed)
@@ -192,7 +226,7 @@ def fit_novelty(cells: LabelledCells, folds: Sequence[Sequence[int]], seed: int)
         held_out, source = [rng.random(len(cells.z)) < 0.5], "held-out cells of the same samples"
         if held_out[0].all() or not held_out[0].any():
             return Novelty.of(cells, _DEFAULT_MULTIPLE, seed)
-    multiple = _best_multiple(cells, held_out[0], seed)
+    multiple = _best_multiple(cells, held_out[0], augmentation, seed)
     scores = []
     for mask in held_out:
         other = cells.take(mask).thinned(rng)
@@ -201,19 +235,24 @@ def fit_novelty(cells: LabelledCells, folds: Sequence[Sequence[int]], seed: int)
     return Novelty.of(cells, multiple, seed).with_threshold(np.concatenate(scores), source)
 
 
-def _best_multiple(cells: LabelledCells, held_out: np.ndarray, seed: int) -> float:
+def _best_multiple(
+    cells: LabelledCells, held_out: np.ndarray, augmentation: Augmentation | None, seed: int
+) -> float:
     """The multiple with the highest mean area under the ROC curve for left-out classes."""
-    test = cells.take(held_out).thinned(np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    test = cells.take(held_out).thinned(rng).on_other_days(augmentation, rng)
     train = cells.take(~held_out)
     counts = np.bincount(test.code)
     largest = [c for c in np.argsort(-counts) if counts[c] >= _FEWEST_PER_CENTROID][:_N_LEFT_OUT]
     areas = []
-    z = torch.from_numpy(test.z)
     for c in largest:
-        others, stranger = train.code != c, test.code == c
-        if others.sum() < _FEWEST_PER_CENTROID or stranger.all():
+        others, stranger = train.take(train.code != c), test.code == c
+        if len(others.z) < _FEWEST_PER_CENTROID or stranger.all():
             continue
-        mixture = Novelty.of(train.take(others), 1.0, seed)
+        # A class that was never seen has no part in the scale of the markers either.
+        scale = others.scale()
+        mixture = Novelty.of(replace(others, z=others.z / scale), 1.0, seed)
+        z = torch.from_numpy(test.z / scale)
         row = []
         for multiple in _MULTIPLES:
             scaled = replace(mixture, bandwidth=mixture.bandwidth * multiple)
