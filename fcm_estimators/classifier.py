@@ -6,7 +6,6 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -49,6 +48,8 @@ from fcm_estimators._checks import listed
 from fcm_estimators._fitting.calibration import (
     best_f1_threshold,
     best_temperature,
+    calibrated,
+    counts_are_right,
     false_positive_threshold,
     mean_keeping_shift,
 )
@@ -186,9 +187,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         Log-odds of ``pos_label_``, before calibration, from which a cell is positive. None without
         a positive class: the most probable class is predicted.
     temperature_ : float
-        Number that logits are divided by; a buffer of the net. It calibrates the probabilities of
-        the held-out patients' cells, which get the distortions of ``augmentation`` as if measured
-        on other days. It is the median over samples of the best temperature, and at least 1.
+        Number that the logits of the net are divided by for ``predict_proba``. It calibrates the
+        probabilities of the held-out patients' cells, which get the distortions of
+        ``augmentation`` as if measured on other days. It is the median over samples of the best
+        temperature, at least 1, and 1 if the expected numbers of cells would become wrong.
         Decisions do not depend on it, nor does the mean probability of a class in a sample.
     pos_label_ : label or None
         Positive class.
@@ -323,16 +325,12 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
     classes_: np.ndarray
     threshold_: float | None
+    temperature_: float
     pos_label_: Any
     performance_: Performance | None
     members_: list[SetModule]
     _usual_excess: np.ndarray
     novelty_: Novelty
-
-    @property
-    def temperature_(self) -> float:
-        """Number that logits are divided by."""
-        return float(fitted_net(self).get_buffer("temperature"))
 
     # -- fit ----------------------------------------------------------------------------------
 
@@ -414,12 +412,12 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         judged = held_out.judged() if held_out.has_labels else None
         self.threshold_ = self._choose_threshold(judged)
         self.performance_ = None if judged is None else self._performance(samples, judged)
-        self._usual_excess = np.ones(len(classes))
+        self._usual_excess, self.temperature_ = np.ones(len(classes)), 1.0
         if judged is not None:
             self._usual_excess = usual_excess(
                 judged.logits, self._codes(judged.logits), judged.codes, judged.sample
             )
-            self._calibrate(held_out, seed)
+            self.temperature_ = self._choose_temperature(judged, held_out, seed)
         known = codes >= 0
         z = (samples.x[known] - start.input_mean.numpy(force=True)) / start.input_scale.numpy(
             force=True
@@ -498,11 +496,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             fixed=fixed,
         )
 
-    def _calibrate(self, held_out: HeldOut, seed: int) -> None:
-        """Set the temperature of the net."""
-        judged = held_out.judged_on_other_days(augmentation_of(self), seed)
-        temperature = best_temperature(judged.logits, judged.codes, judged.sample)
-        fitted_net(self).get_buffer("temperature").fill_(temperature)
+    def _choose_temperature(self, judged: Judged, held_out: HeldOut, seed: int) -> float:
+        days = held_out.judged_on_other_days(augmentation_of(self), seed)
+        found = best_temperature(days.logits, days.codes, days.sample)
+        kept = counts_are_right(judged.logits, judged.codes, judged.sample, found)
+        return found if kept else 1.0
 
     def _choose_threshold(self, judged: Judged | None) -> float | None:
         """Log-odds of the positive class from which a cell is positive."""
@@ -560,10 +558,6 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         positive = self._log_odds(logits) >= self.threshold_
         return np.where(positive, self._positive, 1 - self._positive)
 
-    def _plain(self, outputs: np.ndarray) -> np.ndarray:
-        """Logits before calibration, from outputs of the net."""
-        return outputs if self.temperature_ == 1 else outputs * np.float32(self.temperature_)
-
     def _is_unknown(self, x: np.ndarray) -> np.ndarray:
         """Cells that are unlike any in training, bool of shape (n,)."""
         return self._novelty(torch.from_numpy(x)) > self.novelty_.threshold
@@ -610,7 +604,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
     def _predict(self, samples: Samples) -> np.ndarray:
         """Labels of analysed cells, or "unknown"."""
-        logits = self._plain(outputs_of(fitted_net(self), samples))
+        logits = outputs_of(fitted_net(self), samples)
         predicted: np.ndarray = self.classes_[self._codes(logits)]
         if self.unknown == "flag":
             return predicted
@@ -641,13 +635,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     def _probabilities(self, outputs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of the cells of one sample, from outputs of the net."""
         z = torch.from_numpy(outputs)
-        shift = self._shift(lambda: [z])
-        return torch.softmax(z + shift.to(z), 1).numpy()
-
-    def _shift(self, outputs: Callable[[], Iterable[Tensor]]) -> Tensor:
-        """Shift that keeps the mean probability of each class, for the outputs of a sample."""
-        temperature = self.temperature_
-        return mean_keeping_shift(lambda: (z * temperature for z in outputs()), temperature)
+        shift = mean_keeping_shift(lambda: [z], self.temperature_)
+        return calibrated(z, self.temperature_, shift).numpy()
 
     def decision_function(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Scores whose sign (two classes) or largest entry gives the predicted class.
@@ -665,7 +654,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             are those before calibration, as are decisions.
         """
         samples = read_to_predict(self, X, groups)
-        logits = self._plain(outputs_of(fitted_net(self), samples))
+        logits = outputs_of(fitted_net(self), samples)
         if len(self.classes_) > 2:
             return samples.scatter(against_rest(logits), np.nan)
         excess = self._log_odds(logits) - (self.threshold_ or 0.0)
@@ -792,7 +781,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         n_unknown, agreements = [], []
         for part in cells:
             outputs = kept_outputs(fitted_net(self), part)
-            shift = self._shift(outputs.blocks)
+            shift = mean_keeping_shift(outputs.blocks, self.temperature_)
             n_unknown.append(0)
             if self.members_:
                 agreements.append(
@@ -804,12 +793,13 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
                 rows, x = part.rows[start:stop], part.source.read(start, stop)
                 score = self._novelty(x)
                 strange = score > self.novelty_.threshold
-                logits = self._plain(z.numpy(force=True))
+                logits = z.numpy(force=True)
                 codes = self._codes(logits)
                 if self.members_:
                     agreements[-1].add(x, logits)
                 label.write(rows, np.where(strange, len(names), codes) if rejects else codes)
-                probabilities.write(rows, torch.softmax(z + shift.to(z), 1).numpy(force=True))
+                shares = calibrated(z, self.temperature_, shift)
+                probabilities.write(rows, shares.numpy(force=True))
                 novelty.write(rows, score)
                 unknown.write(rows, strange)
                 n_unknown[-1] += int(strange.sum())
@@ -867,6 +857,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             "classes": self.classes_,
             "pos_label": self.pos_label_,
             "threshold": self.threshold_,
+            "temperature": self.temperature_,
             "n_members": len(self.members_),
             "usual_excess": self._usual_excess,
             "performance": None if self.performance_ is None else self.performance_.to_dict(),
@@ -876,7 +867,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     def _restore_fitted_state(self, state: dict[str, Any]) -> None:
         self.classes_ = np.array(state["classes"])
         self.pos_label_ = state["pos_label"]
-        self.threshold_ = state["threshold"]
+        self.threshold_, self.temperature_ = state["threshold"], state["temperature"]
         self._usual_excess = np.array(state["usual_excess"], dtype=float)
         found = state["performance"]
         self.performance_ = None if found is None else Performance.from_dict(found)

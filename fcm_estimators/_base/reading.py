@@ -19,6 +19,7 @@ from fcm_estimators._cells.store import CellStore, sample_rows
 from fcm_estimators._checks import listed
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators.exceptions import InvalidInputError, NotFittedError
+from fcm_estimators.io.kinds import kind_of_name
 from fcm_estimators.nn import SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState, recorded_states, require_states
 
@@ -174,12 +175,12 @@ def _has_names(X: CellData) -> bool:
 
 
 def _warn_of_raw_values(samples: Samples) -> None:
-    """Warn of markers whose values look untransformed. Scatter is often linear, but scaled."""
+    """Warn of markers whose values look untransformed. Scatter may be linear."""
     high = samples.x.max(axis=0)
     raw = [
         f"{marker} (up to {value:,.0f})"
         for marker, value in zip(samples.markers, high, strict=True)
-        if value > _LARGEST_TRANSFORMED
+        if value > _LARGEST_TRANSFORMED and kind_of_name(str(marker)) != "scatter"
     ]
     if raw:
         warnings.warn(

@@ -103,8 +103,8 @@ Estimator = TypeVar("Estimator", bound=HasNet)
 def with_net(estimator: Estimator, net: SetModule) -> Estimator:
     """A copy of a fitted estimator with another net. The original does not change."""
     other = copy.copy(estimator)
-    # Members belong to the net that they were trained with.
+    # Members and calibration belong to the net that they were made for.
     if hasattr(other, "members_"):
-        other.members_ = []
+        vars(other).update(members_=[], temperature_=1.0)
     other.net_ = ready_net(net, other.device)
     return other

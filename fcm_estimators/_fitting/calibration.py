@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +14,11 @@ _GRID = np.round(np.arange(-12, 12.05, 0.05), 2)  # log-odds
 _NEGLIGIBLE = 1e-3  # difference in F1
 # Limits, because held-out cells without any error would make the temperature extreme.
 _LOG_TEMPERATURES = np.linspace(np.log(0.5), np.log(10), 121)
+
+# Sums of probabilities may differ from true numbers by this factor, if these are large enough.
+_RIGHT_COUNT, _FEWEST_COUNTED = 1.5, 20
+# Powers of ten of a probability; the last has all smaller ones.
+_DECADES = 8
 
 
 def best_temperature(logits: np.ndarray, codes: np.ndarray, sample: np.ndarray) -> float:
@@ -45,6 +50,39 @@ def best_temperature(logits: np.ndarray, codes: np.ndarray, sample: np.ndarray) 
         loss = logsumexp(scaled, axis=1) - scaled[np.arange(len(codes)), codes]
         table[:, k] = np.bincount(position, weights=loss)
     return float(np.exp(max(0.0, np.median(_LOG_TEMPERATURES[table.argmin(1)]))))
+
+
+def counts_are_right(
+    logits: np.ndarray, codes: np.ndarray, sample: np.ndarray, temperature: float
+) -> bool:
+    """Whether sums of calibrated probabilities are near the true numbers of held-out cells.
+
+    Parameters
+    ----------
+    logits, codes, sample
+        As for :func:`best_temperature`.
+    temperature : float
+
+    Returns
+    -------
+    bool
+        True if, for each class and each power of ten of its probability, the sum of the
+        probabilities differs from the number of cells of the class by at most a factor of 1.5. A
+        power of ten counts only if one of both is 20 or more.
+    """
+    n_classes = logits.shape[1]
+    expected, true = np.zeros((2, n_classes, _DECADES))
+    for s in np.unique(sample):
+        inside = sample == s
+        z = torch.from_numpy(logits[inside].astype(np.float64))
+        shift = mean_keeping_shift(partial(iter, [z]), temperature)
+        p = calibrated(z, temperature, shift).numpy()
+        decade = np.ceil(-np.log10(np.maximum(p, 1e-300))).astype(int).clip(1, _DECADES) - 1
+        for c in range(n_classes):
+            expected[c] += np.bincount(decade[:, c], p[:, c], _DECADES)
+            true[c] += np.bincount(decade[:, c], codes[inside] == c, _DECADES)
+    larger, smaller = np.maximum(expected, true), np.minimum(expected, true)
+    return bool((larger <= _RIGHT_COUNT * smaller)[larger >= _FEWEST_COUNTED].all())
 
 
 def best_f1_threshold(log_odds: np.ndarray, positive: np.ndarray, sample: np.ndarray) -> float:
@@ -114,24 +152,6 @@ def false_positive_threshold(log_odds: np.ndarray, positive: np.ndarray, rate: f
     return float(np.nextafter(negatives[len(negatives) - allowed - 1], np.inf))
 
 
-def labelled_subset(codes: np.ndarray, offsets: Sequence[int], n_cells: int) -> np.ndarray:
-    """Mask of about ``n_cells`` labelled cells, evenly spaced, the same number per sample.
-
-    Parameters
-    ----------
-    codes : ndarray of int of shape (N,)
-        Class codes; -1 for cells without label.
-    offsets : sequence of S + 1 int
-    n_cells : int
-    """
-    chosen = np.zeros(len(codes), dtype=bool)
-    n_samples = len(offsets) - 1
-    for start, stop in pairwise(offsets):
-        rows = start + np.flatnonzero(codes[start:stop] >= 0)
-        chosen[rows[:: 1 + len(rows) * n_samples // n_cells]] = True
-    return chosen
-
-
 # Steps and accuracy of the search for the shift, and its largest step.
 _MOST_STEPS, _ACCURACY, _LARGEST_STEP = 25, 1e-4, 4.0
 # Fewer expected cells than this are no cells.
@@ -178,6 +198,11 @@ def mean_keeping_shift(blocks: Callable[[], Iterable[Tensor]], temperature: floa
         step = torch.linalg.solve(slopes, missing)
         shift[free] += step.clamp(-_LARGEST_STEP, _LARGEST_STEP)
     return shift
+
+
+def calibrated(logits: Tensor, temperature: float, shift: Tensor) -> Tensor:
+    """Probabilities ``softmax(z / T + b)``, shape (n, C)."""
+    return torch.softmax(logits / temperature + shift.to(logits), 1)
 
 
 def _expected_cells(

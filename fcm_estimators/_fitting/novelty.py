@@ -76,7 +76,8 @@ class LabelledCells:
     def scale(self) -> np.ndarray:
         """SD of each marker within samples, shape (M,); each sample has equal weight."""
         variances = pd.DataFrame(self.z).groupby(self.sample).var(ddof=0).mean()
-        return np.sqrt(np.maximum(variances.to_numpy(), 1e-6)).astype(self.z.dtype)
+        found = np.sqrt(np.maximum(variances.to_numpy(dtype=np.float64), 1e-6))
+        return np.asarray(found, dtype=np.float32)
 
     def thinned(self, rng: np.random.Generator) -> LabelledCells:
         """About 20,000 cells, the same number of each sample, and some of every class."""

@@ -274,11 +274,6 @@ class ReluFormer(SetModule):
     **encoder
         Further parameters of :class:`SetModule`.
 
-    Attributes
-    ----------
-    temperature : Tensor of shape ()
-        Divides the logits; 1 unless probabilities were calibrated.
-
     Examples
     --------
     >>> import torch
@@ -292,13 +287,6 @@ class ReluFormer(SetModule):
     def __init__(self, n_markers: int, n_outputs: int, **encoder: Any) -> None:
         super().__init__(n_markers, **encoder)
         self.output = nn.Linear(self.hidden_dim, n_outputs)
-        self.register_buffer("temperature", torch.ones(()))
-
-    temperature: Tensor
-
-    def forget_calibration(self) -> None:
-        """Set the temperature to 1."""
-        self.temperature.fill_(1.0)
 
     def read_out(
         self,
@@ -311,4 +299,4 @@ class ReluFormer(SetModule):
     ) -> Tensor:
         """Logits of encoded cells, shape (N, n_outputs)."""
         logits: Tensor = self.output(encoded)
-        return logits / self.temperature
+        return logits
