@@ -44,6 +44,9 @@ class LogOdds:
 class Probability:
     """Probability of a class. Its gradient vanishes for cells with a probability near 0 or 1.
 
+    This is the probability before calibration, on which predictions are based; ``predict_proba``
+    is calibrated.
+
     Parameters
     ----------
     label : label

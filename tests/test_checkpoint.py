@@ -41,7 +41,7 @@ def cohort():
 def make(kind, **kwargs):
     if kind == "classifier":
         return ReluFormerClassifier(
-            **{**QUICK, "label_key": "cell_type", "pos_label": "blast", **kwargs}
+            **{**QUICK, "n_members": 0, "label_key": "cell_type", "pos_label": "blast", **kwargs}
         )
     return PolygonRegressor(GATES, **{**QUICK, "validation_fraction": 0.15, **kwargs})
 

@@ -49,7 +49,7 @@ def folder(raw, tmp_path_factory):
         write_fcs(raw[raw.obs["sample"] == sample].copy(), folder / "in" / f"{sample}.fcs")
     train = make_pipeline(*steps()).fit_transform(raw)
     clf = ReluFormerClassifier(
-        sample_key="sample", label_key="cell_type", pos_label="blast", **QUICK
+        sample_key="sample", label_key="cell_type", pos_label="blast", n_members=0, **QUICK
     )
     clf.fit(train).save(folder / "model")
     gates = {"syto": ("", "Syto 41", "FSC-A"), "cd19": ("syto", "CD19", "SSC-A")}
@@ -312,7 +312,9 @@ def test_assembled_files_are_ready_to_fit(folder, raw):
         if isinstance(value, np.ndarray):
             np.testing.assert_array_equal(adata.uns["fcs"][key], value)
     assert adata.uns["cohort"]["n_cells"].tolist() == [1500] * N_FILES
-    clf = ReluFormerClassifier(sample_key="sample", label_key="cell_type", **QUICK).fit(adata)
+    clf = ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", n_members=0, **QUICK
+    ).fit(adata)
     new = read_files(files_of(folder)[:1], steps=clf, n_workers=0)
     assert clf.predict(new).shape == (1500,)
 
@@ -377,7 +379,7 @@ def test_a_model_may_call_its_samples_otherwise(folder, raw, serial, tmp_path):
     train = make_pipeline(*steps()).fit_transform(raw)
     train.obs["tube"] = train.obs["sample"]
     clf = ReluFormerClassifier(
-        sample_key="tube", label_key="cell_type", pos_label="blast", **QUICK
+        sample_key="tube", label_key="cell_type", pos_label="blast", n_members=0, **QUICK
     ).fit(train)
     table = annotate_files(clf, folder / "in", tmp_path, n_workers=0)
     for column in ("n_blast", "distance", "farthest_marker"):

@@ -125,7 +125,12 @@ def test_truncation_at_every_byte_is_refused(valid, tmp_path):
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     ReluFormerClassifier(
-        label_key="cell_type", max_epochs=1, steps_per_epoch=1, hidden_dim=8, n_layers=1
+        n_members=0,
+        label_key="cell_type",
+        max_epochs=1,
+        steps_per_epoch=1,
+        hidden_dim=8,
+        n_layers=1,
     ).fit(toy_cohort(1)).save(folder)
     return folder
 

@@ -17,7 +17,7 @@ from fcm_estimators.preprocessing import (
 )
 from tests.helpers import toy_cohort
 
-QUICK = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 1, "steps_per_epoch": 2, "random_state": 0}
+QUICK = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 1, "steps_per_epoch": 2, "n_members": 0}
 
 
 @pytest.fixture(scope="module")

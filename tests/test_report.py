@@ -44,7 +44,9 @@ def sample():
     labels = adata.obs["cell_type"].astype(str).replace("other", NASTY.replace("/", "|"))
     adata.obs["cell_type"] = labels.astype("category")
     keys = {"sample_key": "sample", "patient_key": "patient"}
-    clf = ReluFormerClassifier(label_key="cell_type", pos_label="blast", **keys, **TINY).fit(adata)
+    clf = ReluFormerClassifier(
+        label_key="cell_type", pos_label="blast", n_members=0, **keys, **TINY
+    ).fit(adata)
     clf.annotate(adata)
     PolygonRegressor(GATES, **keys, **TINY).fit(adata).annotate(adata)
     GradientExplainer(clf, target="blast", units="sd").explain(adata)
@@ -265,9 +267,9 @@ def test_a_gating_model_alone_is_reported(sample, tmp_path):
 
 def test_models_without_a_sample_key_are_reported(sample, tmp_path):
     adata = sample.copy()
-    ReluFormerClassifier(label_key="cell_type", pos_label="blast", **TINY).fit(adata).annotate(
+    ReluFormerClassifier(label_key="cell_type", pos_label="blast", n_members=0, **TINY).fit(
         adata
-    )
+    ).annotate(adata)
     PolygonRegressor(GATES, **TINY).fit(adata).annotate(adata)
     adata.obs = adata.obs.drop(columns="sample")
     write_report(adata, tmp_path / "r.html")

@@ -35,6 +35,7 @@ def cohort():
 
 def fitted(cohort, **params):
     return ReluFormerClassifier(
+        n_members=0,
         sample_key="sample",
         label_key="cell_type",
         pos_label="blast",

@@ -183,6 +183,7 @@ def test_large_batches_train_by_chunk_as_small_ones_do(monkeypatch):
     for limit in (100, 10_000):
         monkeypatch.setattr(_training, "_ONE_GRAPH", limit)
         clf = ReluFormerClassifier(
+            n_members=0,
             sample_key="sample",
             label_key="cell_type",
             max_epochs=1,

@@ -19,7 +19,7 @@ from fcm_estimators.nn.sources import PackedCells
 from fcm_estimators.nn.streaming import Stream
 from tests.helpers import toy_cohort
 
-QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 3, "random_state": 0}
+QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 3, "n_members": 0}
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ def cohort():
 def models(train):
     return [
         ReluFormerClassifier(
+            n_members=0,
             sample_key="sample",
             label_key="cell_type",
             n_layers=2,
@@ -265,6 +266,7 @@ def test_ablation_is_what_the_net_says_without_the_head(clf, cohort):
 
 def test_hiding_cells_from_the_only_head_is_leaving_them_out_of_the_context(train, cohort):
     clf = ReluFormerClassifier(
+        n_members=0,
         sample_key="sample",
         label_key="cell_type",
         n_layers=1,

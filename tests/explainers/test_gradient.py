@@ -17,7 +17,7 @@ from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, NotFit
 from fcm_estimators.inference import fitted_net, net_for
 from tests.helpers import MARKERS, toy_cohort
 
-QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "random_state": 0}
+QUICK = {"max_epochs": 3, "steps_per_epoch": 10, "hidden_dim": 16, "n_layers": 2, "n_members": 0}
 
 
 def double(data):

@@ -32,6 +32,7 @@ def _close():
 @pytest.fixture(scope="module")
 def clf():
     return ReluFormerClassifier(
+        n_members=0,
         sample_key="sample",
         label_key="cell_type",
         n_layers=2,

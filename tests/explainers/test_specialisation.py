@@ -96,6 +96,7 @@ def result():
     data = toy_cohort(4, 200, classes=("B", "T", "blast"))
     data.obs["binary"] = np.where(data.obs["cell_type"] == "blast", "blast", "other")
     clf = ReluFormerClassifier(
+        n_members=0,
         sample_key="sample",
         label_key="binary",
         hidden_dim=16,
