@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -551,6 +552,10 @@ def negative_cohort(n_samples: int, n_cells: int = 200, seed: int = 0) -> AnnDat
     return AnnData((rng.normal(size=n) + shift)[:, None].astype(np.float32), obs=obs)
 
 
+few_blanks = pytest.mark.filterwarnings("ignore:The limit of blank is the largest")
+
+
+@few_blanks
 @given(st.integers(1, 40), st.floats(1, 99))
 def test_limit_is_the_percentile_of_the_samples_false_positive_fractions(
     n_samples: int, percentile: float
@@ -600,6 +605,20 @@ def test_disease_free_samples_are_mostly_within_their_blank_and_diseased_ones_ar
     assert share_within(diseased) == 0
 
 
+@pytest.mark.parametrize(("n_samples", "told"), [(1, True), (10, True), (11, False), (20, False)])
+def test_a_limit_that_is_only_the_largest_value_is_told(n_samples: int, told: bool) -> None:
+    cohort = negative_cohort(n_samples)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        blank = limit_of_blank(ThresholdClassifier(1.0), cohort, population="blast")
+    assert [f"{n_samples} sample(s)" in str(w.message) for w in found] == [True] * told
+    if told:
+        assert blank.value == blank.frame()["fraction"].max()
+        with pytest.warns(UserWarning, match=r"does not exclude a fraction of 0\.01"):
+            limit_of_blank(ThresholdClassifier(np.inf), cohort, population="blast")
+
+
+@few_blanks
 def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
     cohort = negative_cohort(4)
     clf = ThresholdClassifier(0.5)
@@ -618,6 +637,7 @@ def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
     assert by_name.frame()["fraction"].max() < 1
 
 
+@few_blanks
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from fcm_estimators.metrics._inputs import (
     per_cell,
     samples_of,
 )
+
+# A rate of 3 / n is compatible, at 95 %, with no event in n.
+_RULE_OF_THREE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +76,8 @@ def limit_of_blank(
     The limit uses ``clf.predict``, so it has the same decision threshold as every other
     prediction. All cells found are counted as false positives, so the samples must be free of
     disease and must not be in the training data; only the caller can know both. With 10 samples
-    or fewer, the 95th percentile is their maximum; the standard asks for 60 samples.
+    or fewer, the 95th percentile is their maximum, and a warning says so; the standard asks for
+    60 samples.
 
     Parameters
     ----------
@@ -116,7 +121,8 @@ def limit_of_blank(
     >>> from anndata import AnnData
     >>> from sklearn.dummy import DummyClassifier
     >>> from fcm_estimators.metrics import limit_of_blank
-    >>> adata = AnnData(np.zeros((4, 1)), obs=pd.DataFrame({"sample": list("aabb")}, list("0123")))
+    >>> obs = pd.DataFrame({"sample": np.arange(24) // 2}, [str(i) for i in range(24)])
+    >>> adata = AnnData(np.zeros((24, 1)), obs=obs)  # 12 samples
     >>> clf = DummyClassifier(strategy="constant", constant="other")
     >>> clf = clf.fit(np.zeros((2, 1)), ["blast", "other"])
     >>> limit_of_blank(clf, adata, population="blast", groups="sample").value
@@ -151,11 +157,30 @@ def limit_of_blank(
     found = per_cell(clf.predict(negatives), "The prediction", negatives.n_obs) == population
     k = np.bincount(sample[found & inside], minlength=len(names))
     table = pd.DataFrame({"numerator": k, "denominator": n, "fraction": k / n}, index=names)
+    value = float(np.quantile(table["fraction"], share, method="hazen"))
+    if 0.5 + share * len(names) >= len(names):  # the rank is that of the largest
+        _warn_of_few(len(names), value, int(n.min()))
     return LimitOfBlank(
-        value=float(np.quantile(table["fraction"], share, method="hazen")),
+        value=value,
         population=population,
         percentile=float(percentile),
         table=table,
+    )
+
+
+def _warn_of_few(n_samples: int, value: float, smallest: int) -> None:
+    """Warn of a limit that is the largest value that was seen."""
+    zero = (
+        f" No false positive was found in denominators from {smallest:,} cells, which does not "
+        f"exclude a fraction of {min(1.0, _RULE_OF_THREE / smallest):.1g}."
+        if value == 0
+        else ""
+    )
+    warnings.warn(
+        f"The limit of blank is the largest fraction in {n_samples} sample(s): there are too few "
+        f"for the percentile. CLSI EP17 asks for 60.{zero}",
+        UserWarning,
+        stacklevel=3,
     )
 
 
