@@ -852,6 +852,14 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         )
         return found
 
+    def _performance_entries(self) -> dict[str, str]:
+        found = {} if self.performance_ is None else self.performance_.entries()
+        training = self.training_[-1]
+        n_patients = training["n_patients"] or training["n_samples"]
+        if n_patients < FEW_PATIENTS:
+            found["few patients"] = few_patients(n_patients)
+        return found
+
     def _fitted_state(self) -> dict[str, Any]:
         return {
             "classes": self.classes_,

@@ -32,6 +32,8 @@ _INTENDED_USE = {
     ),
 }
 
+_NOT_MEASURED = "The training did not measure it. Compare with experts before you use the model."
+
 
 def training_record(
     samples: Samples, groups: Mapping[str, np.ndarray], valid: list[int], with_patients: bool
@@ -75,6 +77,7 @@ def make_cards(
     trainings: Sequence[Mapping[str, Any]],
     markers: Mapping[str, MarkerState | None],
     entries: Mapping[str, str],
+    performance: Mapping[str, str],
 ) -> Cards:
     """Model card and data card of a fitted estimator.
 
@@ -93,6 +96,8 @@ def make_cards(
         In the order of the net. None: the state is not recorded.
     entries : mapping of str to str
         Entries that only this class of estimator has.
+    performance : mapping of str to str
+        Entries about patients that were held out; empty if nothing is known of any.
     """
     last, training, seed = history.iloc[-1], trainings[-1], params["random_state"]
     model_card = {
@@ -119,6 +124,7 @@ def make_cards(
             "random state": str(seed) if isinstance(seed, Integral) else "not an integer",
             "versions": ", ".join(f"{k} {v}" for k, v in training["versions"].items()),
         },
+        "Performance on held-out patients": dict(performance) or {"not known": _NOT_MEASURED},
         "Intended use": dict(_INTENDED_USE),
     }
     data_card = {"Training data": _data_entries(training)}

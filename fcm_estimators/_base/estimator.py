@@ -83,6 +83,10 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     def _card_entries(self) -> dict[str, str]:
         """Entries of the model card that only this class has."""
 
+    def _performance_entries(self) -> dict[str, str]:
+        """Entries of the model card about held-out patients."""
+        return {}
+
     @abstractmethod
     def _fitted_state(self) -> dict[str, Any]:
         """Fitted attributes of this class, for the saved model."""
@@ -363,6 +367,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             self.training_,
             {marker: self.preprocessing_.get(marker) for marker in self.markers_},
             self._card_entries(),
+            self._performance_entries(),
         )
 
     def _json_params(self) -> dict[str, Any]:

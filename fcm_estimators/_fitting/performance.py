@@ -88,32 +88,33 @@ class Performance:
         ]
         return cls(n_patients, frame, negatives, mrd_error(*shares))
 
-    def lines(self) -> list[str]:
-        """The figures in words, one line each."""
-        found = []
+    def entries(self) -> dict[str, str]:
+        """The figures in words."""
+        found = {}
         for label, row in self.classes.iterrows():
             n = int(row["n_patients"])
             if np.isnan(row["f1"]):
-                found.append(f"F1 of {label}: not known, no held-out patient has such cells")
+                found[f"F1 of {label}"] = "not known, no held-out patient has such cells"
                 continue
             lowest = f", lowest {row['f1_lowest']:.3f}" if n > 1 else ""
-            found.append(f"F1 of {label}: {row['f1']:.3f}, mean of {_patients(n)}{lowest}")
+            found[f"F1 of {label}"] = f"{row['f1']:.3f}, mean of {_patients(n)}{lowest}"
         if self.negatives is not None and self.negatives["n_patients"]:
             rate = self.negatives["false_positives_per_million"]
             who = _patients(int(self.negatives["n_patients"]))
-            found.append(f"false positives per million: {rate:,.0f}, mean of {who}")
+            found["false positives per million"] = f"{rate:,.0f}, mean of {who}"
         for magnitude, row in (self.mrd if self.mrd is not None else pd.DataFrame()).iterrows():
             detected = f"{row['share_detected']:.0%} of {_samples(int(row['n_samples']))}"
             if magnitude == "0":
-                found.append(f"true fraction 0: positive cells in {detected}")
+                found["true fraction 0"] = f"positive cells in {detected}"
                 continue
             error = row["median_abs_log10_ratio"]
             factor = "" if np.isnan(error) else f", median error a factor of {10**error:.2g}"
-            found.append(f"true fraction {magnitude}: detected in {detected}{factor}")
+            found[f"true fraction {magnitude}"] = f"detected in {detected}{factor}"
         return found
 
     def __str__(self) -> str:
-        return "\n".join([f"On {_patients(self.n_patients)} held out in turn:", *self.lines()])
+        lines = [f"{name}: {value}" for name, value in self.entries().items()]
+        return "\n".join([f"On {_patients(self.n_patients)} held out in turn:", *lines])
 
     def to_dict(self) -> dict[str, Any]:
         """Lists and numbers, for the saved model."""
