@@ -228,12 +228,14 @@ def fit_novelty(
         if held_out[0].all() or not held_out[0].any():
             return Novelty.of(cells, _DEFAULT_MULTIPLE, seed)
     multiple = _best_multiple(cells, held_out[0], augmentation, seed)
+    whole = Novelty.of(cells, multiple, seed)
     scores = []
     for mask in held_out:
         other = cells.take(mask).thinned(rng)
-        part = Novelty.of(cells.take(~mask), multiple, seed)
+        # Fewer cells have fewer centroids, so the bandwidth of a part would be larger.
+        part = replace(Novelty.of(cells.take(~mask), multiple, seed), bandwidth=whole.bandwidth)
         scores.append(part.score(torch.from_numpy(other.z)).numpy())
-    return Novelty.of(cells, multiple, seed).with_threshold(np.concatenate(scores), source)
+    return whole.with_threshold(np.concatenate(scores), source)
 
 
 def _best_multiple(
