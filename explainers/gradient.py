@@ -79,7 +79,9 @@ class GradientExplainer:
     >>> from explainers import GradientExplainer
     >>> from fcm_estimators import ReluFormerClassifier
     >>> from fcm_estimators.datasets import simulate_cohort
-    >>> adata = simulate_cohort(n_samples=2, n_cells=200, random_state=0)
+    >>> from fcm_estimators.preprocessing import LogicleTransform
+    >>> raw = simulate_cohort(n_samples=2, n_cells=200, random_state=0)
+    >>> adata = LogicleTransform().fit_transform(raw)
     >>> clf = ReluFormerClassifier(
     ...     sample_key="sample", label_key="cell_type", pos_label="blast", max_epochs=1
     ... ).fit(adata)

@@ -155,7 +155,7 @@ def _of_class(estimator: ReluFormerClassifier, target: Any) -> ClassOutput:
         label = estimator.pos_label_ if target is None else target
         if label is None:
             raise InvalidInputError(
-                f"There are more than two classes; name one as target: {listed(classes)}."
+                f"The model has no positive class; name one as target: {listed(classes)}."
             )
         target = LogOdds(label)
     versus = target.versus if isinstance(target, LogOdds) else None

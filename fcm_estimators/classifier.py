@@ -238,7 +238,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     --------
     >>> from fcm_estimators import ReluFormerClassifier
     >>> from fcm_estimators.datasets import simulate_cohort
-    >>> adata = simulate_cohort(n_samples=2, n_cells=300, random_state=0)
+    >>> from fcm_estimators.preprocessing import LogicleTransform
+    >>> raw = simulate_cohort(n_samples=2, n_cells=300, random_state=0)
+    >>> adata = LogicleTransform().fit_transform(raw)
     >>> clf = ReluFormerClassifier(
     ...     sample_key="sample", label_key="cell_type", pos_label="blast", max_epochs=1
     ... )

@@ -67,8 +67,6 @@ def test_several_processes_end_with_one_model(tmp_path):
     alone = ReluFormerClassifier(**QUICK).fit(toy_cohort()).net_.module_.state_dict()
     # Twice as many samples a step: another training, not one of the two repeated.
     assert not all(torch.equal(a[k], alone[k]) for k in a)
-    losses = [m.history_["train_loss"].tolist() for m in models]
-    assert losses[0] == losses[1]
     a, b = (m.members_[0].state_dict() for m in models)
     assert all(torch.equal(a[k], b[k]) for k in a)
 

@@ -203,10 +203,15 @@ def test_gates_make_the_denominator(folder, tmp_path):
         inside = reg.predict_membership(reg.prepare(read_fcs(file)))["syto"]
         assert row["denominator"] == inside.sum()
         assert row["denominator_name"] == "syto"
-    unknown = annotate_files(
-        folder / "model", files_of(folder)[0], tmp_path, denominator="intact", n_workers=0
-    )
-    assert "intact" in unknown["error"][0]
+    good = (tmp_path / "table.csv").read_bytes()
+    files, gates = files_of(folder)[:2], folder / "gates"
+    with pytest.raises(InvalidInputError, match="'intact' is a gate, and FCS files have none"):
+        annotate_files(folder / "model", files, tmp_path, denominator="intact", n_workers=0)
+    with pytest.raises(InvalidInputError, match="'intact' is not among the gates"):
+        annotate_files(
+            folder / "model", files, tmp_path, gates=gates, denominator="intact", n_workers=0
+        )
+    assert (tmp_path / "table.csv").read_bytes() == good
 
 
 def test_a_regressor_counts_gates(folder, tmp_path):

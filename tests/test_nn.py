@@ -45,7 +45,7 @@ def published_net():
     }
     missing, unexpected = net.load_state_dict(weights, strict=False)
     assert not unexpected
-    assert set(missing) == {"input_mean", "input_scale", "temperature"}
+    assert set(missing) == {"input_mean", "input_scale"}
     return net, golden
 
 

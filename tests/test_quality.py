@@ -322,6 +322,7 @@ def test_a_sample_is_far_beyond_the_training_samples_and_a_quarter_of_an_sd(fart
         assert beyond["far"].tolist() == [True, False]
 
 
+@pytest.mark.filterwarnings("ignore:.*many cells that are unlike any in training")
 def test_annotate_warns_of_far_samples_and_only_of_those(fitted, tmp_path):
     new = toy_cohort(2, seed=0)
     with warnings.catch_warnings():

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._cells.rows import FileRows
 from fcm_estimators._fitting import net as _training
-from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.nn import PolygonFormer, ReluFormer, streamed
 from fcm_estimators.nn.sources import PackedCells, Stored
 from fcm_estimators.nn.streaming import Stream, streamed_contexts
+from tests.helpers import toy_cohort
 
 N_MARKERS = 5
 
@@ -178,7 +178,7 @@ def test_the_mode_of_the_caller_is_not_changed():
 
 
 def test_large_batches_train_by_chunk_as_small_ones_do(monkeypatch):
-    cohort = simulate_cohort(n_samples=2, n_cells=400)
+    cohort = toy_cohort(2, 400)
     weights = []
     for limit in (100, 10_000):
         monkeypatch.setattr(_training, "_ONE_GRAPH", limit)

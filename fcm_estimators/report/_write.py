@@ -94,8 +94,10 @@ def write_report(
     --------
     >>> from fcm_estimators import ReluFormerClassifier
     >>> from fcm_estimators.datasets import simulate_cohort
+    >>> from fcm_estimators.preprocessing import LogicleTransform
     >>> from fcm_estimators.report import write_report
-    >>> adata = simulate_cohort(n_samples=1, n_cells=300, random_state=0)
+    >>> raw = simulate_cohort(n_samples=1, n_cells=300, random_state=0)
+    >>> adata = LogicleTransform().fit_transform(raw)
     >>> clf = ReluFormerClassifier(label_key="cell_type", pos_label="blast", max_epochs=1)
     >>> clf.fit(adata).annotate(adata)
     >>> import tempfile, pathlib

@@ -303,7 +303,7 @@ def test_cells_outside_the_parent_gate_are_missing(cohort):
     clf = ReluFormerClassifier(
         sample_key="sample", label_key="cell_type", subset_key="inside", **QUICK
     ).fit(data)
-    GradientExplainer(clf).explain(data)
+    GradientExplainer(clf, "blast").explain(data)
     outside = ~data.obs["inside"]
     assert np.isnan(data.layers["gradient"][outside]).all()
     assert data.obs["gradient_marker"][outside].isna().all()
