@@ -8,6 +8,7 @@ import re
 import warnings
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from fcm_estimators.exceptions import FcsError, InvalidInputError, ProcessingStateError
 from fcm_estimators.io import get_spillover, read_fcs, write_fcs
+from fcm_estimators.io.cells import cell_table
 from fcm_estimators.io.keywords import Notes, lookup, parse_text
 from fcm_estimators.preprocessing import Compensation
 from tests.fcs_files import (
@@ -486,6 +488,33 @@ def test_cells_are_named_by_sample_and_position(tmp_path, count):
 
 
 # Writing with the source
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(max_size=5), st.sampled_from([1, 2, 999, 1000, 1001, 2000])),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda pair: pair[0],
+    )
+)
+def test_names_of_cells_count_the_events_of_each_sample(samples):
+    names, counts = zip(*samples, strict=True)
+    table = cell_table(names, counts)
+    expected = [f"{name}:{i}" for name, count in samples for i in range(count)]
+    assert table.index.tolist() == expected
+    assert table.index.is_unique
+    assert (table["sample"].astype(str) + ":" + table["event"].astype(str)).tolist() == expected
+
+
+def test_reading_changes_no_setting_of_anndata(tmp_path):
+    path = write_floats(tmp_path / "a.fcs", ROWS)
+    before = anndata.settings.check_uniqueness
+    with anndata.settings.override(check_uniqueness=not before):
+        read_fcs(path)
+        assert anndata.settings.check_uniqueness is not before
+    read_fcs(path)
+    assert anndata.settings.check_uniqueness is before
 
 
 def test_keywords_of_the_source_come_back_letter_by_letter(tmp_path):

@@ -18,6 +18,7 @@ from fcm_estimators.exceptions import (
     MissingKeyError,
     PanelMismatchError,
 )
+from fcm_estimators.io.cells import assembled, cell_table
 from fcm_estimators.io.channels import marker_names
 from fcm_estimators.io.kinds import is_compensated
 from fcm_estimators.io.record import INSTRUMENT_KEY, pack_fcs_record
@@ -170,10 +171,10 @@ def read_fcs(
             for sample, segment, panel in zip(samples, segments, panels, strict=True)
         ],
     )
-    adata = ad.AnnData(
-        X=_assemble(segments, panels, names, scale_time),
-        obs=_obs(samples, [segment.n_events for segment in segments]),
-        var=var,
+    adata = assembled(
+        _assemble(segments, panels, names, scale_time),
+        cell_table(samples, [segment.n_events for segment in segments]),
+        var,
     )
     instrument = set().union(*(panel.index[panel["by_instrument"]] for panel in panels))
     adata.uns["fcs"] = {
@@ -310,32 +311,6 @@ def _assemble(
         decode(segment, rows, position.get_indexer(panel.index).tolist(), scale_time)
         first += segment.n_events
     return block
-
-
-def _obs(samples: list[str], n_events: list[int]) -> pd.DataFrame:
-    codes = np.repeat(np.arange(len(samples)), n_events)
-    return pd.DataFrame(
-        {
-            "sample": pd.Categorical.from_codes(codes, categories=pd.Index(samples)),
-            "event": np.concatenate([np.arange(n, dtype=np.int64) for n in n_events]),
-        },
-        index=pd.Index(_cell_names(samples, n_events), dtype=object),
-    )
-
-
-def _cell_names(samples: list[str], n_events: list[int]) -> np.ndarray:
-    """``"{sample}:{event}"`` of all cells; blocks of a thousand share their beginning."""
-    names = np.empty(sum(n_events), dtype=object)
-    endings = [f"{event:03d}" for event in range(1000)]
-    first = 0
-    for sample, count in zip(samples, n_events, strict=True):
-        for block in range(-(-count // 1000)):
-            begin = f"{sample}:{block}" if block else f"{sample}:"
-            part = endings if block else [str(event) for event in range(1000)]
-            size = min(1000, count - 1000 * block)
-            names[first : first + size] = list(map(begin.__add__, part[:size]))
-            first += size
-    return names
 
 
 def _kept_keywords(segments: list[Segment], extra: Sequence[str]) -> list[dict[str, str]]:

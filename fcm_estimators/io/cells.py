@@ -1,0 +1,94 @@
+"""Names of cells, and an AnnData around them; for large files these cost as much as the events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+# Cells whose names are made at once. A power of ten: their names differ in the last digits only.
+_BLOCK = 1000
+_DIGITS = len(str(_BLOCK - 1))
+# No sample name should hold this; one that does takes a slower way.
+_BETWEEN = "\n"
+# The setting of AnnData is one for all threads.
+_setting = Lock()
+
+
+def cell_names(samples: Sequence[str], n_events: Sequence[int]) -> np.ndarray:
+    """``"{sample}:{event}"`` of all cells, events counted from 0 in each sample.
+
+    Parameters
+    ----------
+    samples : sequence of str, length S
+    n_events : sequence of int, length S
+
+    Returns
+    -------
+    ndarray of str objects, shape (N,)
+
+    Examples
+    --------
+    >>> from fcm_estimators.io.cells import cell_names
+    >>> cell_names(["a", "b"], [2, 1]).tolist()
+    ['a:0', 'a:1', 'b:0']
+    """
+    names = np.empty(sum(n_events), dtype=object)
+    # One text for a block, cut into names, is cheaper than a name at a time.
+    endings = "".join(f"{_BETWEEN}{event:0{_DIGITS}d}" for event in range(_BLOCK))
+    first = 0
+    for sample, count in zip(samples, n_events, strict=True):
+        for start in range(0, count, _BLOCK):
+            size = min(_BLOCK, count - start)
+            if start == 0 or _BETWEEN in sample:
+                block = [f"{sample}:{event}" for event in range(start, start + size)]
+            else:
+                begin = f"{_BETWEEN}{sample}:{start // _BLOCK}"
+                block = endings.replace(_BETWEEN, begin).split(_BETWEEN)[1 : size + 1]
+            names[first : first + size] = block
+            first += size
+    return names
+
+
+def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
+    """One row per cell: ``sample``, ``event``, and the name of the cell as the index.
+
+    Parameters
+    ----------
+    samples : sequence of str, length S
+        Unique names.
+    n_events : sequence of int, length S
+
+    Returns
+    -------
+    DataFrame
+        ``sample`` is Categorical in the order of `samples`, ``event`` int64.
+    """
+    kind = np.min_scalar_type(-len(samples))
+    codes = np.repeat(np.arange(len(samples), dtype=kind), n_events)
+    return pd.DataFrame(
+        {
+            "sample": pd.Categorical.from_codes(codes, categories=pd.Index(samples)),
+            "event": np.concatenate([np.arange(n, dtype=np.int64) for n in n_events]),
+        },
+        index=pd.Index(cell_names(samples, n_events), dtype=object),
+    )
+
+
+def assembled(x: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
+    """An AnnData of events whose names are known to be unique.
+
+    AnnData looks for repeated names and warns of them. That costs more than the events, and
+    names of unique samples cannot repeat.
+
+    Parameters
+    ----------
+    x : ndarray of float32, shape (N, M)
+    obs, var : DataFrame
+        With unique indices.
+    """
+    with _setting, ad.settings.override(check_uniqueness=False):
+        return ad.AnnData(X=x, obs=obs, var=var)
