@@ -79,8 +79,9 @@ _MIN_CLASS_FRACTION = 0.1
 _EPS = 1e-2
 # A member is trained for this share of the epochs.
 _MEMBER_EPOCHS = 0.5
-# A sample with a larger share of unknown cells is warned of.
-_MANY_UNKNOWN = 0.05
+# A sample is warned of if its share of unknown cells exceeds both this share and so many times the
+# largest share in a training sample.
+_MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN = 0.05, 1.5
 
 
 class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]  # sklearn: no types
@@ -426,6 +427,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         )
         cells = LabelledCells(z.astype(np.float32), codes[known], samples.sample_of_cell[known])
         self.novelty_ = fit_novelty(cells, folds or [valid], augmentation_of(self), seed)
+        strange = self._is_unknown(samples.x)
+        shares = [float(strange[start:stop].mean()) for start, stop in samples.spans()]
+        self.novelty_ = replace(self.novelty_, usual=max(shares))
         n_patients = len(np.unique(samples.patients.astype(str)))
         if n_patients < FEW_PATIENTS:
             warnings.warn(few_patients(n_patients), UserWarning, stacklevel=4)
@@ -808,7 +812,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         if disputed:
             self._write_disputed(cells, sink.mask(keys.disputed))
         samples = [part.name for part in cells]
-        _warn_of_unknown(samples, n_unknown, [len(part.rows) for part in cells])
+        _warn_of_unknown(
+            samples, n_unknown, [len(part.rows) for part in cells], self.novelty_.usual
+        )
         record = {
             "classes": self.classes_.tolist(),
             "pos_label": None if self.pos_label_ is None else str(self.pos_label_),
@@ -898,15 +904,18 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.novelty_ = Novelty.restored(state["novelty"], with_prefix(tensors, "novelty"))
 
 
-def _warn_of_unknown(samples: list[Any], n_unknown: list[int], n_cells: list[int]) -> None:
-    """Warn of samples with many cells that are unlike any in training."""
+def _warn_of_unknown(
+    samples: list[Any], n_unknown: list[int], n_cells: list[int], usual: float
+) -> None:
+    """Warn of samples with many more cells than usual that are unlike any in training."""
+    limit = max(_MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN * usual)
     shares = {s: k / n for s, k, n in zip(samples, n_unknown, n_cells, strict=True)}
-    found = [f"{s} ({share:.0%})" for s, share in shares.items() if share > _MANY_UNKNOWN]
+    found = [f"{s} ({share:.0%})" for s, share in shares.items() if share > limit]
     if found:
         warnings.warn(
             f"{len(found)} of {len(samples)} sample(s) have many cells that are unlike any in "
-            f"training (1 % is usual): {listed(found, 5)}. Their classes are guesses; look at them "
-            "before you use the result.",
+            f"training (in training samples at most {usual:.1%}): {listed(found, 5)}. Their classes "
+            "are guesses; look at them before you use the result.",
             UserWarning,
             stacklevel=6,
         )

@@ -49,7 +49,7 @@ def folder(raw, tmp_path_factory):
         write_fcs(raw[raw.obs["sample"] == sample].copy(), folder / "in" / f"{sample}.fcs")
     train = make_pipeline(*steps()).fit_transform(raw)
     clf = ReluFormerClassifier(
-        sample_key="sample", label_key="cell_type", pos_label="blast", n_members=0, **QUICK
+        sample_key="sample", label_key="cell_type", pos_label="blast", n_members=2, **QUICK
     )
     clf.fit(train).save(folder / "model")
     gates = {"syto": ("", "Syto 41", "FSC-A"), "cd19": ("syto", "CD19", "SSC-A")}

@@ -89,6 +89,22 @@ def test_residual_disease_is_that_of_the_table(sample, page):
     assert row["status"] in text
 
 
+def test_a_result_on_which_members_disagree_is_not_quantifiable(sample, page, tmp_path):
+    adata = sample.copy()
+    record = dict(adata.uns["reluformer"])
+    names = ("share", "lowest", "highest", "possible")
+    shares = {name: np.array([v]) for name, v in zip(names, (0.2, 0.01, 0.4, 0.6), strict=True)}
+    cells = {"sample": np.array([NAME]), "class": np.array(["blast"])}
+    record["members"] = {**cells, **shares, "uncertain": np.array([True])}
+    adata.uns["reluformer"] = record
+    write_report(adata, tmp_path / "torn.html", denominator="cd19")
+    text = (tmp_path / "torn.html").read_text(encoding="utf-8")
+    assert "members disagree" in text
+    assert "1 % to 40 %; possible 60 %" in text
+    assert "members disagree" not in page.read_text(encoding="utf-8")
+    assert "none: how sure the model is" in page.read_text(encoding="utf-8")
+
+
 def test_another_denominator_gives_another_number(sample, page, tmp_path):
     write_report(sample, tmp_path / "all.html")
     found = [

@@ -209,11 +209,13 @@ class CellStore:
         """Remove an old element and record the new one as unfinished."""
         if key in group:
             del group[key]
-        self._added.append((group, key))
+        self._added.append((group.name.strip("/"), key))
 
     def remove_added(self) -> None:
         """Remove the unfinished elements that were added."""
-        for group, key in self._added:
+        for name, key in self._added:
+            # A zarr group keeps the attributes that it was opened with: open it anew.
+            group = self.root[name] if name else self.root
             if key in group:
                 del group[key]
             order = [str(name) for name in group.attrs.get("column-order", [])]

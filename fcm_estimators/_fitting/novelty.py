@@ -114,6 +114,9 @@ class Novelty:
         Novelty above which a cell is unlike any in training. Infinite: not determined.
     source : str
         Where the threshold comes from, in words.
+    usual : float
+        Largest share of cells above the threshold in a training sample. Cells without a label
+        count too: debris, for example, is unlike the labelled cells.
     """
 
     centroids: Tensor = field(repr=False)
@@ -121,6 +124,7 @@ class Novelty:
     bandwidth: float
     threshold: float = float("inf")
     source: str = ""
+    usual: float = 0.0
 
     @classmethod
     def of(cls, cells: LabelledCells, multiple: float, seed: int) -> Self:
@@ -186,6 +190,7 @@ class Novelty:
             "bandwidth": self.bandwidth,
             "threshold": self.threshold if np.isfinite(self.threshold) else None,
             "source": self.source,
+            "usual": self.usual,
         }
 
     @classmethod
