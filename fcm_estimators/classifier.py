@@ -914,8 +914,8 @@ def _warn_of_unknown(
     if found:
         warnings.warn(
             f"{len(found)} of {len(samples)} sample(s) have many cells that are unlike any in "
-            f"training (in training samples at most {usual:.1%}): {listed(found, 5)}. Their classes "
-            "are guesses; look at them before you use the result.",
+            f"training (at most {usual:.1%} in training samples): {listed(found, 5)}. Their "
+            "classes are guesses; look at them before you use the result.",
             UserWarning,
             stacklevel=6,
         )
