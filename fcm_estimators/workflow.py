@@ -94,7 +94,8 @@ def train_model(
     client, n_workers, progress
         As for :func:`~fcm_estimators.cohort.read_files`.
     **params
-        Parameters of the estimator.
+        Parameters of the estimator. ``pos_label`` defaults to the only class that
+        ``labels.classes`` names, if the labels are two.
 
     Returns
     -------
@@ -105,8 +106,9 @@ def train_model(
     ------
     InvalidInputError
         ``out`` holds an unfinished training and ``resume`` is False, or a model and ``overwrite``
-        is False; the labels are two classes and there is no ``pos_label``; there is no tree of
-        gates for ``kind="gates"``; and as ``read_files`` and ``fit``.
+        is False; the labels are two classes, there is no ``pos_label``, and ``labels.classes``
+        names both or none of them; there is no tree of gates for ``kind="gates"``; and as
+        ``read_files`` and ``fit``.
     MissingKeyError
         The files have no labels, or ``patients`` lacks a sample.
     """
@@ -144,8 +146,10 @@ def train_model(
     model: ReluFormerClassifier | PolygonRegressor
     if kind == "classifier":
         _require_labels(adata, labels.label_key)
-        _require_positive_class(adata.obs[labels.label_key], params.get("pos_label"))
-        model = ReluFormerClassifier(label_key=labels.label_key, **common)
+        pos_label = common.pop("pos_label", None)
+        if pos_label is None:
+            pos_label = _named_class(adata.obs[labels.label_key], labels)
+        model = ReluFormerClassifier(label_key=labels.label_key, pos_label=pos_label, **common)
     else:
         if labels.gates is None or Path(labels.gates).suffix.lower() not in (".xml", ".wsp"):
             raise InvalidInputError(
@@ -170,15 +174,19 @@ def _require_labels(adata: AnnData, key: str) -> None:
         )
 
 
-def _require_positive_class(labels: pd.Series, pos_label: Any) -> None:
-    """The class that residual disease refers to is never guessed."""
+def _named_class(labels: pd.Series, source: LabelSource) -> str | None:
+    """Positive class: of two, the only one that the user has named. It is never guessed."""
     classes = sorted(labels.dropna().unique())
-    if len(classes) == 2 and pos_label is None:
-        raise InvalidInputError(
-            f"The labels are two classes, {listed(classes)}. Which is the one of interest, such as "
-            "the blasts? Name it with pos_label=...; thresholds, false positives and residual "
-            "disease refer to it."
-        )
+    if len(classes) != 2:
+        return None
+    named = set(source.classes.values()) & set(classes)
+    if len(named) == 1:
+        return named.pop()
+    raise InvalidInputError(
+        f"The labels are two classes, {listed(classes)}. Which is the one of interest, such as the "
+        "blasts? Name it with pos_label=...; thresholds, false positives and residual disease "
+        "refer to it."
+    )
 
 
 def _add_patients(adata: AnnData, patients: Mapping[str, str] | None) -> str | None:

@@ -63,6 +63,30 @@ def model(lab):
     return lab / "model"
 
 
+def test_the_positive_class_is_the_only_one_that_was_named(lab, tmp_path):
+    files = sorted((lab / "fcs").iterdir())[:2]
+    quick = ["--max-epochs", 1, "--json", *ONE_PROCESS]
+    done = call("train", *files, "-o", tmp_path / "one", *labelled(lab), *quick)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["positive class"] == "blast"
+    raw = ad.concat([read_fcs(file) for file in files], merge="same")
+    raw.obs["cell_type"] = np.where(np.arange(raw.n_obs) % 3, "other", "blast")
+    raw.write_h5ad(tmp_path / "labelled.h5ad")
+    done = call("train", tmp_path / "labelled.h5ad", "-o", tmp_path / "two", *quick)
+    assert done.exit_code == 2
+    assert "Name it with --pos-label" in " ".join(done.stderr.split())
+    assert not (tmp_path / "two" / "model.json").exists()
+
+
+def test_a_model_is_not_replaced_unless_asked(lab, model):
+    before = (model / "model.json").read_bytes()
+    arguments = ["train", lab / "fcs", "-o", model, *labelled(lab), "--max-epochs", 1]
+    done = call(*arguments, *ONE_PROCESS)
+    assert done.exit_code == 2
+    assert "--overwrite" in " ".join(done.stderr.split())
+    assert (model / "model.json").read_bytes() == before
+
+
 def labelled(lab):
     tables = ["--gates", lab / "tables", "--event-column", "event"]
     return [*tables, "--class", "blast=blast", "--within", "intact"]

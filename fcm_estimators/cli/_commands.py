@@ -88,7 +88,11 @@ def train(
         "classifier"
     ),
     pos_label: Annotated[
-        str | None, typer.Option(help="Label of interest for residual disease, such as blast.")
+        str | None,
+        typer.Option(
+            help="Label of interest for residual disease, such as blast. Default: that of the only "
+            "--class."
+        ),
     ] = None,
     subset: Annotated[
         str | None, typer.Option(help="Gate or column; the model reads only the cells inside.")
@@ -166,6 +170,7 @@ def train(
             "class": type(model).__name__,
             "markers": model.markers_,
             "classes": [str(c) for c in getattr(model, "classes_", [])],
+            "positive class": str(getattr(model, "pos_label_", None) or "none"),
             "gates": list(getattr(model, "gates_", [])),
             "epochs": len(model.history_),
             "train_loss": float(last["train_loss"]),
