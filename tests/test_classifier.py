@@ -216,9 +216,13 @@ def test_time_and_unstained_channels_are_no_markers():
     data = toy_cohort(2)
     data.var["kind"] = ["scatter", "fluorescence", "fluorescence", "time"]
     data.var["marker"] = ["", "CD19", "", ""]
-    assert quick(max_epochs=1).fit(data).markers_ == ["CD10", "CD19"]
+    told = "Channels that are not read: 'CD34': without a marker"
+    with pytest.warns(UserWarning, match=told) as seen:
+        assert quick(max_epochs=1).fit(data).markers_ == ["CD10", "CD19"]
+    assert sum("not read" in str(w.message) for w in seen) == 1
     data.var = data.var.astype("category")  # as it comes back from a store
-    assert quick(max_epochs=1).fit(data).markers_ == ["CD10", "CD19"]
+    with pytest.warns(UserWarning, match=told):
+        assert quick(max_epochs=1).fit(data).markers_ == ["CD10", "CD19"]
     assert quick(max_epochs=1, markers=["CD45", "CD34"]).fit(data).markers_ == ["CD45", "CD34"]
     table = (
         data.to_df()

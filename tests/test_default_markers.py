@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcm_estimators import ReluFormerClassifier
+from fcm_estimators._cells.defaults import default_channels
 from fcm_estimators._cells.samples import Source, read_samples
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.io.channels import channel_kinds, marker_names
@@ -56,7 +57,9 @@ def read(adata):
 @pytest.mark.parametrize(
     ("pairs", "wanted", "reason"),
     [
-        ("FSC-A FSC-H FITC-A=CD3 APC-A Time", "FSC-A FSC-H FITC-A", ""),
+        ("FSC-A FSC-H FITC-A=CD3 APC-A Time", "FSC-A FSC-H FITC-A", "without a marker"),
+        ("FSC-A FITC-A=CD3 FITC-H PE-A=CD4", "FSC-A FITC-A PE-A", "area before height"),
+        ("FITC-A Comp-FITC-A=CD3 PE-A=CD4", "Comp-FITC-A PE-A", "compensated"),
         ("FSC-A FITC-A PE-A Time", "FSC-A FITC-A PE-A", ""),
         ("FITC-A=CD3 Comp-FITC-A=CD3 PE-A=CD19", "Comp-FITC-A PE-A", "compensated"),
         ("FITC-A=CD3 FJComp-FITC-A", "FJComp-FITC-A", "compensated"),
@@ -64,14 +67,15 @@ def read(adata):
         ("FITC-A FITC-H FITC-W PE-H PE-W", "FITC-A PE-H", "area before height"),
         ("FITC-A=CD3 FITC-H=CD3 FITC-W=CD3", "FITC-A", "area before height"),
         ("FITC-A=CD3 FITC-H=CD3 Comp-FITC-A=CD3 Comp-FITC-H=CD3", "Comp-FITC-A", "compensated"),
-        ("FL1-H=CD3 FL1-A", "FL1-H", ""),
+        ("FL1-H=CD3 FL1-A", "FL1-H", "without a marker"),
         ("UV1-A V1-A B1-A BUV395-A FITC-A", "BUV395-A FITC-A", "raw detector"),
-        ("UV1-A=UV1-A V1-A BUV395-A=CD3", "BUV395-A", ""),
+        ("UV1-A=UV1-A V1-A BUV395-A=CD3", "BUV395-A", "raw detector"),
+        ("V1-A=CD3 V2-A=V2-A", "V1-A", "without a marker"),
         ("B1-A=CD3 FITC-A=CD3 PE-A=CD4", "FITC-A PE-A", "raw detector"),
         ("FITC-A=CD3 AF-A=AF PE-A=CD4", "FITC-A PE-A", "autofluorescence"),
         ("FITC-A PE-A AF-A", "FITC-A PE-A", "autofluorescence"),
         ("Er170Di=170Er_CD3 Ce140Di=140Ce_Beads Nd142Di", "Er170Di", "beads"),
-        ("Er170Di=170Er_CD3 La139Di=139La", "Er170Di", ""),
+        ("Er170Di=170Er_CD3 La139Di=139La", "Er170Di", "without a marker"),
         ("FITC-A=CD3 AF488-A=CD4 AF700-A=CD8", "FITC-A AF488-A AF700-A", ""),
         ("V1-A V2-A B1-A R1-A", "V1-A V2-A B1-A R1-A", ""),
         ("V1-A=CD3-VioBlue B1-A=CD4-FITC", "V1-A B1-A", ""),
@@ -84,6 +88,28 @@ def test_one_channel_is_read_per_stain_and_the_rest_is_named(pairs, wanted, reas
     assert found == wanted.split()
     assert reason in text
     assert bool(text) == bool(reason)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["FITC", "PE", "V1", "UV2", "AF", "Comp-FITC", "FSC"]),
+            st.sampled_from(["-A", "-H", "-W"]),
+            st.sampled_from(["", "=CD3", "=CD4"]),
+        ),
+        min_size=1,
+        unique_by=lambda parts: parts[:2],
+    )
+)
+def test_every_stain_is_read_or_left_out_with_a_reason(parts):
+    adata = sample(*map("".join, parts))
+    names = list(adata.var_names)
+    try:
+        chosen, left_out = default_channels(adata.var, names)
+    except InvalidInputError:  # only raw detectors of a spectral instrument
+        return
+    assert sorted([*chosen, *left_out]) == sorted(names)
+    assert all(left_out.values())
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,8 @@ def test_a_decimal_comma_is_read_with_a_warning(tmp_path):
 def test_a_blank_gain_is_one_and_the_gain_of_time_is_not_needed(tmp_path):
     names = ("Time", "FL1-A")
     path = write_floats(tmp_path / "a.fcs", ROWS, names, P1G="high", P2G=" ")
-    assert read_fcs(path).X.tolist() == ROWS
+    with pytest.warns(UserWarning, match=r"P2G of 0 or blank; the gain counts as 1"):
+        assert read_fcs(path).X.tolist() == ROWS
 
 
 def test_a_step_of_zero_gives_no_seconds(tmp_path):

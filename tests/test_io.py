@@ -170,7 +170,9 @@ def test_a_log_offset_of_zero_is_read_as_one(tmp_path):
 
 def test_gain_divides_every_channel_but_time(tmp_path):
     parameters = [{"G": "4"}, {"N": "Time", "G": "0.01"}, {"G": "0"}, {}]
-    adata = read_fcs(simple(tmp_path / "a.fcs", [[8, 8, 8, 8]], parameters))
+    path = simple(tmp_path / "a.fcs", [[8, 8, 8, 8]], parameters)
+    with pytest.warns(UserWarning, match=r"P3G of 0 or blank"):
+        adata = read_fcs(path)
     assert adata.X.tolist() == [[2, 8, 8, 8]]
     assert adata.var["range"].tolist() == [256, 1024, 1024, 1024]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Hashable
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +30,7 @@ _RISES = 9
 COMPENSATED = "the compensated channel is read"
 AREA = "another measure of the same pulse is read (area before height before width)"
 UNMIXED = "a raw detector; the unmixed channels are read"
+UNSTAINED = "without a marker, which other channels have (an isotope or a detector is none)"
 AUTOFLUORESCENCE = "autofluorescence"
 BEADS = "beads for normalisation"
 CONSTANT = "holds one value only"
@@ -77,7 +79,8 @@ def default_channels(var: pd.DataFrame, names: list[str]) -> tuple[list[str], di
         mixed = stains & table["detector"]
         if mixed.any() and (stains & ~table["detector"]).any():
             leave_out(table[mixed], UNMIXED)
-    table.drop(index=table.index[table["kind"].isin(_STAINS) & ~table["stained"]], inplace=True)
+    for reason, rows in _unstained(table[table["kind"].isin(_STAINS)]).items():
+        leave_out(table.loc[rows], reason)
     fluorescence = table[table["kind"] == "fluorescence"]
     unmixed = set(fluorescence.loc[~fluorescence["detector"], "marker"]) - {""}
     leave_out(
@@ -119,6 +122,26 @@ def _described(var: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     same = table.groupby(["stem", "pulse"])["stained"].transform("any")
     table["stained"] |= same & (table["rank"] > 0)
     return table
+
+
+def _unstained(stains: pd.DataFrame) -> dict[str, list[Hashable]]:
+    """Channels without a marker, by the best reason for leaving them out."""
+    stained = stains[stains["stained"]]
+    unmixed = not stained["detector"].all()
+    best = stained.groupby("stem")[["rank", "pulse_rank"]].max()
+    found: dict[str, list[Hashable]] = defaultdict(list)
+    for name, row in stains[~stains["stained"]].iterrows():
+        rank, pulse_rank = best.loc[row["stem"]] if row["stem"] in best.index else (-1, -1)
+        if row["detector"] and unmixed:
+            reason = UNMIXED
+        elif rank > row["rank"]:
+            reason = COMPENSATED
+        elif pulse_rank > row["pulse_rank"]:
+            reason = AREA
+        else:
+            reason = UNSTAINED
+        found[reason].append(name)
+    return found
 
 
 def _refuse_raw_spectral(stains: pd.DataFrame) -> None:

@@ -312,7 +312,7 @@ def _channel(data: DataSet, n: int, name: str, kind: str, integer: bool) -> Chan
     path, keywords = data.path, data.keywords
     decades, log_zero = _amplifier(data, n) if integer else (0.0, 1.0)
     # Readers do not apply the gain to Time.
-    gain = 1.0 if kind == "time" else _decimal(data, f"P{n}G", keywords.get(f"P{n}G") or "1")
+    gain = 1.0 if kind == "time" else _gain(data, n)
     stored_range = _range(data, n, integer)
     lowest = 1 if integer else 0
     if min(decades, log_zero, gain) < 0 or decades > _MOST_DECADES or stored_range < lowest:
@@ -321,9 +321,20 @@ def _channel(data: DataSet, n: int, name: str, kind: str, integer: bool) -> Chan
             f"$P{n}G={gain:g} and $P{n}R={stored_range:g}; amplification must be 0 to "
             f"{_MOST_DECADES} decades, the gain not negative, and this range at least {lowest}."
         )
-    # f2 = 0 with f1 > 0 and a gain of 0 are invalid but common; the standard reads both as 1.
+    # f2 = 0 with f1 > 0 is invalid but common; the standard reads it as 1.
     marker = keywords.get(f"P{n}S", "")
-    return Channel(name, marker, kind, stored_range, decades, log_zero or 1.0, gain or 1.0)
+    return Channel(name, marker, kind, stored_range, decades, log_zero or 1.0, gain)
+
+
+def _gain(data: DataSet, n: int) -> float:
+    """``$PnG``; a blank or 0 would leave no values, so it counts as 1."""
+    text = data.keywords.get(f"P{n}G")
+    if text is None:
+        return 1.0
+    gain = _decimal(data, f"P{n}G", text) if text else 0.0
+    if gain == 0:
+        data.notes.group("of 0 or blank; the gain counts as 1.", f"$P{n}G")
+    return gain or 1.0
 
 
 def _amplifier(data: DataSet, n: int) -> tuple[float, float]:
