@@ -566,7 +566,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
     def _is_unknown(self, x: np.ndarray) -> np.ndarray:
         """Cells that are unlike any in training, bool of shape (n,)."""
-        return self._novelty(torch.from_numpy(x)) > self.novelty_.threshold
+        writable = np.require(x, requirements="W")  # torch warns of arrays that are not
+        return self._novelty(torch.from_numpy(writable)) > self.novelty_.threshold
 
     def _novelty(self, x: Tensor) -> np.ndarray:
         z = fitted_net(self).standardise(x.to(fitted_net(self).input_mean))

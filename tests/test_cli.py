@@ -197,6 +197,7 @@ def test_gates_are_learnt_predicted_explained_and_exported(lab, raw, tmp_path):
     assert done.exit_code == 2
 
 
+@pytest.mark.filterwarnings("ignore:The members of the model")
 def test_evaluate_compares_with_experts(lab, model):
     done = call("evaluate", model, lab / "fcs", *labelled(lab), "--json", *ONE_PROCESS)
     assert done.exit_code == 0, done.output

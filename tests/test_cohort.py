@@ -318,7 +318,7 @@ def test_assembled_files_are_ready_to_fit(folder, raw):
             np.testing.assert_array_equal(adata.uns["fcs"][key], value)
     assert adata.uns["cohort"]["n_cells"].tolist() == [1500] * N_FILES
     clf = ReluFormerClassifier(
-        sample_key="sample", label_key="cell_type", n_members=0, **QUICK
+        sample_key="sample", label_key="cell_type", n_members=2, **QUICK
     ).fit(adata)
     new = read_files(files_of(folder)[:1], steps=clf, n_workers=0)
     assert clf.predict(new).shape == (1500,)
@@ -384,7 +384,7 @@ def test_a_model_may_call_its_samples_otherwise(folder, raw, serial, tmp_path):
     train = make_pipeline(*steps()).fit_transform(raw)
     train.obs["tube"] = train.obs["sample"]
     clf = ReluFormerClassifier(
-        sample_key="tube", label_key="cell_type", pos_label="blast", n_members=0, **QUICK
+        sample_key="tube", label_key="cell_type", pos_label="blast", n_members=2, **QUICK
     ).fit(train)
     table = annotate_files(clf, folder / "in", tmp_path, n_workers=0)
     for column in ("n_blast", "distance", "farthest_marker"):
@@ -450,6 +450,7 @@ def test_explanations_follow_the_key(folder, tmp_path, kind):
     assert summary["population"].nunique() == 2
 
 
+@pytest.mark.filterwarnings("ignore:The members of the model")
 def test_labels_under_the_key_of_results_are_evaluated(folder, raw):
     from fcm_estimators.labels import LabelSource
     from fcm_estimators.workflow import evaluate_files
