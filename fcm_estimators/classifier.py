@@ -432,7 +432,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.novelty_ = replace(self.novelty_, usual=max(shares))
         n_patients = len(np.unique(samples.patients.astype(str)))
         if n_patients < FEW_PATIENTS:
-            warnings.warn(few_patients(n_patients), UserWarning, stacklevel=4)
+            warnings.warn(few_patients(n_patients), UserWarning, stacklevel=5)
 
     def _train_member(
         self,
@@ -824,7 +824,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         }
         if self.members_:
             table = agreement_table(samples, agreements, names, positive)
-            warn_of_disagreement(table, stacklevel=6)
+            warn_of_disagreement(table, stacklevel=5)
             record["members"] = {name: table[name].to_numpy() for name in table}
         return record
 
@@ -918,5 +918,5 @@ def _warn_of_unknown(
             f"training (at most {usual:.1%} in training samples): {listed(found, 5)}. Their "
             "classes are guesses; look at them before you use the result.",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )

@@ -188,7 +188,7 @@ def _warn_of_raw_values(samples: Samples) -> None:
             "The model would be trained on raw values, where a few bright cells set the scale. "
             "Transform them first (fcm_estimators.preprocessing.standard_steps).",
             UserWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
 
 
@@ -202,5 +202,5 @@ def _warn_of_unused_samples(X: CellData, sample_key: Hashable, groups: PerCell) 
                 "groups was given, so all cells are read as one sample. Pass "
                 "sample_key='sample' to read several samples.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=7,
             )
