@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from lightgbm import LGBMClassifier
 from sklearn.metrics import f1_score
+from trust import trust
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
@@ -248,28 +249,30 @@ def calibration(seeds):
             clf = ReluFormerClassifier(
                 sample_key="sample", label_key="cell_type", random_state=seed, **keys
             ).fit(train)
-            logits = np.log(np.clip(clf.predict_proba(test), 1e-30, None)) * clf.temperature_
-            plain = np.exp(logits - logits.max(1, keepdims=True))
-            plain /= plain.sum(1, keepdims=True)
+            calibrated, temperature = clf.predict_proba(test), clf.temperature_
+            clf.temperature_ = 1.0
             errors = {}
-            for kind, shares in (("plain", plain), ("calibrated", clf.predict_proba(test))):
+            for kind, shares in (("plain", clf.predict_proba(test)), ("calibrated", calibrated)):
                 frame = pd.DataFrame(shares, columns=clf.classes_)
                 table = reliability_table(
                     test.obs["cell_type"], frame, groups=test.obs["sample"].to_numpy()
                 )
                 errors[f"error_{kind}"] = table.attrs["expected_calibration_error"]
-            show([{"data": name, "seed": seed, "temperature": clf.temperature_, **errors}])
+            show([{"data": name, "seed": seed, "temperature": temperature, **errors}])
         print(table.round(3).to_string())
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "what", choices=["multicenter", "all494", "simulated", "calibration", "all"]
+        "what", choices=["multicenter", "all494", "simulated", "calibration", "all", "trust"]
     )
+    parser.add_argument("--part", help="only this part of trust")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     for part in (multicenter, all494, simulated, calibration):
         if given.what in (part.__name__, "all"):
             print(f"\n== {part.__name__}: {part.__doc__}", flush=True)
             part(given.seeds)
+    if given.what == "trust":
+        trust(given.part)

@@ -196,7 +196,7 @@ def moved_blasts(seed, n_random=20):
     called = clf.predict(test) == "blast"
     truth = (test.obs["cell_type"] == "blast").to_numpy()
     blast = list(clf.classes_).index("blast")
-    limit = np.log(clf.threshold_ / (1 - clf.threshold_))
+    limit = clf.threshold_
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         contexts = module.contexts(torch.from_numpy(x))

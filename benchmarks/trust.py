@@ -1,0 +1,590 @@
+"""What shows that an answer may be wrong, and the strongest rivals in the same run.
+
+Run ``python benchmarks/classification.py trust``, or one of the parts with ``--part``. CyTOF is
+the multicentre data set, arcsinh with cofactor 5. Nothing was chosen on the seeds of the simulated
+cohorts.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+import torch
+from _rivals import (
+    Aligned,
+    Boosting,
+    Induced,
+    PerCell,
+    PerCellZ,
+    Trained,
+    all_three,
+    codes_of,
+    out_of_fold,
+    ranks,
+    raw,
+    read,
+    z_scores,
+)
+from scipy.special import expit, logit
+from sklearn.ensemble import IsolationForest
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.model_selection import GroupKFold
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+
+from fcm_estimators import ReluFormerClassifier
+from fcm_estimators._base.members import against_rest
+from fcm_estimators._fitting.calibration import best_f1_threshold, false_positive_threshold
+from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
+from fcm_estimators.inference import fitted_net, read_samples
+from fcm_estimators.metrics import classification_table, mrd_error, summarize
+from fcm_estimators.preprocessing import (
+    ArcsinhTransform,
+    Compensation,
+    LinearTransform,
+    LogicleTransform,
+)
+
+NAMED = ["B", "CD4 T", "CD8 T", "monocyte"]
+KEYS = {"sample_key": "sample", "label_key": "cell_type"}
+PREPARE = (Compensation(), LogicleTransform(), LinearTransform())
+
+
+@cache
+def cytof():
+    """The 16 CyTOF samples; ``obs["number"]`` is that of the sample."""
+    data = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
+    data.obs["number"] = data.obs["sample"].astype(str).str.removeprefix("sample").astype(int)
+    return data
+
+
+def samples_of(data, numbers):
+    """Some of the CyTOF samples."""
+    return data[data.obs["number"].isin(list(numbers)).to_numpy()].copy()
+
+
+def quietly(function, *arguments, **options):
+    """Call without warnings: the tables show what they say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*arguments, **options)
+
+
+def show(table, title):
+    """Print a table."""
+    print(f"\n{title}\n{table.to_string(float_format='{:.4f}'.format)}", flush=True)
+
+
+# -- cells of a population that was not in training -----------------------------------------------
+
+
+def unknown(seed=0):
+    """Left-out populations: area under the ROC curve, and what is flagged at the threshold."""
+    rows = []
+    directions = {
+        "1-6": (range(1, 7), range(7, 9), range(9, 13)),
+        "9-14": (range(9, 15), range(15, 17), range(1, 5)),
+    }
+    for direction, (train, same, other) in directions.items():
+        for population in NAMED:
+            data = samples_of(cytof(), train)
+            data = data[(data.obs["cell_type"] != population).to_numpy()].copy()
+            scores = {
+                "novelty of the package": _novelty(data, seed),
+                "10th neighbour of 20,000 cells": _neighbour(data, seed),
+                "isolation forest": _forest(data, seed),
+            }
+            for batch, numbers in (("same", same), ("other", other)):
+                new = samples_of(cytof(), numbers)
+                strange = (new.obs["cell_type"] == population).to_numpy()
+                for name, (score, threshold) in scores.items():
+                    value = score(new)
+                    rows.append(
+                        {
+                            "score": name,
+                            "trained on": direction,
+                            "batch": batch,
+                            "left out": population,
+                            "auroc": roc_auc_score(strange, value),
+                            "found": (value[strange] > threshold).mean(),
+                            "known flagged": (value[~strange] > threshold).mean(),
+                        }
+                    )
+    table = pd.DataFrame(rows)
+    keys = ["score", "trained on", "batch"]
+    show(table.set_index([*keys, "left out"]), "Each population left out of training")
+    numbers = table.groupby(keys)[["auroc", "found", "known flagged"]]
+    show(numbers.agg(["mean", "min", "max"]), "Over the populations")
+
+
+def _novelty(data, seed):
+    # The score does not need the net, so that is hardly trained.
+    clf = ReluFormerClassifier(**KEYS, max_epochs=1, steps_per_epoch=1, random_state=seed)
+    quietly(clf.fit, data)
+
+    def score(new):
+        found = quietly(clf.annotate, new, copy=True)
+        return found.obs["reluformer_novelty"].to_numpy()
+
+    return score, clf.novelty_.threshold
+
+
+def _with_threshold(fit, data):
+    """A score, with the threshold that 1 % of the cells of held-out samples exceed."""
+    x, groups = np.asarray(data.X), data.obs["number"].to_numpy()
+    folds = GroupKFold(5).split(x, groups=groups)
+    held_out = np.concatenate([fit(x[train])(x[test]) for train, test in folds])
+    score = fit(x)
+    return (lambda new: score(np.asarray(new.X))), np.quantile(held_out, 0.99)
+
+
+def _neighbour(data, seed):
+    def fit(x):
+        scale = x.std(0)
+        some = np.random.default_rng(seed).permutation(len(x))[:20_000]
+        index = NearestNeighbors(n_neighbors=10, n_jobs=-1).fit(x[some] / scale)
+        return lambda new: index.kneighbors(new / scale)[0][:, -1]
+
+    return _with_threshold(fit, data)
+
+
+def _forest(data, seed):
+    def fit(x):
+        forest = IsolationForest(random_state=seed, n_jobs=-1).fit(x)
+        return lambda new: -forest.score_samples(new)
+
+    return _with_threshold(fit, data)
+
+
+# -- patients that were not in training -----------------------------------------------------------
+
+
+@cache
+def unseen_patients(seed):
+    """A model of 5 simulated patients, and 12 unseen ones with what the model says of them."""
+    cohort = simulate_cohort(n_samples=68, n_cells=10_000, random_state=seed)
+    cohort = make_pipeline(*PREPARE).fit_transform(cohort)
+    patients = list(pd.unique(cohort.obs["patient"]))
+    is_train = cohort.obs["patient"].isin(patients[:5]).to_numpy()
+    clf = ReluFormerClassifier(**KEYS, patient_key="patient", pos_label="blast", random_state=seed)
+    quietly(clf.fit, cohort[is_train].copy())
+    test = cohort[~is_train].copy()
+    quietly(clf.annotate, test)
+    return clf, test
+
+
+def members():
+    """Disagreement of the members on unseen patients."""
+    tables = []
+    for seed in (10, 11):
+        clf, test = unseen_patients(seed)
+        table = _agreement(test)
+        tables.append(table.assign(seed=seed))
+        # Control: equal members differ in nothing, so they cannot warn by their range.
+        copies, clf.members_ = clf.members_, [fitted_net(clf)] * len(clf.members_)
+        control = _agreement(quietly(clf.annotate, test, copy=True))
+        clf.members_ = copies
+        print(f"seed {seed}, control of equal members: {_crude(control).sum()} ranges above 2")
+    table = pd.concat(tables)
+    shown = ["patient", "true", "share", "recall", "lowest", "highest", "possible", "uncertain"]
+    show(table[table["true"] > 0].set_index("seed", append=True)[shown], "Samples with blasts")
+    missed = table["recall"] < 0.5
+    countable = table["true"] * table["n_cells"] >= 20
+    right = ~missed & (np.maximum(table["true"], table["share"]) < 2 * np.minimum(
+        table["true"], table["share"]).clip(lower=20 / table["n_cells"])
+    )  # fmt: skip
+    rules = {"the package's rule": table["uncertain"], "range above a factor of 2": _crude(table)}
+    rows = []
+    for name, warned in rules.items():
+        per_patient = table.assign(warned=warned, missed=missed & countable)
+        per_patient = per_patient.groupby(["seed", "patient"])[["warned", "missed"]].any()
+        rows.append(
+            {
+                "rule": name,
+                "missed samples": int((missed & countable).sum()),
+                "of these warned": int((missed & countable & warned).sum()),
+                "right samples": int(right.sum()),
+                "false warnings": int((right & warned).sum()),
+                "missed patients": int(per_patient["missed"].sum()),
+                "of them warned": int((per_patient["missed"] & per_patient["warned"]).sum()),
+                "patients": len(per_patient),
+            }
+        )
+    show(pd.DataFrame(rows).set_index("rule").T, "Recall below .5, 20 or more blasts")
+
+
+def _agreement(data):
+    """What the members say of each sample, beside the truth."""
+    table = pd.DataFrame(data.uns["reluformer"]["members"]).set_index("sample")
+    obs = data.obs.assign(sample=data.obs["sample"].astype(str))
+    truth, called = obs["cell_type"] == "blast", obs["reluformer"] == "blast"
+    table["patient"] = obs.groupby("sample")["patient"].first().astype(str)
+    table["n_cells"] = obs.groupby("sample").size()
+    table["true"] = truth.groupby(obs["sample"]).mean()
+    table["recall"] = (truth & called).groupby(obs["sample"]).sum() / truth.groupby(
+        obs["sample"]
+    ).sum().replace(0, np.nan)
+    return table
+
+
+def _crude(table):
+    """A range of the members beyond a factor of 2, where it is more than 20 cells."""
+    enough = table["highest"] * table["n_cells"] >= 20
+    return enough & (table["highest"] > 2 * table["lowest"])
+
+
+# -- what a training says of itself ---------------------------------------------------------------
+
+
+def performance():
+    """Performance on held-out patients, and on patients or batches that were not there."""
+    rows = []
+    for seed in (10, 11):
+        clf, test = unseen_patients(seed)
+        rows += _promised(f"simulated {seed}", clf)
+        table = classification_table(
+            test.obs["cell_type"],
+            test.obs["reluformer"],
+            groups=test.obs["patient"],
+            pos_label="blast",
+        )
+        found = {
+            "f1 blast": table["f1"].mean(),
+            "false positives per million": table["false_positives_per_million"].mean(),
+        }
+        rows.append({"data": f"simulated {seed}", "on": "unseen patients", **found})
+        share = {
+            name: (test.obs[column] == "blast").groupby(test.obs["sample"], observed=True).mean()
+            for name, column in (("true", "cell_type"), ("called", "reluformer"))
+        }
+        show(clf.performance_.mrd, f"seed {seed}: residual disease on held-out patients")
+        show(mrd_error(share["true"], share["called"]), f"seed {seed}: on unseen patients")
+    for source in ("batch1", "batch2"):
+        clf, test = trained_on(source)
+        rows += _promised(f"CyTOF, {source}", clf)
+        rows.append(
+            {
+                "data": f"CyTOF, {source}",
+                "on": "the other batch",
+                "macro f1": _macro(test, clf.predict(test)),
+            }
+        )
+    show(pd.DataFrame(rows).set_index(["data", "on"]), "What a training says of itself")
+
+
+def _promised(name, clf):
+    found = {"macro f1": clf.performance_.classes["f1"].mean()}
+    if clf.performance_.negatives is not None:
+        found = {
+            "f1 blast": clf.performance_.classes.loc["blast", "f1"],
+            "false positives per million": clf.performance_.negatives[
+                "false_positives_per_million"
+            ],
+        }
+    return [{"data": name, "on": f"{clf.performance_.n_patients} held-out patients", **found}]
+
+
+@cache
+def trained_on(source):
+    """A default model of one CyTOF batch, and the other batch."""
+    train, test = (cytof()[(cytof().obs["batch"] == source).to_numpy() == same] for same in (1, 0))
+    return quietly(ReluFormerClassifier(**KEYS).fit, train.copy()), test.copy()
+
+
+def _macro(data, predicted, labels=None):
+    """Macro-F1, mean over samples."""
+    truth = data.obs["cell_type"].astype(str).to_numpy()
+    labels = labels or sorted(set(truth))
+    known = np.isin(truth, labels)
+    sample = data.obs["sample"].astype(str).to_numpy()
+    score = partial(f1_score, labels=labels, average="macro", zero_division=0)
+    return np.mean(
+        [score(truth[rows], predicted[rows]) for s in pd.unique(sample)
+         for rows in [(sample == s) & known]]
+    )  # fmt: skip
+
+
+# -- probabilities and thresholds -----------------------------------------------------------------
+
+
+def probabilities():
+    """Expected over true numbers by power of ten of the probability, and calibration error."""
+    rows, errors = [], []
+    models = {f"simulated {seed}": unseen_patients(seed) for seed in (10, 11)}
+    models["CyTOF, other batch"] = trained_on("batch1")
+    for name, (clf, test) in models.items():
+        samples = read_samples(clf, test)
+        z = torch.from_numpy(_logits(clf, samples)).double()
+        codes = codes_of(test, samples, clf.classes_)
+        # A temperature that the model did not take would be 1; 1.2 shows what it does.
+        temperature = clf.temperature_ if clf.temperature_ != 1 else 1.2
+        kept, clf.temperature_ = clf.temperature_, temperature
+        shares = {
+            "as trained": torch.softmax(z, 1).numpy(),
+            f"divided by {temperature:.2f}": torch.softmax(z / temperature, 1).numpy(),
+            "the same, means kept": clf.predict_proba(test)[samples.rows],
+        }
+        clf.temperature_ = kept
+        c = 0 if clf.pos_label_ is None else list(clf.classes_).index(clf.pos_label_)
+        for kind, p in shares.items():
+            decade = np.ceil(-np.log10(np.maximum(p[:, c], 1e-12))).astype(int).clip(1, 7)
+            for k in range(1, 8):
+                inside = decade == k
+                rows.append(
+                    {
+                        "data": name,
+                        "probability": f"1e-{k} to 1e-{k - 1}" if k < 7 else "below 1e-6",
+                        "true": (codes[inside] == c).sum(),
+                        "kind": kind.split(" by")[0],
+                        "expected": p[inside, c].sum(),
+                    }
+                )
+            top = p.max(1)
+            bins = np.minimum((10 * top).astype(int), 9)
+            right = p.argmax(1) == codes
+            gap = [abs((top - right)[bins == b].sum()) for b in range(10)]
+            errors.append({"data": name, "kind": kind, "error": sum(gap) / len(top)})
+    table = pd.DataFrame(rows).assign(ratio=lambda t: t["expected"] / t["true"])
+    show(
+        table.pivot_table(
+            index=["data", "probability"], columns="kind", values=["true", "expected", "ratio"]
+        ),
+        "Cells of the positive (CyTOF: the first) class",
+    )
+    show(pd.DataFrame(errors).set_index(["data", "kind"]), "Expected calibration error")
+    _rates()
+
+
+def _logits(clf, samples):
+    """Outputs of the net, before calibration."""
+    from fcm_estimators._base.running import outputs_of
+
+    return outputs_of(fitted_net(clf), samples)
+
+
+def _rates(n_models=500, rate=1e-3):
+    """Synthetic models with confident negatives: how many exceed the promised rate."""
+    rng = np.random.default_rng(0)
+    exceeded = {"through probabilities": 0, "log-odds": 0}
+    for _ in range(n_models):
+        log_odds = rng.normal(rng.uniform(20, 45) * rng.choice([-1, 1]), 5, 20_000)
+        negative = np.zeros(len(log_odds), dtype=bool)
+        threshold = false_positive_threshold(log_odds, negative, rate)
+        exceeded["log-odds"] += (log_odds >= threshold).mean() > rate
+        probability = expit(threshold)
+        called = log_odds >= logit(probability)
+        exceeded["through probabilities"] += called.mean() > rate or not np.isfinite(
+            logit(probability)
+        )
+    print(f"\nModels of {n_models} whose false-positive rate of {rate:g} is exceeded: {exceeded}")
+
+
+# -- rivals ---------------------------------------------------------------------------------------
+
+
+def rivals(seed=0):
+    """CyTOF, trained on one batch and shown the other: macro-F1, mean over samples."""
+    models: dict[str, Callable] = {
+        "LightGBM": lambda: Boosting(raw, False, seed),
+        "LightGBM, z-scores": lambda: Boosting(z_scores, False, seed),
+        "LightGBM, ranks": lambda: Boosting(ranks, False, seed),
+        "LightGBM, aligned": lambda: Boosting(Aligned, False, seed),
+        "LightGBM, distorted": lambda: Boosting(raw, True, seed),
+        "LightGBM, all three, distorted": lambda: Boosting(all_three, True, seed),
+        "per-cell net, distorted": lambda: Trained(PerCell, True, seed),
+        "per-cell net, z-scores, distorted": lambda: Trained(PerCellZ, True, seed),
+        "set transformer, distorted": lambda: Trained(Induced, True, seed),
+    }
+    rows = []
+    for source in ("batch1", "batch2"):
+        clf, test = trained_on(source)
+        train = cytof()[(cytof().obs["batch"] == source).to_numpy()].copy()
+        samples, new = read(train), read(test)
+        codes = codes_of(train, samples, clf.classes_)
+        for name, make in models.items():
+            start = time.perf_counter()
+            logits = make().fit(samples, codes).logits(new)
+            found = clf.classes_[logits.argmax(1)]
+            rows.append(_row(name, source, _macro(test, found), start))
+        start = time.perf_counter()
+        plain = ReluFormerClassifier(**KEYS, augmentation=0, n_members=0, random_state=seed)
+        quietly(plain.fit, train)
+        rows.append(
+            _row("ReluFormer, not distorted", source, _macro(test, plain.predict(test)), start)
+        )
+        rows.append(_row("ReluFormer", source, _macro(test, clf.predict(test)), None))
+        rows += _swapped(clf, source, train, test)
+        done = pd.DataFrame([r for r in rows if r["trained on"] == source])
+        show(done.set_index("model"), f"Trained on {source}")
+    table = pd.DataFrame(rows).pivot_table(index="model", columns="trained on", values="macro_f1")
+    show(table.assign(mean=table.mean(axis=1)).sort_values("mean"), "Macro-F1")
+
+
+def _row(name, source, score, start):
+    seconds = np.nan if start is None else time.perf_counter() - start
+    return {"model": name, "trained on": source, "macro_f1": score, "seconds": seconds}
+
+
+def _swapped(clf, source, train, test):
+    """The same net with the contexts of other samples."""
+    net = fitted_net(clf)
+    samples, own = read_samples(clf, test), read_samples(clf, train)
+    parts = [torch.from_numpy(samples.x[i:j]) for i, j in samples.spans()]
+    first = own.x[slice(*next(own.spans()))]
+    given = {
+        "contexts of the next sample of the batch": parts[1:] + parts[:1],
+        "contexts of a training sample": [torch.from_numpy(first)] * len(parts),
+    }
+    rows = []
+    for name, others in given.items():
+        with torch.no_grad():
+            z = torch.cat(
+                [net(x, contexts=net.contexts(o)) for x, o in zip(parts, others, strict=True)]
+            )
+        found = clf.classes_[z.numpy().argmax(1)]
+        rows.append(_row(f"ReluFormer, {name}", source, _macro(test, found), None))
+    return rows
+
+
+# -- thresholds chosen alike ----------------------------------------------------------------------
+
+
+def thresholds(seed=0):
+    """Simulated unseen patients, and unseen cells of one marrow; thresholds by held-out F1."""
+    cohort = make_pipeline(*PREPARE).fit_transform(
+        simulate_cohort(n_samples=60, n_cells=10_000, random_state=13)
+    )
+    patients = list(pd.unique(cohort.obs["patient"]))
+    is_train = cohort.obs["patient"].isin(patients[: 2 * len(patients) // 3]).to_numpy()
+    marrow = fetch_all494()
+    marrow = marrow[marrow.obsm["gates"]["intact"].to_numpy()].copy()
+    marrow = make_pipeline(*PREPARE).fit_transform(marrow)
+    half = np.random.default_rng(seed).random(marrow.n_obs) < 0.5
+    _alike("simulated, unseen patients", cohort[is_train].copy(), cohort[~is_train].copy(), seed)
+    _alike("one marrow, unseen cells", marrow[half].copy(), marrow[~half].copy(), seed)
+
+
+def _alike(name, train, test, seed):
+    keys = {"patient_key": "patient"} if train.obs["sample"].nunique() > 1 else {}
+    clf = ReluFormerClassifier(**KEYS, **keys, pos_label="blast", random_state=seed)
+    quietly(clf.fit, train)
+    found = {"ReluFormer": clf.predict(test) == "blast"}
+    train, test = train[:, clf.markers_].copy(), test[:, clf.markers_].copy()
+    samples, new = read(train, *keys.values()), read(test)
+    codes = codes_of(train, samples, ["other", "blast"])
+    models = {
+        "LightGBM": Boosting(raw, False, seed),
+        "LightGBM, z-scores": Boosting(z_scores, False, seed),
+        "LightGBM, distorted": Boosting(raw, True, seed),
+        "per-cell net, distorted": Trained(PerCell, True, seed),
+    }
+    for model, rival in models.items():
+        threshold = 0.0
+        if keys:
+            log_odds = against_rest(out_of_fold(rival, samples, codes, seed))[:, 1]
+            threshold = best_f1_threshold(log_odds, codes == 1, samples.sample_of_cell)
+        logits = rival.fit(samples, codes).logits(new)
+        found[model] = against_rest(logits)[:, 1] >= threshold
+    truth = test.obs["cell_type"].astype(str).to_numpy()
+    rows = {}
+    for model, called in found.items():
+        table = classification_table(
+            truth,
+            np.where(called, "blast", "other"),
+            groups=test.obs["sample"].astype(str),
+            pos_label="blast",
+        )
+        rows[model] = summarize(table)
+    columns = ["f1_mean", "f1_median", "false_positives_per_million_negative_samples"]
+    table = pd.DataFrame(rows).T
+    show(table[[c for c in columns if c in table]].astype(float), name)
+
+
+# -- one labelled sample --------------------------------------------------------------------------
+
+
+def one(numbers=(1, 4, 9, 12), seed=0):
+    """A single labelled CyTOF sample: macro-F1 on all others."""
+    rows = []
+    for number in numbers:
+        train = samples_of(cytof(), [number])
+        clf = ReluFormerClassifier(**KEYS, n_members=0, max_epochs=25, random_state=seed)
+        quietly(clf.fit, train)
+        samples = read(train)
+        boosted = Boosting(all_three, True, seed).fit(
+            samples, codes_of(train, samples, clf.classes_)
+        )
+        batches = {"same": range(1, 9), "other": range(9, 17)}
+        if number > 8:
+            batches = {"same": range(9, 17), "other": range(1, 9)}
+        for batch, chosen in batches.items():
+            test = samples_of(cytof(), [n for n in chosen if n != number])
+            predicted = {
+                "ReluFormer": clf.predict(test),
+                "LightGBM, all three, distorted": clf.classes_[
+                    boosted.logits(read(test)).argmax(1)
+                ],
+            }
+            truth = test.obs["cell_type"].astype(str).to_numpy()
+            for model, found in predicted.items():
+                rows.append(
+                    {
+                        "model": model,
+                        "sample": number,
+                        "batch": batch,
+                        "macro_f1": _macro(test, found),
+                        "named": _macro(test, found, NAMED),
+                        "concordance": (truth == found).mean(),
+                    }
+                )
+    table = pd.DataFrame(rows)
+    show(table.set_index(["model", "sample", "batch"]), "One labelled sample")
+    numbers = ["macro_f1", "named", "concordance"]
+    show(table.groupby(["model", "batch"])[numbers].mean(), "Mean over the samples")
+
+
+# -- how many patients ----------------------------------------------------------------------------
+
+
+def patients():
+    """Training patients against F1 on 16 unseen ones."""
+    cohort = make_pipeline(*PREPARE).fit_transform(
+        simulate_cohort(n_samples=4 * 48, n_cells=4_000, random_state=12)
+    )
+    names = list(pd.unique(cohort.obs["patient"]))
+    test = cohort[cohort.obs["patient"].isin(names[:16]).to_numpy()].copy()
+    rows = []
+    for n in (2, 4, 8, 16, 32):
+        train = cohort[cohort.obs["patient"].isin(names[16 : 16 + n]).to_numpy()].copy()
+        clf = ReluFormerClassifier(**KEYS, patient_key="patient", pos_label="blast", n_members=0)
+        quietly(clf.fit, train)
+        table = classification_table(
+            test.obs["cell_type"], clf.predict(test), groups=test.obs["patient"], pos_label="blast"
+        )
+        rows.append(
+            {
+                "patients": n,
+                "median f1": table["f1"].median(),
+                "lowest f1": table["f1"].min(),
+                "recall below .5": (table["recall"] < 0.5).mean(),
+            }
+        )
+    show(pd.DataFrame(rows).set_index("patients"), "Unseen patients by number of training patients")
+
+
+PARTS = (unknown, members, performance, probabilities, rivals, thresholds, one, patients)
+
+
+def trust(part=None):
+    """Print every table, or those of one part."""
+    for function in PARTS:
+        if part in (None, function.__name__):
+            print(f"\n== {function.__name__}: {function.__doc__}", flush=True)
+            start = time.perf_counter()
+            function()
+            print(f"({time.perf_counter() - start:.0f} s)", flush=True)
