@@ -403,6 +403,7 @@ def test_workspaces_are_matched_by_the_name_of_the_file():
 
 
 @pytest.mark.real_data
+@pytest.mark.filterwarnings("ignore:Channels that are not read. 'APC-Cy7-A':UserWarning")
 def test_real_leukaemia_from_file_and_table(tmp_path):
     folder = data_home("all494")
     labels = ["--gates", folder / "494_labels.csv", "--class", "blast=blast", "--within", "intact"]

@@ -666,7 +666,8 @@ def test_classifier_without_sample_key_needs_groups() -> None:
 
     with pytest.raises(InvalidInputError, match="pass groups"):
         limit_of_blank(Bare(), negative_cohort(2), population="blast")
-    blank = limit_of_blank(Bare(), negative_cohort(2), population="blast", groups="sample")
+    with pytest.warns(UserWarning, match="largest fraction in 2 sample"):
+        blank = limit_of_blank(Bare(), negative_cohort(2), population="blast", groups="sample")
     assert blank.value == 0
 
 
