@@ -78,7 +78,7 @@ _MIN_CLASS_FRACTION = 0.1
 # Constant added to the mean normaliser of the attention.
 _EPS = 1e-2
 # A member is trained for this share of the epochs.
-_MEMBER_EPOCHS = 0.5
+_MEMBER_EPOCHS = 0.4
 # A sample is warned of if its share of unknown cells exceeds both this share and so many times the
 # largest share in a training sample.
 _MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN = 0.05, 1.5

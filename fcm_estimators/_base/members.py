@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import logsumexp
 
 from fcm_estimators._base.running import net_for
 from fcm_estimators._cells.rows import SampleCells
@@ -19,7 +18,7 @@ from fcm_estimators.nn.streaming import streamed_contexts
 
 # The members see this share of a sample's cells as context, and judge at most this share of them;
 # but at least so many, so that small samples are judged whole.
-_SHARE, _FEWEST = 0.05, 5_000
+_SHARE, _FEWEST_SEEN, _FEWEST_JUDGED = 0.05, 2_000, 3_000
 # A cell may belong to a class if any net gives it these log-odds, a probability of 5 %.
 _POSSIBLE = -3.0
 # Members do not judge cells that have lower log-odds of the positive class in the model itself.
@@ -95,20 +94,17 @@ class Agreement:
         usual: np.ndarray,
     ) -> None:
         self._decide, self._positive, self._usual = decide, positive, usual
-        some = cells.glance[:: max(1, len(cells.glance) // self._limit(len(cells.rows)))]
+        self._n_cells = len(cells.rows)
+        n_seen = max(_FEWEST_SEEN, int(_SHARE * self._n_cells))
+        some = cells.glance[:: max(1, len(cells.glance) // n_seen)]
         self._members = []
         for member in members:
             net = net_for(member, some.dtype)
             x = torch.from_numpy(np.ascontiguousarray(some)).to(net.input_mean.device)
             self._members.append((net, streamed_contexts(net, x)))
-        self._n_cells = len(cells.rows)
         self._counts = np.zeros((1 + len(members), n_classes))
         self._possible = np.zeros(n_classes)
         self._seen = np.zeros(n_classes, dtype=int)
-
-    @staticmethod
-    def _limit(n_cells: int) -> int:
-        return max(_FEWEST, int(_SHARE * n_cells))
 
     @torch.no_grad()
     def add(self, x: torch.Tensor, logits: np.ndarray) -> None:
@@ -124,7 +120,8 @@ class Agreement:
         if self._positive is not None:
             log_odds = against_rest(logits)[:, self._positive]
             judged = np.flatnonzero(log_odds > _OUT_OF_QUESTION)
-        step = max(1, -(-len(judged) // self._limit(len(x))))
+        share = max(_SHARE, _FEWEST_JUDGED / self._n_cells)
+        step = max(1, round(len(judged) / (share * len(x))))
         judged = judged[::step]
         found = [logits[judged]]
         for net, contexts in self._members:
@@ -200,5 +197,7 @@ def warn_of_disagreement(table: pd.DataFrame, stacklevel: int) -> None:
 
 def against_rest(logits: np.ndarray) -> np.ndarray:
     """Log-odds of each class against all others together, shape (n, C)."""
-    rest = [logsumexp(np.delete(logits, c, 1), axis=1) for c in range(logits.shape[1])]
-    return np.asarray(logits - np.stack(rest, 1))
+    z = torch.from_numpy(logits)
+    others = [[k for k in range(z.shape[1]) if k != c] for c in range(z.shape[1])]
+    rest = torch.stack([torch.logsumexp(z[:, columns], 1) for columns in others], 1)
+    return np.asarray((z - rest).numpy())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
+from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 _GRID = np.round(np.arange(-12, 12.05, 0.05), 2)  # log-odds
 _NEGLIGIBLE = 1e-3  # difference in F1
-# Limits, because held-out cells without any error would make the temperature extreme.
-_LOG_TEMPERATURES = np.linspace(np.log(0.5), np.log(10), 121)
+# Held-out cells that are no better than chance would make the temperature extreme.
+_HIGHEST = math.log(10)
 
 # Sums of probabilities may differ from true numbers by this factor, if these are large enough.
 _RIGHT_COUNT, _FEWEST_COUNTED = 1.5, 20
@@ -42,14 +44,17 @@ def best_temperature(logits: np.ndarray, codes: np.ndarray, sample: np.ndarray) 
     float
         From 1 to 10.
     """
-    logits = logits.astype(np.float64)
-    _, position = np.unique(sample, return_inverse=True)
-    table = np.empty((position.max() + 1, len(_LOG_TEMPERATURES)))
-    for k, log_temperature in enumerate(_LOG_TEMPERATURES):
-        scaled = logits / np.exp(log_temperature)
-        loss = logsumexp(scaled, axis=1) - scaled[np.arange(len(codes)), codes]
-        table[:, k] = np.bincount(position, weights=loss)
-    return float(np.exp(max(0.0, np.median(_LOG_TEMPERATURES[table.argmin(1)]))))
+    found = []
+    for s in np.unique(sample):
+        inside = sample == s
+        z, y = torch.from_numpy(logits[inside]).double(), torch.from_numpy(codes[inside])
+
+        def loss(log_temperature: float, z: Tensor = z, y: Tensor = y) -> float:
+            return float(cross_entropy(z / math.exp(log_temperature), y))
+
+        best = minimize_scalar(loss, bounds=(0.0, _HIGHEST), method="bounded")
+        found.append(best.x if best.fun < loss(0.0) else 0.0)
+    return float(np.exp(np.median(found)))
 
 
 def counts_are_right(

@@ -158,8 +158,10 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
         drawn = np.bincount(y[chosen] + 1, minlength=self.n_classes + 1)[1:]
         target = int(np.ceil(self.plan.min_class_fraction * self.plan.cells_per_sample))
         extra, log_ratio = [], np.zeros(self.n_classes, dtype=np.float32)
+        free = np.ones(len(y), dtype=bool)
+        free[chosen] = False
         for c in np.flatnonzero(drawn < target):
-            pool = np.setdiff1d(np.flatnonzero(y == c), chosen, assume_unique=True)
+            pool = np.flatnonzero(free & (y == c))
             n_extra = min(target - drawn[c], len(pool))
             if n_extra:
                 extra.append(rng.choice(pool, n_extra, replace=False, shuffle=False))

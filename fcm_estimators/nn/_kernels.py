@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from fcm_estimators.nn.relu_attention import PARTIAL_ROWS, AttentionContext, block_diag
+from fcm_estimators.nn.relu_attention import PARTIAL_ROWS, AttentionContext, block_diagonal
 from fcm_estimators.nn.reluformer import ReluFormerLayer
 from fcm_estimators.nn.sources import Piece
 
@@ -77,13 +77,9 @@ class Kernels:
     def readers(self, context: AttentionContext) -> list[tuple[Tensor, Tensor]]:
         """Matrices by which :meth:`read` multiplies queries, per sample: (D, D) and (D, H)."""
         scale, dtype = self._width**-0.5, self._like.dtype
-        return [
-            (
-                block_diag(*(key_value * scale).to(dtype)),
-                block_diag(*key.to(dtype)).T.contiguous(),
-            )
-            for key_value, key in zip(context.key_value, context.key, strict=True)
-        ]
+        key_value = block_diagonal((context.key_value * scale).to(dtype))
+        key = block_diagonal(context.key.unsqueeze(-1).to(dtype))
+        return list(zip(key_value, key, strict=True))
 
     def read(
         self,

@@ -16,7 +16,7 @@ arXiv 2307.14581; Qin et al., *cosFormer*, arXiv 2202.08791 (the feature map).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -26,8 +26,6 @@ from torch import Tensor
 # Rows of one float32 partial sum. Partial sums are added in float64, so the rounding error of any
 # context is that of a sample of this size.
 PARTIAL_ROWS = 8192
-# torch gives this function no types.
-block_diag: Callable[..., Tensor] = torch.block_diag
 
 
 class AttentionContext(NamedTuple):
@@ -81,20 +79,17 @@ def attention_context(
         All zero for a sample without cells, or whose weights sum to 0.
     """
     phi = torch.relu(k)
-    if weight is not None:
+    if weight is None:
+        sizes = [float(stop - start) for start, stop in pairwise(offsets)]
+        total = torch.tensor(sizes, dtype=torch.float64, device=k.device)
+    else:
         phi = phi * weight.to(phi.dtype).unsqueeze(-1)
-    weights = [None] * (len(offsets) - 1) if weight is None else _split(weight, offsets)
-    key_values, keys = [], []
-    for phi_s, v_s, weight_s in zip(_split(phi, offsets), _split(v, offsets), weights, strict=True):
-        kv_sum, k_sum = context_sums(phi_s, v_s, n_heads)
-        if weight_s is None:
-            total = torch.tensor(float(max(len(phi_s), 1)), dtype=torch.float64, device=k.device)
-        else:
-            total = weight_s.double().sum()
-            total = torch.where(total > 0, total, torch.ones_like(total))
-        key_values.append(kv_sum / total)
-        keys.append(k_sum / total)
-    return AttentionContext(torch.stack(key_values), torch.stack(keys))
+        total = torch.stack([part.sum() for part in _split(weight.double(), offsets)])
+    total = torch.where(total > 0, total, torch.ones_like(total)).view(-1, 1, 1)
+    parts = zip(_split(phi, offsets), _split(v, offsets), strict=True)
+    sums = [context_sums(phi_s, v_s, n_heads) for phi_s, v_s in parts]
+    key_value, key = (torch.stack(column) for column in zip(*sums, strict=True))
+    return AttentionContext(key_value / total.unsqueeze(-1), key / total)
 
 
 def context_sums(phi: Tensor, v: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
@@ -112,18 +107,14 @@ def context_sums(phi: Tensor, v: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
     Tensor of shape (H, d, d) and Tensor of shape (H, d), float64
         Sums of ``phi v^T`` and of ``phi``.
     """
+    # The product of all heads is computed at once, and its diagonal blocks are taken. At the
+    # widths in use, this is cheaper than a batched product of strided heads.
+    parts = zip(torch.split(phi, PARTIAL_ROWS), torch.split(v, PARTIAL_ROWS), strict=True)
+    sums = [((part.T @ values).double(), part.sum(0).double()) for part, values in parts]
+    full, k_sum = (sum(column[1:], column[0]) for column in zip(*sums, strict=True))
     width = phi.shape[-1] // n_heads
-    kv_sum = torch.zeros(n_heads, width, width, dtype=torch.float64, device=phi.device)
-    k_sum = torch.zeros(n_heads, width, dtype=torch.float64, device=phi.device)
-    for phi_part, v_part in zip(
-        torch.split(phi, PARTIAL_ROWS), torch.split(v, PARTIAL_ROWS), strict=True
-    ):
-        # The product of all heads is computed at once, and its diagonal blocks are taken. At the
-        # widths in use, this is cheaper than a batched product of strided heads.
-        full = (phi_part.T @ v_part).view(n_heads, width, n_heads, width)
-        kv_sum = kv_sum + full.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double()
-        k_sum = k_sum + split_heads(phi_part.sum(0), n_heads).double()
-    return kv_sum, k_sum
+    full = full.view(n_heads, width, n_heads, width)
+    return full.diagonal(dim1=0, dim2=2).permute(2, 0, 1), split_heads(k_sum, n_heads)
 
 
 def attend(
@@ -149,14 +140,14 @@ def attend(
     -------
     Tensor of shape (N, D), dtype of ``q``
     """
-    phi = torch.relu(q)
-    scale = q.shape[-1] ** -0.5
-    out = []
-    for s, rows in enumerate(_split(phi, offsets)):
-        kv = block_diag(*(context.key_value[s] * scale).to(q.dtype))
-        numerator = split_heads(rows @ kv, n_heads)
-        out.append((numerator / _normaliser(rows, context.key[s], eps)).flatten(1))
-    return out[0] if len(out) == 1 else torch.cat(out)
+    width = q.shape[-1]
+    key_value = block_diagonal((context.key_value * width**-0.5).to(q.dtype))
+    key = block_diagonal(context.key.unsqueeze(-1).to(q.dtype))
+    parts = zip(_split(torch.relu(q), offsets), torch.cat([key_value, key], -1), strict=True)
+    products = [phi @ matrix for phi, matrix in parts]
+    both = products[0] if len(products) == 1 else torch.cat(products)
+    numerator, normaliser = torch.split(both, [width, n_heads], -1)
+    return (split_heads(numerator, n_heads) / (normaliser + eps).unsqueeze(-1)).flatten(1)
 
 
 def _split(x: Tensor, offsets: Sequence[int]) -> tuple[Tensor, ...]:
@@ -164,10 +155,11 @@ def _split(x: Tensor, offsets: Sequence[int]) -> tuple[Tensor, ...]:
     return torch.split(x, [stop - start for start, stop in pairwise(offsets)])
 
 
-def _normaliser(phi: Tensor, key: Tensor, eps: float) -> Tensor:
-    """``relu(q) · K + eps`` per cell and head, shape (n, H, 1)."""
-    per_head = block_diag(*key.to(phi.dtype)).T
-    return (phi @ per_head + eps).unsqueeze(-1)
+def block_diagonal(blocks: Tensor) -> Tensor:
+    """Matrices of shape (..., H a, H b) with blocks of shape (..., H, a, b), else 0."""
+    n = blocks.shape[-3]
+    own = torch.eye(n, dtype=blocks.dtype, device=blocks.device).view(n, 1, n, 1)
+    return (blocks.unsqueeze(-2) * own).flatten(-2).flatten(-3, -2)
 
 
 def received_attention(
@@ -208,7 +200,7 @@ def received_attention(
         rows = q[start:stop] if queries is None else q[start:stop][queries[start:stop]]
         reader = query_readers(rows, context, s, n_heads, eps).double().sum(0)
         reader = reader / (max(len(rows), 1) * max(stop - start, 1))
-        out.append(phi_k[start:stop] @ block_diag(*reader.to(phi_k.dtype)).T)
+        out.append(phi_k[start:stop] @ block_diagonal(reader.unsqueeze(-1).to(phi_k.dtype)))
     return torch.cat(out)
 
 
@@ -282,7 +274,8 @@ def query_readers(
     Tensor of shape (n, H, d)
     """
     phi = torch.relu(q)
-    return split_heads(phi, n_heads) / _normaliser(phi, context.key[sample], eps)
+    normaliser = phi @ block_diagonal(context.key[sample].unsqueeze(-1).to(phi.dtype)) + eps
+    return split_heads(phi, n_heads) / normaliser.unsqueeze(-1)
 
 
 def dense_attention(q: Tensor, k: Tensor, n_heads: int, eps: float) -> Tensor:
