@@ -21,6 +21,7 @@ from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._cells.samples import Source, read_samples
 from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.class_loss import CellLoss
+from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
 from fcm_estimators._fitting.split import marker_scale, patient_folds, split_patients
 from fcm_estimators._fitting.trainer import TrainingPlan, train_net
@@ -121,15 +122,19 @@ class Boosting:
     distorted : bool
         Train on 16 differently distorted copies of each sample (half of them left as measured, as
         in the draws of the net), with as many cells in all as without.
+    may_hide : sequence of int
+        Markers that are missing, as NaN, in half of 16 copies, as in the draws of a net that can
+        do without markers.
     """
 
-    def __init__(self, prepare, distorted, seed=0):
+    def __init__(self, prepare, distorted, seed=0, may_hide=()):
         self.prepare, self.distorted, self.seed = prepare, distorted, seed
+        self.may_hide = may_hide
 
     def fit(self, samples, codes):
         if self.prepare is Aligned:
             self.prepare = Aligned(samples)
-        present = np.array([np.bincount(codes[i:j], minlength=2) > 0 for i, j in _spans(samples)])
+        present = class_presence(codes, samples.offsets, int(codes.max()) + 1)
         train, valid = split_patients(samples, 0.25, self.seed, present)
         self.n_trees = _USUAL_TREES
         if valid:
@@ -160,7 +165,8 @@ class Boosting:
         """Cells of some samples as the trees see them, and their classes."""
         rng = np.random.default_rng(self.seed)
         mean, scale = marker_scale(samples)
-        n_copies = _COPIES if self.distorted else 1
+        n_copies = _COPIES if self.distorted or self.may_hide else 1
+        plan = DrawPlan(1, 1, 1, 0.0, None, self.may_hide)
         spans, found = _spans(samples), []
         for start, stop in (spans[s] for s in chosen):
             z = (samples.x[start:stop] - mean) / scale
@@ -169,6 +175,7 @@ class Boosting:
                 moved = Augmentation().distort(z, rng) if self.distorted else z
                 rows = rng.choice(len(z), size, replace=False)
                 x = self.prepare((moved * scale + mean).astype(np.float32))[rows]
+                x[:, plan.hidden(rng)] = np.nan
                 found.append((x, codes[start:stop][rows]))
         return tuple(np.concatenate(part) for part in zip(*found, strict=True))
 
@@ -297,9 +304,10 @@ class Induced(_PackedNet):
 
 def out_of_fold(rival, samples, codes, seed=0):
     """Logits of every sample by a rival that was trained without its patient."""
-    present = np.array([np.bincount(codes[i:j], minlength=2) > 0 for i, j in samples.spans()])
+    n_classes = int(codes.max()) + 1
+    present = class_presence(codes, samples.offsets, n_classes)
     n_folds = ReluFormerClassifier().n_members
-    found = np.empty((len(samples.x), int(codes.max()) + 1))
+    found = np.empty((len(samples.x), n_classes))
     for fold in patient_folds(samples, n_folds, seed, present):
         rest = sorted(set(range(len(samples.names))) - set(fold))
         trained = copy.deepcopy(rival).fit(samples.take(rest), codes[samples.cells_of(rest)])

@@ -39,6 +39,7 @@ from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._base.members import against_rest
+from fcm_estimators._base.panels import hideable
 from fcm_estimators._fitting.calibration import best_f1_threshold, false_positive_threshold
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.inference import fitted_net, read_samples
@@ -577,7 +578,76 @@ def patients():
     show(pd.DataFrame(rows).set_index("patients"), "Unseen patients by number of training patients")
 
 
-PARTS = (unknown, members, performance, probabilities, rivals, thresholds, one, patients)
+# -- a marker that is missing ---------------------------------------------------------------------
+
+
+def panels(seeds=(0, 1, 2)):
+    """Unseen simulated patients without a marker; half of the usual epochs, no members."""
+    cohort = make_pipeline(*PREPARE).fit_transform(
+        simulate_cohort(n_samples=80, n_cells=4_000, random_state=14)
+    )
+    names = list(pd.unique(cohort.obs["patient"]))
+    is_train = cohort.obs["patient"].isin(names[:10]).to_numpy()
+    train, test = cohort[is_train].copy(), cohort[~is_train].copy()
+    options = {**KEYS, "patient_key": "patient", "pos_label": "blast"}
+    options |= {"n_members": 0, "max_epochs": 15, "validation_fraction": None}
+    rows, whole = [], []
+    for seed in seeds:
+        plain = ReluFormerClassifier(**options, random_state=seed)
+        able = ReluFormerClassifier(**options, missing_markers="mask", random_state=seed)
+        for model in (plain, able):
+            quietly(model.fit, train)
+        markers = able.markers_
+        x = train[:, markers].copy()
+        samples = read(x, "patient")
+        trees = Boosting(raw, False, seed, tuple(hideable(markers)))
+        trees.fit(samples, codes_of(x, samples, ["other", "blast"]))
+        found = {
+            "ReluFormer": _f1(test, plain.predict(test)),
+            "ReluFormer that can do without": _f1(test, able.predict(test)),
+            "LightGBM with NaN": _f1(test, _boosted(trees, test, markers)),
+        }
+        whole.append({"seed": seed, **found})
+        for marker in (markers[i] for i in hideable(markers)):
+            less = test[:, [name for name in test.var_names if name != marker]].copy()
+            row = {
+                "missing": marker,
+                "seed": seed,
+                "ReluFormer that can do without": _f1(test, quietly(able.predict, less)),
+                "LightGBM with NaN": _f1(test, _boosted(trees, test, markers, marker)),
+            }
+            if seed == seeds[0]:
+                other = train[:, less.var_names].copy()
+                again = quietly(ReluFormerClassifier(**options, random_state=seed).fit, other)
+                row["ReluFormer trained without"] = _f1(test, again.predict(less))
+            rows.append(row)
+    show(pd.DataFrame(whole).set_index("seed"), "The whole panel: F1 of blasts, mean over patients")
+    table = pd.DataFrame(rows).groupby("missing", sort=False).mean().drop(columns="seed")
+    show(table, f"One marker missing, mean over seeds {seeds}; trained without: seed {seeds[0]}")
+
+
+def _boosted(trees, data, markers, missing=None):
+    """Labels by the trees, with a marker that is NaN."""
+    x = data[:, markers].copy()
+    if missing is not None:
+        x.X[:, markers.index(missing)] = 0  # read as a number, then hidden
+    samples = read(x, "patient")
+    if missing is not None:
+        samples.x[:, markers.index(missing)] = np.nan
+    found = np.empty(data.n_obs, dtype=object)
+    found[samples.rows] = np.array(["other", "blast"])[trees.logits(samples).argmax(1)]
+    return found
+
+
+def _f1(data, predicted):
+    """F1 of the blasts, mean over patients who have some."""
+    table = classification_table(
+        data.obs["cell_type"], predicted, groups=data.obs["patient"], pos_label="blast"
+    )
+    return table["f1"].mean()
+
+
+PARTS = (unknown, members, performance, probabilities, rivals, thresholds, one, patients, panels)
 
 
 def trust(part=None):

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
@@ -30,6 +31,12 @@ from fcm_estimators._base.members import (
     agreement_table,
     usual_excess,
     warn_of_disagreement,
+)
+from fcm_estimators._base.panels import (
+    Decided,
+    hideable,
+    model_without,
+    suited_to,
 )
 from fcm_estimators._base.plans import (
     CONSTRAINTS,
@@ -77,6 +84,9 @@ from fcm_estimators.nn import ReluFormer, SetModule
 _MIN_CLASS_FRACTION = 0.1
 # Constant added to the mean normaliser of the attention.
 _EPS = 1e-2
+# Distortions of the held-out samples that give the temperature, of the whole panel and without a
+# marker.
+_DAYS, _DAYS_WITHOUT = 16, 4
 # A member is trained for this share of the epochs.
 _MEMBER_EPOCHS = 0.4
 # A sample is warned of if its share of unknown cells exceeds both this share and so many times the
@@ -147,7 +157,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         Weight of each class in the loss. As elsewhere in scikit-learn, it shifts probabilities.
     n_members : int, default 5
         Number of further nets, the members. The patients are divided into as many groups (one
-        patient each, if there are fewer), and each member is trained without one group, for half
+        patient each, if there are fewer), and each member is trained without one group, for 0.4
         of the epochs. What members say of the patients that they have not seen gives the
         threshold, the calibration and ``performance_``; how much they differ on a new sample
         shows whether the model is sure of it. The net itself is then trained on all patients. 0,
@@ -163,6 +173,12 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     false_positive_rate : float, default None
         Replaces ``threshold``: the threshold is chosen so that at most this share of the negative
         cells of the held-out patients is positive. It needs ``pos_label`` and held-out patients.
+    missing_markers : {"error", "mask"}, default "error"
+        What happens if data to predict lack a marker. "mask": ``fit`` hides one or a few markers
+        in half of the training draws, never scatter, and the model does without markers that data
+        lack (:meth:`without`). Threshold, calibration, ``performance_`` and the threshold of
+        novelty are then those determined with the marker hidden; if several are missing, they are
+        not known, and the residual disease is not stated. A warning and every table say so.
     unknown : {"flag", "reject"}, default "flag"
         What happens to cells that are unlike all labelled cells of the training. "flag": they
         keep their class, and ``annotate`` flags them. "reject": their class is "unknown" (NaN for
@@ -200,6 +216,13 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         no patient was held out.
     members_ : list of ReluFormer
         The members.
+    usual_excess_ : ndarray of shape (n_classes,)
+        Ratio of possible to given cells of each class that is usual where the model is right.
+    decided_without_ : dict of str to Decided
+        Threshold, calibration and performance without each marker; empty unless
+        ``missing_markers="mask"``.
+    missing_markers_ : list of str
+        Markers of the training that this model does without (:meth:`without`).
     novelty_ : Novelty
         Density of the labelled training cells, and the threshold that 1 % of the known cells of
         held-out patients exceed.
@@ -257,6 +280,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         "threshold": [StrOptions({"f1"}), Interval(Real, 0, 1, closed="neither")],
         "false_positive_rate": [Interval(Real, 0, 1, closed="neither"), None],
         "n_members": [Interval(Integral, 0, None, closed="left")],
+        "missing_markers": [StrOptions({"error", "mask"})],
         "unknown": [StrOptions({"flag", "reject"})],
     }
 
@@ -286,6 +310,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         validation_fraction: float | None = 0.15,
         threshold: str | float = "f1",
         false_positive_rate: float | None = None,
+        missing_markers: Literal["error", "mask"] = "error",
         unknown: Literal["flag", "reject"] = "flag",
         warm_start: bool = False,
         device: str = "auto",
@@ -315,6 +340,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.validation_fraction = validation_fraction
         self.threshold = threshold
         self.false_positive_rate = false_positive_rate
+        self.missing_markers = missing_markers
         self.unknown = unknown
         self.warm_start = warm_start
         self.device = device
@@ -332,7 +358,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     pos_label_: Any
     performance_: Performance | None
     members_: list[SetModule]
-    _usual_excess: np.ndarray
+    usual_excess_: np.ndarray
+    decided_without_: dict[str, Decided]
+    missing_markers_: list[str]
     novelty_: Novelty
 
     # -- fit ----------------------------------------------------------------------------------
@@ -412,27 +440,61 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         )
         nets = zip(self.members_, folds, strict=True) if folds else [(fitted_net(self), valid)]
         held_out = HeldOut(samples, codes, list(nets))
-        judged = held_out.judged() if held_out.has_labels else None
-        self.threshold_ = self._choose_threshold(judged)
-        self.performance_ = None if judged is None else self._performance(samples, judged)
-        self._usual_excess, self.temperature_ = np.ones(len(classes)), 1.0
-        if judged is not None:
-            self._usual_excess = usual_excess(
-                judged.logits, self._codes(judged.logits), judged.codes, judged.sample
-            )
-            self.temperature_ = self._choose_temperature(judged, held_out, seed)
         known = codes >= 0
         z = (samples.x[known] - start.input_mean.numpy(force=True)) / start.input_scale.numpy(
             force=True
         )
         cells = LabelledCells(z.astype(np.float32), codes[known], samples.sample_of_cell[known])
-        self.novelty_ = fit_novelty(cells, folds or [valid], augmentation_of(self), seed)
-        strange = self._is_unknown(samples.x)
-        shares = [float(strange[start:stop].mean()) for start, stop in samples.spans()]
-        self.novelty_ = replace(self.novelty_, usual=max(shares))
+        self.novelty_, test = fit_novelty(cells, folds or [valid], augmentation_of(self), seed)
+        self._decided(held_out, fitted_net(self), self.novelty_, _DAYS, seed).adopt(self)
+        self.missing_markers_ = []
+        self.decided_without_ = {
+            self.markers_[marker]: self._decided(
+                held_out.without(marker),
+                fitted_net(self).without([marker]),
+                test.threshold_for(self.novelty_, [marker]),
+                _DAYS_WITHOUT,
+                seed,
+            )
+            for marker in (hideable(self.markers_) if self.missing_markers == "mask" else ())
+        }
         n_patients = len(np.unique(samples.patients.astype(str)))
         if n_patients < FEW_PATIENTS:
             warnings.warn(few_patients(n_patients), UserWarning, stacklevel=5)
+
+    def _decided(
+        self, held_out: HeldOut, net: SetModule, novelty: Novelty, n_days: int, seed: int
+    ) -> Decided:
+        """What held-out patients determine, for all markers or without some.
+
+        Parameters
+        ----------
+        held_out : HeldOut
+        net : SetModule
+            The net itself.
+        novelty : Novelty
+        n_days : int
+            Distortions of the held-out samples for the temperature.
+        seed : int
+        """
+        samples = held_out.samples
+        strange = _novelty_of(novelty, net, torch.from_numpy(samples.x)) > novelty.threshold
+        usual = max(float(strange[i:j].mean()) for i, j in samples.spans())
+        judged = held_out.judged() if held_out.has_labels else None
+        threshold = self._choose_threshold(judged)
+        if judged is None:
+            ones = np.ones(len(self.classes_))
+            return Decided(threshold, 1.0, ones, None, novelty.threshold, usual)
+        predicted = self._codes(judged.logits, threshold)
+        days = held_out.judged_on_other_days(augmentation_of(self), seed, n_days)
+        return Decided(
+            threshold,
+            _choose_temperature(judged, days),
+            usual_excess(judged.logits, predicted, judged.codes, judged.sample),
+            self._performance(samples, judged, predicted),
+            novelty.threshold,
+            usual,
+        )
 
     def _train_member(
         self,
@@ -477,6 +539,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             n_heads=self.n_heads,
             n_layers=self.n_layers,
             eps=_EPS,
+            stand_ins=self.missing_markers == "mask",
         )
 
     def _draws(
@@ -497,16 +560,15 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             mean=module.input_mean.numpy(force=True),
             scale=module.input_scale.numpy(force=True),
             n_classes=len(self.classes_),
-            plan=draw_plan(self, len(chosen) if fixed else 0, _MIN_CLASS_FRACTION),
+            plan=draw_plan(
+                self,
+                len(chosen) if fixed else 0,
+                _MIN_CLASS_FRACTION,
+                hideable(samples.markers) if self.missing_markers == "mask" else (),
+            ),
             seed=seed,
             fixed=fixed,
         )
-
-    def _choose_temperature(self, judged: Judged, held_out: HeldOut, seed: int) -> float:
-        days = held_out.judged_on_other_days(augmentation_of(self), seed)
-        found = best_temperature(days.logits, days.codes, days.sample)
-        kept = counts_are_right(judged.logits, judged.codes, judged.sample, found)
-        return found if kept else 1.0
 
     def _choose_threshold(self, judged: Judged | None) -> float | None:
         """Log-odds of the positive class from which a cell is positive."""
@@ -528,11 +590,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             return false_positive_threshold(log_odds, positive, rate)
         return best_f1_threshold(log_odds, positive, judged.sample)
 
-    def _performance(self, samples: Samples, judged: Judged) -> Performance:
+    def _performance(self, samples: Samples, judged: Judged, predicted: np.ndarray) -> Performance:
         """Agreement of held-out predictions with the labels."""
         return Performance.of(
             self.classes_[judged.codes],
-            self.classes_[self._codes(judged.logits)],
+            self.classes_[predicted],
             judged.sample,
             samples.patients.astype(str)[judged.sample],
             self.classes_.tolist(),
@@ -540,6 +602,34 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         )
 
     # -- prediction ---------------------------------------------------------------------------
+
+    def without(self, markers: list[str]) -> Self:
+        """Return this model for data that lack markers; needs ``missing_markers="mask"``.
+
+        ``predict``, ``annotate`` and the other methods use it by themselves. Call it to explain
+        such data: ``GradientExplainer(clf.without(["CD34"]))``.
+
+        Parameters
+        ----------
+        markers : list of str
+            One marker or several, at most half of those that may be missing.
+
+        Returns
+        -------
+        Fitted estimator
+            A copy. Threshold, calibration and ``performance_`` are those determined with the
+            marker hidden. With several markers ``performance_`` is None, the threshold is that
+            of the whole panel, and no cell is unknown.
+
+        Raises
+        ------
+        NotFittedError
+        InvalidInputError
+            The model was fitted with ``missing_markers="error"``.
+        MarkerMismatchError
+            A marker is scatter or not one of the model, or there are too many.
+        """
+        return model_without(self, markers)
 
     @property
     def _positive(self) -> int:
@@ -554,24 +644,21 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         )
         return found
 
-    def _codes(self, logits: np.ndarray) -> np.ndarray:
+    def _codes(self, logits: np.ndarray, threshold: float | None) -> np.ndarray:
         """Predicted class codes from logits before calibration.
 
         All methods take the decision from here.
         """
-        if self.threshold_ is None:
+        if threshold is None:
             return np.asarray(logits.argmax(1))
-        positive = self._log_odds(logits) >= self.threshold_
+        positive = self._log_odds(logits) >= threshold
         return np.where(positive, self._positive, 1 - self._positive)
 
     def _is_unknown(self, x: np.ndarray) -> np.ndarray:
         """Cells that are unlike any in training, bool of shape (n,)."""
         writable = np.require(x, requirements="W")  # torch warns of arrays that are not
-        return self._novelty(torch.from_numpy(writable)) > self.novelty_.threshold
-
-    def _novelty(self, x: Tensor) -> np.ndarray:
-        z = fitted_net(self).standardise(x.to(fitted_net(self).input_mean))
-        return self.novelty_.score(z).numpy(force=True)
+        score = _novelty_of(self.novelty_, fitted_net(self), torch.from_numpy(writable))
+        return score > self.novelty_.threshold
 
     def predict(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Class of each cell.
@@ -601,6 +688,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         ProcessingStateError
             The preprocessing differs from that of the training data.
         """
+        if (model := suited_to(self, X)) is not self:
+            return model.predict(X, groups)
         samples = read_to_predict(self, X, groups)
         predicted = self._predict(samples)
         if len(samples.rows) == samples.n_rows:
@@ -612,7 +701,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     def _predict(self, samples: Samples) -> np.ndarray:
         """Labels of analysed cells, or "unknown"."""
         logits = outputs_of(fitted_net(self), samples)
-        predicted: np.ndarray = self.classes_[self._codes(logits)]
+        predicted: np.ndarray = self.classes_[self._codes(logits, self.threshold_)]
         if self.unknown == "flag":
             return predicted
         is_text = predicted.dtype.kind in "US"
@@ -634,6 +723,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             Columns in the order of ``classes_``, in the dtype of X (float32 or float64). NaN for
             cells outside ``subset_key``.
         """
+        if (model := suited_to(self, X)) is not self:
+            return model.predict_proba(X, groups)
         samples = read_to_predict(self, X, groups)
         outputs = outputs_of(fitted_net(self), samples)
         shares = [self._probabilities(outputs[i:j]) for i, j in samples.spans()]
@@ -660,6 +751,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             log-odds of each class against the rest. NaN for cells outside ``subset_key``. They
             are those before calibration, as are decisions.
         """
+        if (model := suited_to(self, X)) is not self:
+            return model.decision_function(X, groups)
         samples = read_to_predict(self, X, groups)
         logits = outputs_of(fitted_net(self), samples)
         if len(self.classes_) > 2:
@@ -682,6 +775,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         -------
         float
         """
+        if (model := suited_to(self, X)) is not self:
+            return model.score(X, y, groups)
         samples = read_to_predict(self, X, groups)
         truth = pd.Series(read_labels(X, y, self.label_key, samples.n_rows))[
             samples.rows
@@ -764,6 +859,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         FileNotFoundError
             The path does not exist.
         """
+        if (model := suited_to(self, data)) is not self:
+            annotate: Callable[..., AnnData | None] = model.annotate
+            return annotate(data, key_added=key_added, disputed=disputed, copy=copy)
         if disputed and not self.members_:
             raise InvalidInputError(
                 "disputed=True needs members, and this model has none: it was fitted with "
@@ -785,6 +883,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         probabilities = sink.table(keys.probabilities, names)
         novelty, unknown = sink.numbers(keys.novelty), sink.mask(keys.unknown)
         positive = None if self.pos_label_ is None else self._positive
+        decide = partial(self._codes, threshold=self.threshold_)
         n_unknown, agreements = [], []
         for part in cells:
             outputs = kept_outputs(fitted_net(self), part)
@@ -792,16 +891,14 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             n_unknown.append(0)
             if self.members_:
                 agreements.append(
-                    Agreement(
-                        self.members_, part, len(names), positive, self._codes, self._usual_excess
-                    )
+                    Agreement(self.members_, part, len(names), positive, decide, self.usual_excess_)
                 )
             for start, stop, z in outputs.spans():
                 rows, x = part.rows[start:stop], part.source.read(start, stop)
-                score = self._novelty(x)
+                score = _novelty_of(self.novelty_, fitted_net(self), x)
                 strange = score > self.novelty_.threshold
                 logits = z.numpy(force=True)
-                codes = self._codes(logits)
+                codes = self._codes(logits, self.threshold_)
                 if self.members_:
                     agreements[-1].add(x, logits)
                 label.write(rows, np.where(strange, len(names), codes) if rejects else codes)
@@ -816,8 +913,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         _warn_of_unknown(
             samples, n_unknown, [len(part.rows) for part in cells], self.novelty_.usual
         )
-        record = {
+        record: dict[str, Any] = {
             "classes": self.classes_.tolist(),
+            "missing_markers": self.missing_markers_,
+            "tested": not self.missing_markers_ or self.performance_ is not None,
             "pos_label": None if self.pos_label_ is None else str(self.pos_label_),
             "threshold": self.threshold_,
             "novelty_threshold": self.novelty_.threshold,
@@ -835,7 +934,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             for member in self.members_:
                 outputs = stream_through(member, part).outputs()
                 codes = np.concatenate(
-                    [self._codes(z).astype(np.int32) for _, _, z in by_block(outputs)]
+                    [
+                        self._codes(z, self.threshold_).astype(np.int32)
+                        for _, _, z in by_block(outputs)
+                    ]
                 )
                 first = codes if first is None else first
                 differ |= codes != first
@@ -853,6 +955,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             found["decision"] = f"positive from log-odds of {self.threshold_:.4g}"
         source = "as trained" if self.temperature_ == 1 else "from held-out samples"
         found["temperature of the probabilities"] = f"{self.temperature_:.3g}, {source}"
+        if self.missing_markers_:
+            found["markers of the training that are missing"] = ", ".join(self.missing_markers_)
+        if self.decided_without_:
+            found["markers that may be missing, one at a time"] = ", ".join(self.decided_without_)
         found["members"] = f"{len(self.members_)}, each trained without some patients"
         found["unknown cells"] = (
             f"novelty above {self.novelty_.threshold:.3g}, which 1 % of the labelled cells of "
@@ -876,16 +982,21 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             "threshold": self.threshold_,
             "temperature": self.temperature_,
             "n_members": len(self.members_),
-            "usual_excess": self._usual_excess,
+            "usual_excess": self.usual_excess_,
             "performance": None if self.performance_ is None else self.performance_.to_dict(),
             "novelty": self.novelty_.to_dict(),
+            "without": self.missing_markers_,
+            "decided_without": {k: v.to_dict() for k, v in self.decided_without_.items()},
         }
 
     def _restore_fitted_state(self, state: dict[str, Any]) -> None:
         self.classes_ = np.array(state["classes"])
         self.pos_label_ = state["pos_label"]
         self.threshold_, self.temperature_ = state["threshold"], state["temperature"]
-        self._usual_excess = np.array(state["usual_excess"], dtype=float)
+        self.usual_excess_ = np.array(state["usual_excess"], dtype=float)
+        self.missing_markers_ = list(state["without"])
+        saved = state["decided_without"]
+        self.decided_without_ = {str(k): Decided.from_dict(v) for k, v in saved.items()}
         found = state["performance"]
         self.performance_ = None if found is None else Performance.from_dict(found)
 
@@ -903,6 +1014,18 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             for number in range(state["n_members"])
         ]
         self.novelty_ = Novelty.restored(state["novelty"], with_prefix(tensors, "novelty"))
+
+
+def _novelty_of(novelty: Novelty, net: SetModule, x: Tensor) -> np.ndarray:
+    """Novelty of cells in the units of the data."""
+    return novelty.score(net.standardise(x.to(net.input_mean))).numpy(force=True)
+
+
+def _choose_temperature(judged: Judged, days: Judged) -> float:
+    """The best temperature on distorted cells, if the counts of undistorted cells stay right."""
+    found = best_temperature(days.logits, days.codes, days.sample)
+    kept = counts_are_right(judged.logits, judged.codes, judged.sample, found)
+    return found if kept else 1.0
 
 
 def _warn_of_unknown(

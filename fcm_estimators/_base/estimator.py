@@ -20,6 +20,7 @@ from torch import nn
 
 from fcm_estimators._base.cards import Cards, make_cards, training_record
 from fcm_estimators._base.files import SavedState, read_model, to_json, write_model
+from fcm_estimators._base.panels import suited_to
 from fcm_estimators._base.plans import checkpoint_in, training_plan
 from fcm_estimators._base.reading import (
     fitted_net,
@@ -225,6 +226,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         ProcessingStateError
             The training data recorded nothing, or the data have another transform.
         """
+        if (model := suited_to(self, adata, quiet=True)) is not self:
+            return model.prepare(adata)
         require_fitted(self)
         if not self.preprocessing_:
             raise ProcessingStateError(
@@ -255,6 +258,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             False: call :meth:`prepare` before :meth:`annotate`. Also True if nothing is recorded
             or a marker is missing; ``annotate`` then raises the error.
         """
+        if (model := suited_to(self, adata, quiet=True)) is not self:
+            return model.is_prepared(adata)
         require_fitted(self)
         try:
             require_state(self, adata)
@@ -296,6 +301,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         ProcessingStateError
             As ``predict``.
         """
+        if (model := suited_to(self, X)) is not self:
+            return model.check_sample(X, groups)
         samples = read_to_predict(self, X, groups)
         return self.reference_.compare(samples.names, subsamples(samples))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from fcm_estimators._fitting.augmentation import Augmentation, distorted_samples
 from fcm_estimators._fitting.class_targets import codes_of
 from fcm_estimators.nn import SetModule
 
-# Number of distorted copies of the held-out samples, and of cells in each sample of a copy.
-_COPIES, _CELLS_PER_COPY = 16, 10_000
+# Number of cells in each sample of a distorted copy of the held-out samples.
+_CELLS_PER_COPY = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ class HeldOut:
         """Whether there is a labelled cell in any of the samples."""
         return bool((codes_of(self.samples, self.codes, self.positions) >= 0).any())
 
+    def without(self, marker: int) -> HeldOut:
+        """The same samples and nets without a marker."""
+        x = np.delete(self.samples.x, marker, axis=1)
+        names = [name for i, name in enumerate(self.samples.markers) if i != marker]
+        samples = replace(self.samples, x=x, markers=names)
+        groups = [(net.without([marker]), chosen) for net, chosen in self.groups]
+        return replace(self, samples=samples, groups=groups)
+
     def judged(self) -> Judged:
         """Cells as they were measured."""
         parts = []
@@ -74,13 +82,15 @@ class HeldOut:
             parts.append(Judged(outputs_of(net, part)[known], codes[known], sample[known]))
         return _joined(parts)
 
-    def judged_on_other_days(self, augmentation: Augmentation | None, seed: int) -> Judged:
+    def judged_on_other_days(
+        self, augmentation: Augmentation | None, seed: int, n_days: int = 16
+    ) -> Judged:
         """Some cells with the distortions of training, as if measured on several other days.
 
         A few patients of one batch do not represent the next batch. Without distortions, the
         cells are as they were measured.
         """
-        n_copies = 1 if augmentation is None else _COPIES
+        n_copies = 1 if augmentation is None else n_days
         return _joined(
             [part for copy in range(n_copies) for part in self._copy(augmentation, seed, copy)]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +71,10 @@ def augmentation_of(estimator: TrainingParameters) -> Augmentation | None:
 
 
 def draw_plan(
-    estimator: TrainingParameters, n_validation_samples: int, min_fraction: float
+    estimator: TrainingParameters,
+    n_validation_samples: int,
+    min_fraction: float,
+    may_hide: Sequence[int] = (),
 ) -> DrawPlan:
     """Plan of the draws of training or validation.
 
@@ -81,13 +85,17 @@ def draw_plan(
         Validation draws each of them four times per epoch. 0: the plan is for training.
     min_fraction : float
         ``min_class_fraction`` of the plan.
+    may_hide : sequence of int
+        Markers that may be hidden in training draws.
     """
     cells = estimator.cells_per_sample
     size = int(np.clip(_CELLS_PER_STEP // cells, 1, _SAMPLES_PER_STEP))
     n_steps = estimator.steps_per_epoch
     if n_validation_samples:
         n_steps = -(-_SAMPLES_PER_STEP * n_validation_samples // size)
-    return DrawPlan(n_steps, size, cells, min_fraction, augmentation_of(estimator))
+    augmentation = augmentation_of(estimator)
+    hidden = () if n_validation_samples else tuple(may_hide)
+    return DrawPlan(n_steps, size, cells, min_fraction, augmentation, hidden)
 
 
 def training_plan(estimator: TrainingParameters) -> TrainingPlan:

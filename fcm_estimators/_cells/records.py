@@ -1,4 +1,4 @@
-"""What a run record in ``uns`` says of the members of a classifier."""
+"""What a run record in ``uns`` says of how sure a classifier is."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def members_table(record: Mapping[str, Any]) -> pd.DataFrame:
         raise InvalidInputError(
             f"The run record's 'members' is damaged ({error}). Annotate the file again."
         ) from error
+
+
+def was_tested(record: Mapping[str, Any]) -> bool:
+    """Whether the model was tested with the markers that the data have."""
+    return bool(record.get("tested", True))
 
 
 def uncertain_samples(record: Mapping[str, Any]) -> dict[str, bool]:

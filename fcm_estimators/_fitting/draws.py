@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 
 from fcm_estimators._fitting.augmentation import Augmentation
 
+# Share of the draws in which markers are hidden, and the chance that no further one is.
+_SHARE_WITH_HIDDEN, _LAST_HIDDEN = 0.5, 0.7
+
 
 @dataclass(frozen=True)
 class DrawPlan:
@@ -28,6 +31,8 @@ class DrawPlan:
         Cells of each class are added up to this share of ``cells_per_sample``, as far as the
         sample has such cells. Added cells are not in the context.
     augmentation : Augmentation or None
+    may_hide : sequence of int
+        Markers that may be hidden, as NaN, in half of the draws of a sample.
     """
 
     n_steps: int
@@ -35,6 +40,14 @@ class DrawPlan:
     cells_per_sample: int
     min_class_fraction: float
     augmentation: Augmentation | None
+    may_hide: Sequence[int] = ()
+
+    def hidden(self, rng: np.random.Generator) -> np.ndarray:
+        """Markers that are hidden in a draw: none in half of the draws, at most half of them."""
+        if not self.may_hide or rng.random() >= _SHARE_WITH_HIDDEN:
+            return np.empty(0, dtype=np.intp)
+        n_hidden = min(rng.geometric(_LAST_HIDDEN), max(1, len(self.may_hide) // 2))
+        return rng.choice(self.may_hide, n_hidden, replace=False)
 
 
 class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
@@ -114,6 +127,7 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
         if plan.augmentation is not None:
             z = (x - self.mean) / self.scale
             x = plan.augmentation.distort(z, rng) * self.scale + self.mean
+        x[:, plan.hidden(rng)] = np.nan
         weight = np.zeros(len(x), dtype=np.float32)
         weight[: len(chosen)] = 1
         ratio = np.broadcast_to(log_ratio, (len(x), self.n_classes))

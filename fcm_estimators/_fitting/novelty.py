@@ -175,6 +175,13 @@ class Novelty:
             found[start : start + _ROWS] = half * part.square().sum(1) - log_density
         return found
 
+    def without(self, markers: Sequence[int]) -> Novelty:
+        """The mixture of the other markers, without a threshold."""
+        kept = [i for i in range(self.centroids.shape[1]) if i not in set(markers)]
+        return replace(
+            self, centroids=self.centroids[:, kept], threshold=float("inf"), source="", usual=0.0
+        )
+
     def with_threshold(self, known: np.ndarray, source: str) -> Novelty:
         """The same mixture with the threshold that 1 % of some known cells exceed."""
         threshold = float(np.quantile(known, 1 - FALSE_ALARMS))
@@ -202,12 +209,41 @@ class Novelty:
         return found if saved["threshold"] is not None else replace(found, threshold=float("inf"))
 
 
+@dataclass(frozen=True)
+class NoveltyTest:
+    """Cells of held-out patients, and mixtures of the others, for the threshold.
+
+    Parameters
+    ----------
+    parts : list of (Novelty, Tensor)
+    source : str
+        What is held out, in words.
+    """
+
+    parts: list[tuple[Novelty, Tensor]]
+    source: str
+
+    def threshold_for(self, whole: Novelty, markers: Sequence[int] = ()) -> Novelty:
+        """The whole mixture with its threshold, both without some markers.
+
+        The threshold stays infinite if nothing was held out.
+        """
+        found = whole.without(markers) if markers else whole
+        scores = []
+        for mixture, z in self.parts:
+            if markers:
+                mixture = mixture.without(markers)
+                z = z[:, [i for i in range(z.shape[1]) if i not in set(markers)]]
+            scores.append(mixture.score(z).numpy())
+        return found.with_threshold(np.concatenate(scores), self.source) if scores else found
+
+
 def fit_novelty(
     cells: LabelledCells,
     folds: Sequence[Sequence[int]],
     augmentation: Augmentation | None,
     seed: int,
-) -> Novelty:
+) -> tuple[Novelty, NoveltyTest]:
     """Mixture of all labelled cells; bandwidth and threshold from held-out patients.
 
     The bandwidth finds best, on average, the cells of a class that is left out of training, in
@@ -231,16 +267,17 @@ def fit_novelty(
     if len(held_out) < 2:
         held_out, source = [rng.random(len(cells.z)) < 0.5], "held-out cells of the same samples"
         if held_out[0].all() or not held_out[0].any():
-            return Novelty.of(cells, _DEFAULT_MULTIPLE, seed)
+            return Novelty.of(cells, _DEFAULT_MULTIPLE, seed), NoveltyTest([], source)
     multiple = _best_multiple(cells, held_out[0], augmentation, seed)
     whole = Novelty.of(cells, multiple, seed)
-    scores = []
+    parts = []
     for mask in held_out:
         other = cells.take(mask).thinned(rng)
         # Fewer cells have fewer centroids, so the bandwidth of a part would be larger.
         part = replace(Novelty.of(cells.take(~mask), multiple, seed), bandwidth=whole.bandwidth)
-        scores.append(part.score(torch.from_numpy(other.z)).numpy())
-    return whole.with_threshold(np.concatenate(scores), source)
+        parts.append((part, torch.from_numpy(other.z)))
+    test = NoveltyTest(parts, source)
+    return test.threshold_for(whole), test
 
 
 def _best_multiple(

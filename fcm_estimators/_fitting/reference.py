@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,6 +53,12 @@ class Reference:
         distances = np.abs(each - others).mean(1) / scale
         farthest = distances.max(0) if len(each) > 1 else np.zeros(len(scale))
         return cls(list(samples.markers), each.mean(0), np.array(scale, dtype=float), farthest)
+
+    def without(self, markers: Sequence[int]) -> Reference:
+        """The reference of the other markers."""
+        kept = [i for i in range(len(self.markers)) if i not in set(markers)]
+        names = [self.markers[i] for i in kept]
+        return Reference(names, self.quantiles[:, kept], self.scale[kept], self.farthest[kept])
 
     def compare(self, names: np.ndarray, cells: list[np.ndarray]) -> pd.DataFrame:
         """Table with one row per sample and marker, as ``check_sample`` returns it.

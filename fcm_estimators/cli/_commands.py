@@ -104,6 +104,13 @@ def train(
     markers: Annotated[
         str | None, typer.Option(help="Markers to read, separated by commas. Default: all stained.")
     ] = None,
+    missing_markers: Annotated[
+        str,
+        typer.Option(
+            help="error, or mask: learn to do without one or a few markers, so that files without "
+            "them can be annotated."
+        ),
+    ] = "error",
     transform: Annotated[str, typer.Option(help="auto, logicle, arcsinh or none.")] = "auto",
     cofactor: Annotated[float | None, typer.Option(help="Cofactor of arcsinh.")] = None,
     compensate: Annotated[
@@ -139,7 +146,7 @@ def train(
 
         params: dict[str, Any] = {"random_state": seed, "device": device}
         if kind == "classifier":
-            params["pos_label"] = pos_label
+            params |= {"pos_label": pos_label, "missing_markers": missing_markers}
         optional = {
             "max_epochs": max_epochs,
             "subset_key": subset,

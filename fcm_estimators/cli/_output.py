@@ -36,6 +36,8 @@ def _screen_columns(table: pd.DataFrame) -> pd.DataFrame:
     counts = [c for c in table if str(c).startswith("n_") and not str(c).startswith(hidden)]
     wanted = ["sample", "status", *counts[:8]]
     found = table[[c for c in wanted if c in table]].rename(columns=lambda c: c.removeprefix("n_"))
+    if "missing_markers" in table:
+        found["missing"] = table["missing_markers"]
     if "fraction" in table:
         found["fraction"] = table["fraction"].map("{:.2g}".format, na_action="ignore")
         low, high = (

@@ -14,6 +14,7 @@ import typer
 
 # Arguments of the Python functions that messages name, and the options of the commands.
 _OPTIONS = {
+    "missing_markers": "--missing-markers",
     "markers": "--markers",
     "gates": "--gates",
     "classes": "--class",

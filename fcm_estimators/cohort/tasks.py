@@ -16,7 +16,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._cells.records import members_table, uncertain_samples
+from fcm_estimators._base.panels import suited_to
+from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
 from fcm_estimators._checks import listed
 from fcm_estimators._files import (
     checksum,
@@ -137,7 +138,8 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, 
     keys = result_keys(model, job.key_added)
     distances = _distances(ready, keys.record)
     results = _counts(model, ready, job, keys)
-    extra = {} if job.also is None else job.also(model, ready, output.with_suffix(""))
+    suited = suited_to(model, ready, quiet=True)
+    extra = {} if job.also is None else job.also(suited, ready, output.with_suffix(""))
     rows = []
     for sample in ready.obs["sample"].unique():
         inside = (ready.obs["sample"] == sample).to_numpy()
@@ -209,8 +211,12 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
     # Those cells that keep a class are counted there too.
     parts["n_unknown"] = adata.obs[keys.unknown].to_numpy()
     table = pd.DataFrame({"n_analysed": analysed, **parts}).groupby(sample, sort=False).sum()
+    table = table.astype(int)
+    missing = adata.uns[keys.record]["missing_markers"]
+    if missing:
+        table["missing_markers"] = ", ".join(missing)
     if model.pos_label_ is None:
-        return table.astype(int)
+        return table
     inside, gate = analysed, "analysed"
     if job.denominator is not None:
         gates = adata.obsm.get(EXPERT_GATES)
@@ -230,6 +236,7 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
         groups=sample,
         limit_of_blank=job.limit_of_blank,
         uncertain=uncertain_samples(adata.uns[keys.record]),
+        tested=was_tested(adata.uns[keys.record]),
     )
     mrd = mrd.rename(columns={"status": "mrd_status"})
     members = members_table(adata.uns[keys.record]).set_index("sample")
@@ -238,7 +245,7 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
     for name in flags:
         flagged = adata.obs[name].to_numpy() & (predicted == str(model.pos_label_)) & inside
         mrd[f"n_positive_{name}"] = pd.Series(flagged).groupby(sample).sum()
-    return table.astype(int).join(mrd)
+    return table.join(mrd)
 
 
 def _plain(row: pd.Series) -> dict[str, Any]:

@@ -80,6 +80,7 @@ def mrd_table(
     groups: ArrayLike | None = None,
     limit_of_blank: float | None = None,
     uncertain: Mapping[str, bool] | None = None,
+    tested: bool = True,
     sensitivity: float = 1e-4,
     confidence: float = 0.95,
     flags: pd.DataFrame | None = None,
@@ -107,6 +108,9 @@ def mrd_table(
     uncertain : mapping of str to bool, optional
         Samples on which the members of the model disagree: ``sample`` and ``uncertain`` in
         ``adata.uns[key]["members"]``. Samples that are not named are certain.
+    tested : bool, default True
+        Whether the model was tested with the markers that the data have: ``tested`` in
+        ``adata.uns[key]``.
     sensitivity : float, default 1e-4
         Fraction that a sample must be able to show before it can be called negative.
     confidence : float, default 0.95
@@ -124,14 +128,15 @@ def mrd_table(
         ``ci_high``, ``lod`` (20 / denominator), ``lloq`` (50 / denominator) and ``status``, the
         first of these that is true:
 
-        1. ``members disagree``: the sample is ``uncertain``. The fraction may be wrong by a
+        1. ``not tested``: ``tested`` is False. No conclusion can be drawn from the fraction.
+        2. ``members disagree``: the sample is ``uncertain``. The fraction may be wrong by a
            factor of two or more; it is neither quantifiable nor negative.
-        2. ``insufficient events``: there is no cell in the denominator; or fewer than 20 cells are
+        3. ``insufficient events``: there is no cell in the denominator; or fewer than 20 cells are
            positive and 20 / denominator exceeds ``sensitivity``. Nothing can be concluded.
-        3. ``not detected``: fewer than 20 cells are positive.
-        4. ``within blank``: ``limit_of_blank`` is given and the fraction does not exceed it.
-        5. ``detected below LLOQ``: 20 to 49 cells are positive.
-        6. ``quantifiable``: 50 or more cells are positive.
+        4. ``not detected``: fewer than 20 cells are positive.
+        5. ``within blank``: ``limit_of_blank`` is given and the fraction does not exceed it.
+        6. ``detected below LLOQ``: 20 to 49 cells are positive.
+        7. ``quantifiable``: 50 or more cells are positive.
 
         With ``flags`` also ``n_{flag}``, the flagged cells of the denominator, and
         ``n_positive_{flag}``, the flagged cells of the numerator.
@@ -190,7 +195,7 @@ def mrd_table(
             "ci_high": high,
             "lod": _per_event(_EVENTS_TO_DETECT, n),
             "lloq": _per_event(_EVENTS_TO_QUANTIFY, n),
-            "status": _status(k, n, blank, sensitivity, disputed),
+            "status": _status(k, n, blank, sensitivity, disputed) if tested else "not tested",
         },
         index=names,
     )

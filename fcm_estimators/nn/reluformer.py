@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -121,10 +122,14 @@ class SetModule(nn.Module):
     eps : float, default 1e-2
         Added to the mean normaliser of the attention. The published form adds 1e-5 to the sum over
         N cells, which corresponds to ``eps = 1e-5 / N``.
+    stand_ins : bool, default False
+        Whether a marker may be missing, as NaN. A missing marker is 0 after standardisation, and a
+        learned vector of shape (M,) is added for it. Not part of the published form.
     """
 
     input_mean: Tensor
     input_scale: Tensor
+    stand_in: nn.Parameter | None
 
     def __init__(
         self,
@@ -134,6 +139,7 @@ class SetModule(nn.Module):
         n_heads: int = 4,
         n_layers: int = 4,
         eps: float = 1e-2,
+        stand_ins: bool = False,
     ) -> None:
         super().__init__()
         if hidden_dim % n_heads:
@@ -143,6 +149,8 @@ class SetModule(nn.Module):
             )
         self.register_buffer("input_mean", torch.zeros(n_markers))
         self.register_buffer("input_scale", torch.ones(n_markers))
+        vectors = nn.Parameter(torch.zeros(n_markers, n_markers)) if stand_ins else None
+        self.register_parameter("stand_in", vectors)
         self.hidden_dim, self.n_heads, self.eps = hidden_dim, n_heads, eps
         widths = [n_markers] + [hidden_dim] * n_layers
         self.layers = nn.ModuleList(
@@ -163,7 +171,34 @@ class SetModule(nn.Module):
 
     def standardise(self, x: Tensor) -> Tensor:
         """Standardise cells by the mean and SD of the training data."""
-        return (x - self.input_mean) / self.input_scale
+        z = (x - self.input_mean) / self.input_scale
+        if self.stand_in is None:
+            return z
+        missing = torch.isnan(z)
+        return z.masked_fill(missing, 0) + missing.to(z.dtype) @ self.stand_in
+
+    @torch.no_grad()
+    def without(self, markers: Sequence[int]) -> Self:
+        """A net of the published form that does not read some markers.
+
+        Its outputs are those of this net for cells where these markers are NaN.
+
+        Parameters
+        ----------
+        markers : sequence of int
+            Positions of the markers. This net has ``stand_ins``.
+        """
+        vectors = cast(Tensor, self.stand_in)
+        kept = [i for i in range(len(self.input_mean)) if i not in set(markers)]
+        net = copy.deepcopy(self)
+        net.input_mean, net.input_scale = self.input_mean[kept], self.input_scale[kept]
+        net.stand_in = None
+        first = cast(ReluFormerLayer, net.layers[0])
+        for linear in (first.query, first.key, first.value):
+            linear.bias.add_(linear.weight @ vectors[list(markers)].sum(0))
+            linear.weight = nn.Parameter(linear.weight[:, kept].contiguous())
+            linear.in_features = len(kept)
+        return net
 
     def trace(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._cells.records import members_table, uncertain_samples
+from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
@@ -77,6 +77,7 @@ def residual_disease(
         denominator_name=name,
         limit_of_blank=limit_of_blank,
         uncertain={"all": uncertain_samples(sample.run).get(sample.name, False)},
+        tested=was_tested(sample.run),
     ).iloc[0]
     entries = {
         "positive class": positive,
@@ -91,6 +92,14 @@ def residual_disease(
         "positive outside of the denominator": f"{row['n_outside']:,}",
         "status": str(row["status"]),
     }
+    missing = [str(marker) for marker in sample.run.get("missing_markers", ())]
+    if missing:
+        entries["markers that the data lack"] = listed(missing)
+    if not was_tested(sample.run):
+        entries["why there is no result"] = (
+            "The model was not tested without these markers, so nobody knows how far the fraction "
+            "can be relied on."
+        )
     entries |= _members_entries(sample)
     if limit_of_blank is not None:
         entries["limit of blank"] = percent(limit_of_blank)
@@ -150,13 +159,14 @@ def class_counts(sample: Annotated) -> Table | None:
             known = (expert.astype(str) == name).to_numpy() & sample.analysed
             row += [f"{known.sum():,}", scores.get(name, "")]
         rows.append(row)
-    note = ""
+    missing = [str(marker) for marker in sample.run.get("missing_markers", ())]
+    note = f"The data lack {listed(missing)}; the model does without. " if missing else ""
     if expert is not None:
-        note = (
+        note += (
             "The file contains the expert's labels. If the model was trained on them, the F1 says "
             "nothing about other samples."
         )
-    return Table("classes", "Cells by class", columns, rows, note)
+    return Table("classes", "Cells by class", columns, rows, note, is_warning=bool(missing))
 
 
 def _scores(sample: Annotated, expert: pd.Series) -> dict[str, str]:
