@@ -34,9 +34,10 @@ _QUANTILES = np.linspace(0, 1, 101)
 _CLUSTERS, _FEWEST = 10, 50
 
 
-def read(data, patient_key=None):
+def read(data, patient_key=None, markers=None):
     """Samples of an AnnData."""
-    return read_samples(data, Source(sample_key="sample", patient_key=patient_key))
+    source = Source(sample_key="sample", patient_key=patient_key)
+    return read_samples(data, source, markers=markers)
 
 
 def codes_of(data, samples, classes):

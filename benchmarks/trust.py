@@ -598,10 +598,9 @@ def panels(seeds=(0, 1, 2)):
         for model in (plain, able):
             quietly(model.fit, train)
         markers = able.markers_
-        x = train[:, markers].copy()
-        samples = read(x, "patient")
+        samples = read(train, "patient", markers)
         trees = Boosting(raw, False, seed, tuple(hideable(markers)))
-        trees.fit(samples, codes_of(x, samples, ["other", "blast"]))
+        trees.fit(samples, codes_of(train, samples, ["other", "blast"]))
         found = {
             "ReluFormer": _f1(test, plain.predict(test)),
             "ReluFormer that can do without": _f1(test, able.predict(test)),
@@ -628,10 +627,7 @@ def panels(seeds=(0, 1, 2)):
 
 def _boosted(trees, data, markers, missing=None):
     """Labels by the trees, with a marker that is NaN."""
-    x = data[:, markers].copy()
-    if missing is not None:
-        x.X[:, markers.index(missing)] = 0  # read as a number, then hidden
-    samples = read(x, "patient")
+    samples = read(data, "patient", markers)
     if missing is not None:
         samples.x[:, markers.index(missing)] = np.nan
     found = np.empty(data.n_obs, dtype=object)

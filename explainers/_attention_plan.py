@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -170,9 +170,9 @@ class AttentionPlan:
             np.concatenate(parts), self.absorbed_table(absorbed, samples.names.tolist())
         )
 
-    def absorbed_table(self, shares: list[np.ndarray], samples: Sequence[Any]) -> pd.DataFrame:
+    def absorbed_table(self, shares: list[np.ndarray], samples: list[Hashable]) -> pd.DataFrame:
         """Table with one row per sample and one column per head."""
-        index = pd.Index(samples, name="sample")
+        index = pd.Index(np.array(samples, dtype=object), name="sample")
         return pd.DataFrame(shares, index=index, columns=head_names(self.estimator))
 
 

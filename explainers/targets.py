@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,8 +37,8 @@ class LogOdds:
     LogOdds(label='CD4 T', versus='CD8 T')
     """
 
-    label: Any
-    versus: Any = None
+    label: Hashable
+    versus: Hashable = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Probability:
     Probability(label='blast')
     """
 
-    label: Any
+    label: Hashable
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def require_finite(x: np.ndarray, markers: Sequence[str]) -> None:
         )
 
 
-def nullable_flags(values: Any, what: str, hint: str = "") -> pd.arrays.BooleanArray:
+def nullable_flags(values: object, what: str, hint: str = "") -> pd.arrays.BooleanArray:
     """Values that are True, False or missing (or 1, 0, NaN).
 
     ``what`` names them in the message, ``hint`` says what to do.
@@ -164,7 +164,7 @@ def nullable_flags(values: Any, what: str, hint: str = "") -> pd.arrays.BooleanA
     return pd.arrays.BooleanArray(flags, unknown)
 
 
-def as_flags(values: Any, what: str, hint: str = "") -> np.ndarray:
+def as_flags(values: object, what: str, hint: str = "") -> np.ndarray:
     """Values that are True or False (or 1 and 0) as bool, as :func:`nullable_flags`.
 
     Raises

@@ -6,12 +6,12 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Literal, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -76,6 +76,7 @@ from fcm_estimators._fitting.novelty import LabelledCells, Novelty, fit_novelty
 from fcm_estimators._fitting.performance import FEW_PATIENTS, Performance, few_patients
 from fcm_estimators._fitting.split import marker_scale, patient_folds, split_patients
 from fcm_estimators._fitting.trainer import train_net
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.keys import NOT_ANALYSED, UNKNOWN, ClassKeys
 from fcm_estimators.nn import ReluFormer, SetModule
@@ -272,7 +273,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     (600,)
     """
 
-    _parameter_constraints: dict[str, Any] = {
+    _parameter_constraints: Entries = {
         **CONSTRAINTS,
         "label_key": [str, None],
         "pos_label": "no_validation",
@@ -294,7 +295,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         markers: list[str] | None = None,
         marker_aliases: dict[str, str] | None = None,
         layer: str | None = None,
-        pos_label: Any = None,
+        pos_label: Hashable = None,
         n_layers: int = 4,
         n_heads: int = 4,
         hidden_dim: int = 32,
@@ -305,7 +306,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         learning_rate: float = 3e-3,
         head_diversity: float = 0.0,
         head_evenness: float = 0.0,
-        class_weight: dict[Any, float] | str | None = None,
+        class_weight: dict[Hashable, float] | str | None = None,
         n_members: int = 5,
         validation_fraction: float | None = 0.15,
         threshold: str | float = "f1",
@@ -355,7 +356,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     classes_: np.ndarray
     threshold_: float | None
     temperature_: float
-    pos_label_: Any
+    pos_label_: Hashable
     performance_: Performance | None
     members_: list[SetModule]
     usual_excess_: np.ndarray
@@ -874,7 +875,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
     def _write(
         self, cells: list[SampleCells], sink: Sink, keys: ClassKeys, disputed: bool
-    ) -> dict[str, Any]:
+    ) -> Entries:
         names = column_names(self.classes_)
         rejects = self.unknown == "reject"
         all_analysed = sum(len(part.rows) for part in cells) == sink.n_cells
@@ -913,7 +914,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         _warn_of_unknown(
             samples, n_unknown, [len(part.rows) for part in cells], self.novelty_.usual
         )
-        record: dict[str, Any] = {
+        record: Entries = {
             "classes": self.classes_.tolist(),
             "missing_markers": self.missing_markers_,
             "tested": not self.missing_markers_ or self.performance_ is not None,
@@ -975,7 +976,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             found["few patients"] = few_patients(n_patients)
         return found
 
-    def _fitted_state(self) -> dict[str, Any]:
+    def _fitted_state(self) -> Entries:
         return {
             "classes": self.classes_,
             "pos_label": self.pos_label_,
@@ -989,7 +990,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             "decided_without": {k: v.to_dict() for k, v in self.decided_without_.items()},
         }
 
-    def _restore_fitted_state(self, state: dict[str, Any]) -> None:
+    def _restore_fitted_state(self, state: Entries) -> None:
         self.classes_ = np.array(state["classes"])
         self.pos_label_ = state["pos_label"]
         self.threshold_, self.temperature_ = state["threshold"], state["temperature"]
@@ -1008,7 +1009,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         }
         return {**found, **{f"novelty.{k}": v for k, v in self.novelty_.tensors().items()}}
 
-    def _restore_tensors(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _restore_tensors(self, state: Entries, tensors: dict[str, Tensor]) -> None:
         self.members_ = [
             self._saved_module(tensors, f"member{number}").eval()
             for number in range(state["n_members"])
@@ -1029,7 +1030,7 @@ def _choose_temperature(judged: Judged, days: Judged) -> float:
 
 
 def _warn_of_unknown(
-    samples: list[Any], n_unknown: list[int], n_cells: list[int], usual: float
+    samples: list[Hashable], n_unknown: list[int], n_cells: list[int], usual: float
 ) -> None:
     """Warn of samples with many more cells than usual that are unlike any in training."""
     limit = max(_MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN * usual)

@@ -8,7 +8,6 @@ through the net. ``untrained_twin`` of an estimator and :func:`with_net` make co
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -52,7 +51,7 @@ __all__ = [
 ]
 
 
-def marker_columns(estimator: SetEstimator, var_names: Iterable[Any]) -> np.ndarray:
+def marker_columns(estimator: SetEstimator, var_names: Iterable[object]) -> np.ndarray:
     """Column in some data of each marker of a fitted model.
 
     Parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -43,6 +43,7 @@ from fcm_estimators._fitting.gate_targets import (
     within_parents,
 )
 from fcm_estimators._fitting.split import split_patients
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
 from fcm_estimators.gating.records import tree_of_records, tree_records
@@ -150,7 +151,7 @@ class PolygonRegressor(SetEstimator):
     (2, 2, 16, 2)
     """
 
-    _parameter_constraints: dict[str, Any] = {
+    _parameter_constraints: Entries = {
         **CONSTRAINTS,
         "gates": [GatingTree, dict],
         "gates_key": [str, None],
@@ -395,7 +396,7 @@ class PolygonRegressor(SetEstimator):
         """
         return self._polygons(read_to_predict(self, X, groups))
 
-    def predict_gates(self, X: CellData, groups: PerCell = None) -> dict[Any, GatingTree]:
+    def predict_gates(self, X: CellData, groups: PerCell = None) -> dict[Hashable, GatingTree]:
         """Gating tree of each sample.
 
         Parameters
@@ -523,7 +524,7 @@ class PolygonRegressor(SetEstimator):
         found: AnnData | None = self._annotate(data, GateKeys(key_added), copy, write)
         return found
 
-    def _write(self, cells: list[SampleCells], sink: Sink, keys: GateKeys) -> dict[str, Any]:
+    def _write(self, cells: list[SampleCells], sink: Sink, keys: GateKeys) -> Entries:
         gates = list(self.tree_.gates)
         all_analysed = sum(len(part.rows) for part in cells) == sink.n_cells
         flags = sink.flags(keys.membership, gates, nullable=not all_analysed)
@@ -580,7 +581,7 @@ class PolygonRegressor(SetEstimator):
 
     def trace_gates(
         self, X: CellData, y: PerCell = None, groups: PerCell = None
-    ) -> dict[Any, GatingTree]:
+    ) -> dict[Hashable, GatingTree]:
         """Star polygons fitted to the expert's cells of each sample.
 
         These gates are fitted to the answer, so their agreement with the expert is about the best
@@ -635,7 +636,7 @@ class PolygonRegressor(SetEstimator):
         index = X.obs_names if isinstance(X, AnnData) else getattr(X, "index", None)
         unknown = samples.scatter(np.zeros(len(samples.rows), dtype=bool), True)
         everything = not unknown.any()
-        columns: dict[str, Any] = {}
+        columns: Entries = {}
         for name in members:
             values = samples.scatter(members[name].to_numpy(), False)
             columns[str(name)] = values if everything else pd.arrays.BooleanArray(values, unknown)
@@ -643,7 +644,7 @@ class PolygonRegressor(SetEstimator):
 
     # -- save and load ------------------------------------------------------------------------
 
-    def _json_params(self) -> dict[str, Any]:
+    def _json_params(self) -> Entries:
         # The tree is saved as a fitted attribute, and it is too large for a run record.
         return {k: v for k, v in super()._json_params().items() if k != "gates"}
 
@@ -657,10 +658,10 @@ class PolygonRegressor(SetEstimator):
             found[f"gate {gate.name}"] = f"{kind}; parent {gate.parent or 'none'}"
         return found
 
-    def _fitted_state(self) -> dict[str, Any]:
+    def _fitted_state(self) -> Entries:
         return {"tree": tree_records(self.tree_)}
 
-    def _restore_fitted_state(self, state: dict[str, Any]) -> None:
+    def _restore_fitted_state(self, state: Entries) -> None:
         tree = tree_of_records(state["tree"])
         self.gates = tree
         self._set_plan(GatePlan.of(tree, self.markers_))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from anndata import AnnData
 
 from fcm_estimators._checks import listed
 from fcm_estimators._files import replaced_when_complete
+from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort import annotate_files, read_files
 from fcm_estimators.cohort.files import PathName
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
@@ -61,7 +62,7 @@ def train_model(
     overwrite: bool = False,
     client: Client | None = None,
     n_workers: int | None = None,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
     **params: Any,
 ) -> ReluFormerClassifier | PolygonRegressor:
     """Train a model on files and save it.
@@ -231,7 +232,7 @@ def evaluate_files(
     labels: LabelSource | None = None,
     client: Client | None = None,
     n_workers: int | None = None,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Compare the classes or gates of a model with those of experts.
 
@@ -296,7 +297,7 @@ class _Explain:
     net_layer: int
     key_added: str | None
 
-    def __call__(self, model: Any, adata: AnnData, path: Path) -> dict[str, Any]:
+    def __call__(self, model: Any, adata: AnnData, path: Path) -> Entries:
         from explainers import AttentionExplainer, GateQuery, GateSize, GradientExplainer
 
         # For a regressor, explain the number of cells in the gate.
@@ -373,7 +374,7 @@ class _WriteGates:
 
     key_added: str | None
 
-    def __call__(self, model: Any, adata: AnnData, path: Path) -> dict[str, Any]:
+    def __call__(self, model: Any, adata: AnnData, path: Path) -> Entries:
         record = result_keys(model, self.key_added).record
         samples = list(dict.fromkeys(map(str, adata.uns[record]["gates"]["sample"])))
         written = []

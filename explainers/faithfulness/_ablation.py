@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,11 @@ from explainers.faithfulness._common import (
 from fcm_estimators.inference import Samples
 from fcm_estimators.nn.relu_attention import AttentionContext, attention_context
 from fcm_estimators.nn.reluformer import ReluFormerLayer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from explainers.plotting import HeadMatrixDisplay
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class HeadAblation:
         """Return the effects, one row per head and population."""
         return self.effects.copy()
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> HeadMatrixDisplay:
         """Draw the effects as a matrix of heads and populations; return the Display."""
         from explainers.plotting import HeadMatrixDisplay
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,11 @@ from explainers.faithfulness._common import (
 )
 from explainers.gradient import GradientExplainer
 from fcm_estimators.exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from explainers.plotting import AgreementDisplay
 
 # A larger gap fails the check.
 _LARGEST_GAP = 0.05
@@ -61,7 +66,7 @@ class Completeness:
         """Return one row per cell or sample: ``explained``, ``change``."""
         return pd.DataFrame({"explained": self.explained, "change": self.change})
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> AgreementDisplay:
         """Draw explained against actual change; return the Display."""
         from explainers.plotting import AgreementDisplay
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,11 @@ from explainers.faithfulness._common import (
 )
 from explainers.gradient import GradientExplainer
 from fcm_estimators.inference import Samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from explainers.plotting import CurveDisplay
 
 Effect = Callable[[np.ndarray], float]
 
@@ -96,7 +101,7 @@ class Deletion:
             ignore_index=True,
         )
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> CurveDisplay:
         """Draw the curves; return the Display."""
         from explainers.plotting import CurveDisplay
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,11 @@ from explainers.faithfulness._common import (
 )
 from explainers.gradient import GradientExplainer
 from fcm_estimators.inference import Samples, fitted_net, read_labels, with_net
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from explainers.plotting import CurveDisplay, FloorDisplay
 
 # Lowest similarity of two explanations of the same model, which only differ by rounding.
 _LOWEST_REPEAT = 0.99
@@ -103,7 +108,7 @@ class ParameterRandomisation(_Randomised):
         rows += [("untrained pair", 1.0, value) for value in self.floor]
         return pd.DataFrame(rows, columns=["stage", "changed", "similarity"])
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> CurveDisplay:
         """Draw similarity over the stages; return the Display."""
         from explainers.plotting import CurveDisplay
 
@@ -139,7 +144,7 @@ class LabelRandomisation(_Randomised):
         rows += [("untrained pair", value) for value in self.floor]
         return pd.DataFrame(rows, columns=["compared", "similarity"])
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> FloorDisplay:
         """Draw the similarities; return the Display."""
         from explainers.plotting import FloorDisplay
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,11 @@ from explainers.faithfulness._common import (
 )
 from explainers.gradient import GradientExplainer
 from fcm_estimators.exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from explainers.plotting import CurveDisplay, FloorDisplay
 
 # A larger relative change fails the check.
 _LARGEST_CHANGE = 0.5
@@ -64,7 +69,7 @@ class Sensitivity:
         ]
         return pd.DataFrame(rows, columns=["noise", "draw", "change"])
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> CurveDisplay:
         """Draw change over noise; return the Display."""
         from explainers.plotting import CurveDisplay
 
@@ -147,7 +152,7 @@ class SeedAgreement:
         rows += [("permuted", value) for value in self.permuted]
         return pd.DataFrame(rows, columns=["compared", "ari"])
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Axes | None = None) -> FloorDisplay:
         """Draw the agreements; return the Display."""
         from explainers.plotting import FloorDisplay
 

@@ -9,12 +9,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fcm_estimators._cells.samples import Samples
+from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.nn import SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState
@@ -37,7 +37,7 @@ _NOT_MEASURED = "The training did not measure it. Compare with experts before yo
 
 def training_record(
     samples: Samples, groups: Mapping[str, np.ndarray], valid: list[int], with_patients: bool
-) -> dict[str, Any]:
+) -> Entries:
     """Numbers that describe one training; JSON-safe.
 
     Parameters
@@ -71,10 +71,10 @@ def training_record(
 
 def make_cards(
     name: str,
-    params: Mapping[str, Any],
+    params: Entries,
     net: SetModule,
     history: pd.DataFrame,
-    trainings: Sequence[Mapping[str, Any]],
+    trainings: Sequence[Entries],
     markers: Mapping[str, MarkerState | None],
     entries: Mapping[str, str],
     performance: Mapping[str, str],
@@ -151,7 +151,7 @@ def _escaped(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _validation_entry(training: Mapping[str, Any]) -> str:
+def _validation_entry(training: Entries) -> str:
     n_valid = training["n_validation_samples"]
     if not n_valid:
         return "none: all samples were used for training, and the last epoch was kept"
@@ -159,7 +159,7 @@ def _validation_entry(training: Mapping[str, Any]) -> str:
     return f"{n_valid} of {training['n_samples']} samples held out, split by {unit}"
 
 
-def _data_entries(training: Mapping[str, Any]) -> dict[str, str]:
+def _data_entries(training: Entries) -> dict[str, str]:
     low, median, high = training["cells_per_sample"]
     found = {
         "samples": f"{training['n_samples']:,}",

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +45,7 @@ from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators._fitting.reference import Reference, subsamples
 from fcm_estimators._fitting.split import marker_scale
 from fcm_estimators._fitting.trainer import ready_net, train_net
+from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import InvalidInputError, ModelFormatError, ProcessingStateError
 from fcm_estimators.nn import SetModule
@@ -62,8 +63,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     reference_: Reference
     device: str
     history_: pd.DataFrame
-    validation_samples_: list[Any]
-    training_: list[dict[str, Any]]
+    validation_samples_: list[Hashable]
+    training_: list[Entries]
     net_: PackedNet
     fitted_with_groups_: bool
 
@@ -89,18 +90,18 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         return {}
 
     @abstractmethod
-    def _fitted_state(self) -> dict[str, Any]:
+    def _fitted_state(self) -> Entries:
         """Fitted attributes of this class, for the saved model."""
 
     @abstractmethod
-    def _restore_fitted_state(self, state: dict[str, Any]) -> None:
+    def _restore_fitted_state(self, state: Entries) -> None:
         """Undo :meth:`_fitted_state`."""
 
     def _further_tensors(self) -> dict[str, torch.Tensor]:
         """Tensors of the saved model besides those of the net."""
         return {}
 
-    def _restore_tensors(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    def _restore_tensors(self, state: Entries, tensors: dict[str, torch.Tensor]) -> None:
         """Undo :meth:`_further_tensors`."""
 
     # -- fit ----------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         data: Any,
         keys: ResultKeys,
         copy: bool,
-        write: Callable[[list[SampleCells], Sink], dict[str, Any]],
+        write: Callable[[list[SampleCells], Sink], Entries],
     ) -> Any:
         """Write results into an AnnData or a store; return the copy if ``copy`` is True.
 
@@ -327,7 +328,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             sink.commit(keys, self._record(distances, entries))
         return data if copy else None
 
-    def _record(self, distances: pd.DataFrame, entries: Mapping[str, Any]) -> dict[str, Any]:
+    def _record(self, distances: pd.DataFrame, entries: Entries) -> Entries:
         """Run record for ``uns``, with the cards and the distances from training."""
         found = distances.reset_index()
         distance = {
@@ -377,9 +378,9 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             self._performance_entries(),
         )
 
-    def _json_params(self) -> dict[str, Any]:
+    def _json_params(self) -> Entries:
         """Parameters that are saved as JSON."""
-        params: dict[str, Any] = self.get_params(deep=False)
+        params: Entries = self.get_params(deep=False)
         return params
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -438,7 +439,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             ) from error
         return model
 
-    def _restore(self, fitted: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    def _restore(self, fitted: Entries, tensors: dict[str, torch.Tensor]) -> None:
         restore_fitted(self, fitted)
         self._restore_fitted_state(fitted)
         self._restore_tensors(fitted, tensors)

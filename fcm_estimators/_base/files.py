@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fcm_estimators._base.cards import Cards, as_markdown
 from fcm_estimators._files import write_whole
+from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import ModelFormatError
 
@@ -39,8 +40,8 @@ class SavedState(NamedTuple):
     """
 
     class_name: str
-    params: dict[str, Any]
-    fitted: dict[str, Any]
+    params: Entries
+    fitted: Entries
 
 
 def write_model(
@@ -79,7 +80,7 @@ def write_model(
 
 def read_model(
     path: str | os.PathLike[str], class_name: str
-) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], Entries, Entries]:
     """Read weights, parameters and fitted attributes; check that they are complete.
 
     Raises
@@ -128,7 +129,7 @@ def read_model(
         ) from error
 
 
-def _require_known_version(folder: Path, description: dict[str, Any]) -> None:
+def _require_known_version(folder: Path, description: Entries) -> None:
     version = description.get("format_version")
     if version == FORMAT_VERSION:
         return

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -152,7 +151,10 @@ class Agreement:
 
 
 def agreement_table(
-    samples: Sequence[Any], found: Sequence[Agreement], classes: Sequence[str], positive: int | None
+    samples: Sequence[Hashable],
+    found: Sequence[Agreement],
+    classes: Sequence[str],
+    positive: int | None,
 ) -> pd.DataFrame:
     """Agreement of the members on each sample.
 

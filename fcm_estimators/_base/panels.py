@@ -18,6 +18,7 @@ from fcm_estimators._cells.samples import model_names
 from fcm_estimators._cells.store import CellStore, open_store
 from fcm_estimators._checks import listed, same_antigen
 from fcm_estimators._fitting.performance import Performance
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 from fcm_estimators.io.kinds import kind_of_name
 
@@ -64,7 +65,7 @@ class Decided:
             model.novelty_, threshold=self.novelty_threshold, usual=self.novelty_usual
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Entries:
         """Lists and numbers, for the saved model."""
         finite = np.isfinite(self.novelty_threshold)
         return {
@@ -74,7 +75,7 @@ class Decided:
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Self:
+    def from_dict(cls, saved: Entries) -> Self:
         """Undo :meth:`to_dict`."""
         found, limit = saved["performance"], saved["novelty_threshold"]
         return cls(
@@ -92,7 +93,7 @@ def hideable(markers: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(markers) if kind_of_name(str(name)) != "scatter"]
 
 
-def missing_markers(model: Any, names: Iterable[Any]) -> list[str]:
+def missing_markers(model: Any, names: Iterable[object]) -> list[str]:
     """Markers of a model that some data lack.
 
     Empty if one of them is there under another spelling: that marker is not missing.

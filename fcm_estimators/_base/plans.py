@@ -14,11 +14,12 @@ from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.checkpoint import Checkpoint, training_identity
 from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
 from fcm_estimators._fitting.trainer import ACCELERATE, TrainingPlan
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import SetModule
 
 # For scikit-learn's validation of parameters.
-CONSTRAINTS: dict[str, Any] = {
+CONSTRAINTS: Entries = {
     "sample_key": [str, Integral, None],
     "patient_key": [str, Integral, None],
     "subset_key": [str, None],
@@ -60,7 +61,7 @@ class TrainingParameters(Protocol):
     random_state: Any
     verbose: int
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> Entries:
         """Return all parameters, as scikit-learn defines it."""
 
 

@@ -42,7 +42,7 @@ class ReadsSamples(Protocol):
     net_: PackedNet
 
 
-def require_fitted(estimator: Any) -> None:
+def require_fitted(estimator: ReadsSamples) -> None:
     """Raise NotFittedError before ``fit`` or ``load``."""
     if not hasattr(estimator, "net_"):
         raise NotFittedError(
@@ -50,7 +50,7 @@ def require_fitted(estimator: Any) -> None:
         )
 
 
-def fitted_net(estimator: Any) -> SetModule:
+def fitted_net(estimator: ReadsSamples) -> SetModule:
     """The trained net of a fitted estimator."""
     require_fitted(estimator)
     return cast(SetModule, estimator.net_.module_)
@@ -87,7 +87,7 @@ def read_to_fit(estimator: Any, X: CellData, groups: PerCell, *, continued: bool
     return samples
 
 
-def read_to_predict(estimator: Any, X: CellData, groups: PerCell = None) -> Samples:
+def read_to_predict(estimator: ReadsSamples, X: CellData, groups: PerCell = None) -> Samples:
     """Read the samples for prediction. Markers are matched by name.
 
     Raises
@@ -118,7 +118,7 @@ def read_to_predict(estimator: Any, X: CellData, groups: PerCell = None) -> Samp
     return samples
 
 
-def read_cells(estimator: Any, data: AnnData | CellStore) -> list[SampleCells]:
+def read_cells(estimator: ReadsSamples, data: AnnData | CellStore) -> list[SampleCells]:
     """Read and check the cells of each sample that the fitted net is to process.
 
     Raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fcm_estimators._fitting.reference import Reference
+from fcm_estimators._types import Entries
 from fcm_estimators.nn import SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState
 
@@ -21,14 +22,14 @@ class FittedAttributes(Protocol):
     markers_: list[str]
     n_features_in_: int
     fitted_with_groups_: bool
-    validation_samples_: list[Any]
-    training_: list[dict[str, Any]]
+    validation_samples_: list[Hashable]
+    training_: list[Entries]
     history_: pd.DataFrame
     reference_: Reference
     preprocessing_: dict[str, MarkerState]
 
 
-def fitted_entries(estimator: FittedAttributes) -> dict[str, Any]:
+def fitted_entries(estimator: FittedAttributes) -> Entries:
     """Entries of the saved model."""
     return {
         "markers": estimator.markers_,
@@ -43,7 +44,7 @@ def fitted_entries(estimator: FittedAttributes) -> dict[str, Any]:
     }
 
 
-def restore_fitted(estimator: Any, entries: dict[str, Any]) -> None:
+def restore_fitted(estimator: Any, entries: Entries) -> None:
     """Set the fitted attributes of an estimator from the entries of a saved model."""
     estimator.markers_ = list(entries["markers"])
     estimator.n_features_in_ = int(entries["n_features_in"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 
 _COLUMNS = {
@@ -21,7 +19,7 @@ _COLUMNS = {
 }
 
 
-def members_table(record: Mapping[str, Any]) -> pd.DataFrame:
+def members_table(record: Entries) -> pd.DataFrame:
     """Shares by the members, a row per sample and class; no rows without members.
 
     Raises
@@ -40,12 +38,12 @@ def members_table(record: Mapping[str, Any]) -> pd.DataFrame:
         ) from error
 
 
-def was_tested(record: Mapping[str, Any]) -> bool:
+def was_tested(record: Entries) -> bool:
     """Whether the model was tested with the markers that the data have."""
     return bool(record.get("tested", True))
 
 
-def uncertain_samples(record: Mapping[str, Any]) -> dict[str, bool]:
+def uncertain_samples(record: Entries) -> dict[str, bool]:
     """Whether the members disagree on a class, by sample."""
     table = members_table(record)
     found = table.groupby("sample")["uncertain"].any()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
@@ -19,6 +19,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._cells.store import CellStore, Rows, as_index, open_store, write_rows
+from fcm_estimators._types import Element, Entries
 from fcm_estimators.exceptions import InvalidInputError
 
 # An AnnData, or the path of an h5ad file or a zarr directory.
@@ -85,7 +86,7 @@ class Sink(ABC):
         """Declare a layer for float32 rows of all vars, filled with NaN."""
 
     @abstractmethod
-    def commit(self, keys: ResultKeys, record: Mapping[str, Any]) -> None:
+    def commit(self, keys: ResultKeys, record: Entries) -> None:
         """Write the run record and finish the result."""
 
 
@@ -170,7 +171,7 @@ class MemorySink(Sink):
         self._changes.append(change)
         return block
 
-    def commit(self, keys: ResultKeys, record: Mapping[str, Any]) -> None:
+    def commit(self, keys: ResultKeys, record: Entries) -> None:
         for change in self._changes:
             change()
         self._adata.uns[keys.record] = dict(record)
@@ -197,7 +198,7 @@ class MemorySink(Sink):
 class _Stored:
     """Arrays of a store, one per column of a table."""
 
-    def __init__(self, columns: Sequence[Any]) -> None:
+    def __init__(self, columns: Sequence[Element]) -> None:
         self._columns = columns
 
     def write(self, rows: Rows, values: np.ndarray) -> None:
@@ -209,7 +210,7 @@ class _Stored:
 class _StoredRows:
     """A matrix of a store."""
 
-    def __init__(self, element: Any) -> None:
+    def __init__(self, element: Element) -> None:
         self._element = element
 
     def write(self, rows: Rows, values: np.ndarray) -> None:
@@ -219,7 +220,7 @@ class _StoredRows:
 class _StoredKnownFlags:
     """Nullable flags of a store."""
 
-    def __init__(self, values: Sequence[Any], masks: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Element], masks: Sequence[Element]) -> None:
         self._values, self._masks = _Stored(values), _Stored(masks)
 
     def write(self, rows: Rows, values: np.ndarray) -> None:
@@ -259,7 +260,7 @@ class StoreSink(Sink):
     def layer(self, key: str) -> Field:
         return _StoredRows(self._store.add_layer(key))
 
-    def commit(self, keys: ResultKeys, record: Mapping[str, Any]) -> None:
+    def commit(self, keys: ResultKeys, record: Entries) -> None:
         self._store.add_record(keys.record, record, stale=keys.colours)
 
 
@@ -284,7 +285,7 @@ def opened(data: Writable, keys: ResultKeys) -> Iterator[tuple[AnnData | CellSto
     yield data, MemorySink(data)
 
 
-def copy_if_asked(data: Any, copy: bool) -> Any:
+def copy_if_asked(data: Writable, copy: bool) -> Writable:
     """Return a copy in memory if ``copy`` is True, else the data.
 
     Raises
@@ -304,7 +305,7 @@ def copy_if_asked(data: Any, copy: bool) -> Any:
     return data.to_memory() if data.isbacked else data.copy()
 
 
-def require_writable(adata: Any, key: str) -> None:
+def require_writable(adata: object, key: str) -> None:
     """Raise InvalidInputError unless results can be written into ``adata`` under ``key``."""
     if not isinstance(adata, AnnData):
         raise InvalidInputError(
@@ -328,12 +329,12 @@ def require_key_name(key: str) -> None:
         )
 
 
-def run_record(params: Mapping[str, Any], **entries: Any) -> dict[str, Any]:
+def run_record(params: Entries, **entries: object) -> Entries:
     """Run record for ``uns``: parameters as one JSON text, other entries as arrays or scalars.
 
     Entries that are None are left out.
     """
-    out: dict[str, Any] = {"params": json.dumps(params, default=str, sort_keys=True)}
+    out: Entries = {"params": json.dumps(params, default=str, sort_keys=True)}
     for name, value in entries.items():
         if value is None:
             continue
@@ -343,7 +344,7 @@ def run_record(params: Mapping[str, Any], **entries: Any) -> dict[str, Any]:
     return out
 
 
-def column_names(classes: Sequence[Any] | np.ndarray) -> list[str]:
+def column_names(classes: Sequence[Hashable] | np.ndarray) -> list[str]:
     """Classes as column names; raise InvalidInputError for names that files cannot hold."""
     names = [str(c) for c in classes]
     with_slash = [name for name in names if "/" in name]

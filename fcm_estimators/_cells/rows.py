@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class SampleCells:
         Whether the cells are read from a store. Nothing of their size is then kept in memory.
     """
 
-    name: Any
+    name: Hashable
     rows: Rows
     source: CellSource
     glance: np.ndarray
@@ -76,7 +75,7 @@ def cells_in_memory(samples: Samples, device: torch.device) -> list[SampleCells]
 
 def cells_in_store(
     store: CellStore,
-    rows: dict[Any, Rows],
+    rows: dict[Hashable, Rows],
     markers: Sequence[str],
     columns: np.ndarray,
     layer: str | None,

@@ -73,7 +73,7 @@ class Samples:
         """Start and stop of the rows of each sample in ``x``."""
         return pairwise(self.offsets)
 
-    def scatter(self, values: np.ndarray, fill: Any) -> np.ndarray:
+    def scatter(self, values: np.ndarray, fill: object) -> np.ndarray:
         """Values of analysed cells in the order of the user's rows, with ``fill`` elsewhere."""
         out = np.full((self.n_rows, *values.shape[1:]), fill, dtype=values.dtype)
         out[self.rows] = values
@@ -229,7 +229,7 @@ def read_samples(
     return Samples(x, offsets, np.asarray(sample_names), patient_of_sample, wanted, rows, n_rows)
 
 
-def model_names(names: Iterable[Any], aliases: Mapping[str, str] | None) -> list[str]:
+def model_names(names: Iterable[object], aliases: Mapping[str, str] | None) -> list[str]:
     """Names in the model of some names in the data."""
     return [(aliases or {}).get(str(name), str(name)) for name in names]
 

@@ -7,16 +7,16 @@ uses the groups of the store directly, in the format that AnnData documents.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
 import zarr
+from numpy.typing import DTypeLike
 
 from fcm_estimators._cells.samples import model_names
 from fcm_estimators._checks import (
@@ -26,6 +26,7 @@ from fcm_estimators._checks import (
     require_key,
     sample_codes,
 )
+from fcm_estimators._types import Element, Entries, Group
 from fcm_estimators.exceptions import InvalidInputError
 
 # Number of rows that are read from a store at once.
@@ -46,9 +47,9 @@ class CellStore:
     path : Path
     """
 
-    def __init__(self, root: Any, path: Path) -> None:
+    def __init__(self, root: Group, path: Path) -> None:
         self.root, self.path = root, path
-        self._added: list[tuple[Any, str]] = []
+        self._added: list[tuple[Group, str]] = []
         for part in ("obs", "var"):
             if part not in root or "_index" not in root[part].attrs:
                 raise InvalidInputError(
@@ -75,7 +76,7 @@ class CellStore:
         for start in range(0, self.n_obs, BLOCK):
             yield slice(start, min(start + BLOCK, self.n_obs))
 
-    def require_column(self, key: Any, what: str) -> None:
+    def require_column(self, key: object, what: str) -> None:
         """Raise MissingKeyError unless ``obs`` has the column; ``what`` names its purpose."""
         present = [name for name in self.root["obs"] if name != self._index]
         require_key(key, present, f"{what}: the obs column")
@@ -84,7 +85,7 @@ class CellStore:
         """A column of ``obs``. Text without categories takes memory for each cell."""
         return pd.Series(anndata.io.read_elem(self.root["obs"][key]))
 
-    def flags(self, key: Any) -> np.ndarray:
+    def flags(self, key: object) -> np.ndarray:
         """A column of True and False for all cells; all True if ``key`` is None."""
         if key is None:
             return np.ones(self.n_obs, dtype=bool)
@@ -95,7 +96,7 @@ class CellStore:
         self.require_column(key, "cells")
         return as_flags(self.column(key), f"The obs column {key!r}")
 
-    def matrix(self, layer: str | None) -> Any:
+    def matrix(self, layer: str | None) -> Element:
         """The values: ``X`` or a layer."""
         if layer is not None:
             layers = self.root.get("layers", {})
@@ -111,7 +112,7 @@ class CellStore:
 
     # -- writing ------------------------------------------------------------------------------
 
-    def add_categorical(self, key: str, categories: Sequence[str], fill: int) -> Any:
+    def add_categorical(self, key: str, categories: Sequence[str], fill: int) -> Element:
         """Add a column to ``obs`` and return its codes, filled with ``fill``; -1 is missing."""
         obs = self.root["obs"]
         self._prepare(obs, key)
@@ -124,19 +125,23 @@ class CellStore:
         self._add_to_order(obs, key)
         return self._array(column, "codes", (), dtype, fill)
 
-    def add_column(self, key: str, dtype: Any, fill: Any) -> Any:
+    def add_column(self, key: str, dtype: DTypeLike, fill: object) -> Element:
         """Add a column to ``obs`` and return its values, filled with ``fill``."""
         obs = self.root["obs"]
         self._prepare(obs, key)
         self._add_to_order(obs, key)
         return self._array(obs, key, (), dtype, fill)
 
-    def add_table(self, key: str, columns: Sequence[str], dtype: Any, fill: Any) -> list[Any]:
+    def add_table(
+        self, key: str, columns: Sequence[str], dtype: DTypeLike, fill: object
+    ) -> list[Element]:
         """Add a table to ``obsm`` and return its columns, filled with ``fill``."""
         table = self._new_table(key, columns)
         return [self._array(table, name, (), dtype, fill) for name in columns]
 
-    def add_nullable_flags(self, key: str, columns: Sequence[str]) -> tuple[list[Any], list[Any]]:
+    def add_nullable_flags(
+        self, key: str, columns: Sequence[str]
+    ) -> tuple[list[Element], list[Element]]:
         """Add a table of nullable booleans; return values and masks, all missing."""
         table = self._new_table(key, columns)
         values, masks = [], []
@@ -147,7 +152,7 @@ class CellStore:
             masks.append(self._array(column, "mask", (), bool, True))
         return values, masks
 
-    def _new_table(self, key: str, columns: Sequence[str]) -> Any:
+    def _new_table(self, key: str, columns: Sequence[str]) -> Group:
         obsm = self.root.require_group("obsm")
         self._prepare(obsm, key)
         table = obsm.create_group(key)
@@ -162,13 +167,13 @@ class CellStore:
         self._add_index(table)
         return table
 
-    def add_layer(self, key: str) -> Any:
+    def add_layer(self, key: str) -> Element:
         """Add a layer and return it, filled with NaN."""
         layers = self.root.require_group("layers")
         self._prepare(layers, key)
         return self._array(layers, key, (len(self.var),), np.float32, np.nan)
 
-    def add_record(self, key: str, record: Mapping[str, Any], stale: Sequence[str] = ()) -> None:
+    def add_record(self, key: str, record: Entries, stale: Sequence[str] = ()) -> None:
         """Add a run record to ``uns``, and remove the entries ``stale`` of an earlier run."""
         uns = self.root.require_group("uns")
         for name in (key, *stale):
@@ -176,7 +181,9 @@ class CellStore:
                 del uns[name]
         anndata.io.write_elem(uns, key, dict(record))
 
-    def _array(self, group: Any, name: str, tail: tuple[int, ...], dtype: Any, fill: Any) -> Any:
+    def _array(
+        self, group: Group, name: str, tail: tuple[int, ...], dtype: DTypeLike, fill: object
+    ) -> Element:
         shape = (self.n_obs, *tail)
         chunks = (min(BLOCK, max(self.n_obs, 1)), *tail)
         if isinstance(group, h5py.Group):
@@ -188,7 +195,7 @@ class CellStore:
         made.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         return made
 
-    def _add_index(self, table: Any) -> None:
+    def _add_index(self, table: Group) -> None:
         source = self.root["obs"][self._index]
         if isinstance(table, h5py.Group):
             table[self._index] = source  # a hard link to the same values
@@ -200,12 +207,12 @@ class CellStore:
         for rows in self.blocks():
             copy[rows] = source[rows]
 
-    def _add_to_order(self, table: Any, key: str) -> None:
+    def _add_to_order(self, table: Group, key: str) -> None:
         order = [str(name) for name in table.attrs["column-order"]]
         if key not in order:
             table.attrs["column-order"] = _texts([*order, key], table)
 
-    def _prepare(self, group: Any, key: str) -> None:
+    def _prepare(self, group: Group, key: str) -> None:
         """Remove an old element and record the new one as unfinished."""
         if key in group:
             del group[key]
@@ -224,7 +231,7 @@ class CellStore:
                 group.attrs["column-order"] = _texts(order, group)
 
 
-def _texts(names: Sequence[str], group: Any) -> Any:
+def _texts(names: Sequence[str], group: Group) -> np.ndarray | list[str]:
     return np.array(names, dtype=object) if isinstance(group, h5py.Group) else list(names)
 
 
@@ -284,7 +291,7 @@ def _without_partial_results(store: CellStore) -> Iterator[CellStore]:
 
 def sample_rows(
     store: CellStore, sample_key: str | int | None, subset_key: str | None
-) -> dict[Any, Rows]:
+) -> dict[Hashable, Rows]:
     """Rows of each sample, in the order of their first appearance.
 
     Parameters
@@ -314,7 +321,7 @@ def sample_rows(
     if sample_key is not None:
         codes, names = sample_codes(store.column(str(sample_key)), sample_key)
     kept = store.flags(subset_key)
-    found: dict[Any, list[Rows]] = {}
+    found: dict[Hashable, list[Rows]] = {}
     for block in store.blocks():
         part, inside = codes[block], kept[block]
         for code in pd.unique(part):
@@ -354,7 +361,7 @@ class StoredValues:
         The matrix is of another kind, or its values are not real numbers.
     """
 
-    def __init__(self, element: Any) -> None:
+    def __init__(self, element: Element) -> None:
         kind = element.attrs.get("encoding-type", "array")
         if kind not in ("array", "csr_matrix"):
             raise InvalidInputError(
@@ -391,7 +398,7 @@ def close_rows(rows: Rows) -> Iterator[Rows]:
     yield from np.split(rows, edges)
 
 
-def write_rows(element: Any, rows: Rows, values: np.ndarray) -> None:
+def write_rows(element: Element, rows: Rows, values: np.ndarray) -> None:
     """Write the values of some rows of a stored array."""
     if isinstance(rows, range):
         element[as_index(rows)] = values

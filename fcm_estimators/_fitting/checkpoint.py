@@ -17,6 +17,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 
 from fcm_estimators._files import write_whole
 from fcm_estimators._fitting.draws import SampleDraws
+from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import InvalidInputError, ModelFormatError
 
@@ -36,7 +37,7 @@ class Checkpoint(Callback):  # type: ignore[misc]  # skorch has no types
         Entries that are equal if and only if two trainings are the same.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Entries) -> None:
         self.folder, self.identity = folder, identity
 
     def n_epochs_done(self) -> int:
@@ -52,7 +53,7 @@ class Checkpoint(Callback):  # type: ignore[misc]  # skorch has no types
         self.restored_ = self._read()
         return 0 if self.restored_ is None else len(self.restored_[0]["history"])
 
-    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+    def on_train_begin(self, net: NeuralNet, **kwargs: object) -> None:
         """Restore the state of the earlier run."""
         if self.restored_ is None:
             return
@@ -81,13 +82,13 @@ class Checkpoint(Callback):  # type: ignore[misc]  # skorch has no types
             stop.dynamic_threshold_ = state["dynamic_threshold"]
             stop.best_model_weights_ = _with_prefix(tensors, "best") or None
 
-    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: NeuralNet, **kwargs: object) -> None:
         """Write the state, then remove the previous one."""
         scheduler = _callback_of(net, LRScheduler).lr_scheduler_
         tensors = {f"module.{k}": v for k, v in net.module_.state_dict().items()}
         for slot, values in net.optimizer_.state_dict()["state"].items():
             tensors.update({f"optimizer.{slot}.{k}": torch.as_tensor(v) for k, v in values.items()})
-        state: dict[str, Any] = {
+        state: Entries = {
             "format": _FORMAT,
             "identity": self.identity,
             "n_steps": scheduler.last_epoch,
@@ -117,7 +118,7 @@ class Checkpoint(Callback):  # type: ignore[misc]  # skorch has no types
             if old.name != state["tensors"]:
                 old.unlink()
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    def _read(self) -> tuple[Entries, dict[str, torch.Tensor]] | None:
         path = self.folder / _STATE
         if not path.exists():
             return None
@@ -149,13 +150,13 @@ class Checkpoint(Callback):  # type: ignore[misc]  # skorch has no types
             )
         return state, tensors
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Entries:
         return {"folder": self.folder, "identity": self.identity}
 
 
 def training_identity(
-    params: dict[str, Any], class_name: str, draws: SampleDraws, module: torch.nn.Module
-) -> dict[str, Any]:
+    params: Entries, class_name: str, draws: SampleDraws, module: torch.nn.Module
+) -> Entries:
     """Entries that identify a training: parameters, data, initial weights and version.
 
     Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -99,7 +99,7 @@ def require_learnable(codes: np.ndarray, classes: np.ndarray, *, allow_one_class
         )
 
 
-def positive_class(pos_label: Any, classes: np.ndarray) -> Any:
+def positive_class(pos_label: Hashable, classes: np.ndarray) -> Any:
     """Positive class of two classes.
 
     It is never guessed: None without ``pos_label``.
@@ -119,7 +119,7 @@ def positive_class(pos_label: Any, classes: np.ndarray) -> Any:
     return pos_label
 
 
-def require_positive_class(rate: float | None, positive: Any, classes: np.ndarray) -> None:
+def require_positive_class(rate: float | None, positive: Hashable, classes: np.ndarray) -> None:
     """Raise InvalidInputError if a false-positive rate is given without a positive class."""
     require_two_classes("false_positive_rate", rate, classes)
     if rate is not None and positive is None:
@@ -129,7 +129,7 @@ def require_positive_class(rate: float | None, positive: Any, classes: np.ndarra
         )
 
 
-def require_two_classes(name: str, value: Any, classes: np.ndarray) -> None:
+def require_two_classes(name: str, value: object, classes: np.ndarray) -> None:
     """Raise InvalidInputError if a parameter for two classes is set but there are more."""
     if value is not None and len(classes) > 2:
         raise InvalidInputError(
@@ -153,7 +153,7 @@ def class_presence(codes: np.ndarray, offsets: list[int], n_classes: int) -> np.
 
 
 def class_weights(
-    class_weight: dict[Any, float] | str | None, classes: np.ndarray, codes: np.ndarray
+    class_weight: dict[Hashable, float] | str | None, classes: np.ndarray, codes: np.ndarray
 ) -> np.ndarray:
     """Weight of each class as scikit-learn defines ``class_weight``; float32 of shape (C,)."""
     known = codes[codes >= 0]

@@ -25,7 +25,7 @@ _PROBE_MARGIN = 0.5
 _SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
 
 
-def as_template(gates: Any) -> GatingTree:
+def as_template(gates: object) -> GatingTree:
     """Tree of the gates to learn, from a tree or from planes.
 
     Parameters

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from fcm_estimators._fitting.draws import SampleDraws
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import SetModule, streamed
 from fcm_estimators.nn.relu_attention import (
@@ -51,7 +52,7 @@ class PackedNet(NeuralNet):  # type: ignore[misc]  # skorch has no types
         *args: Any,
         head_diversity: float = 0.0,
         head_evenness: float = 0.0,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.head_diversity, self.head_evenness = head_diversity, head_evenness
@@ -61,7 +62,7 @@ class PackedNet(NeuralNet):  # type: ignore[misc]  # skorch has no types
         """Device that batches must be on."""
         return self.device
 
-    def infer(self, x: dict[str, Tensor], **fit_params: Any) -> Tensor:
+    def infer(self, x: dict[str, Tensor], **fit_params: object) -> Tensor:
         """Outputs of all cells of a packed batch."""
         # The CPU computes the offsets, so there is no need to wait for a GPU.
         offsets = [0, *torch.bincount(x["sample"]).cumsum(0).tolist()]
@@ -83,7 +84,7 @@ class PackedNet(NeuralNet):  # type: ignore[misc]  # skorch has no types
         return read
 
     def get_loss(
-        self, y_pred: Tensor, y_true: Tensor, X: Any = None, training: bool = False
+        self, y_pred: Tensor, y_true: Tensor, X: object = None, training: bool = False
     ) -> Tensor:
         """Loss of a packed batch."""
         inputs = to_tensor(X, device=self.input_device)
@@ -142,7 +143,7 @@ def accelerated_net(*args: Any, device: str, **kwargs: Any) -> PackedNet:
             self.criterion_.to(self.accelerator.device)
             return self
 
-        def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        def validation_step(self, batch: object, **fit_params: object) -> Entries:
             """Mean loss over all processes, so that all stop at the same epoch."""
             step = super().validation_step(batch, **fit_params)
             return {**step, "loss": self.accelerator.reduce(step["loss"], reduction="mean")}

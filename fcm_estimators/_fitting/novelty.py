@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from fcm_estimators._fitting.augmentation import Augmentation
+from fcm_estimators._types import Entries
 
 # Number of centroids, and of training cells that they summarise.
 _N_CENTROIDS, _N_CELLS = 150, 20_000
@@ -191,7 +192,7 @@ class Novelty:
         """Tensors of the saved model."""
         return {"centroids": self.centroids, "log_weight": self.log_weight}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Entries:
         """Entries of the saved model besides the tensors."""
         return {
             "bandwidth": self.bandwidth,
@@ -201,7 +202,7 @@ class Novelty:
         }
 
     @classmethod
-    def restored(cls, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+    def restored(cls, saved: Entries, tensors: Mapping[str, Tensor]) -> Self:
         """Undo :meth:`tensors` and :meth:`to_dict`."""
         found = cls(tensors["centroids"], tensors["log_weight"], **saved)
         if found.centroids.ndim != 2 or found.log_weight.shape != found.centroids.shape[:1]:

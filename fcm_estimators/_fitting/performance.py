@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._types import Entries
 from fcm_estimators.metrics import classification_table, mrd_error
 
 # With fewer patients, the figures say little about the next one.
@@ -49,8 +50,8 @@ class Performance:
         predicted: np.ndarray,
         sample: np.ndarray,
         patient: np.ndarray,
-        classes: Sequence[Any],
-        pos_label: Any,
+        classes: Sequence[Hashable],
+        pos_label: Hashable,
     ) -> Self:
         """Compare held-out predictions with labels.
 
@@ -79,9 +80,10 @@ class Performance:
         n_patients = len(table)
         if pos_label is None:
             return cls(n_patients, frame)
-        options = {"labels": labels, "pos_label": pos_label}
         column = "false_positives_per_million"
-        rates = classification_table(truth, predicted, groups=patient, **options)[column].dropna()
+        rates = classification_table(
+            truth, predicted, groups=patient, labels=labels, pos_label=pos_label
+        )[column].dropna()
         negatives = {column: float(rates.mean()), "n_patients": len(rates)}
         shares = [
             pd.Series(values == pos_label).groupby(sample).mean() for values in (truth, predicted)
@@ -116,7 +118,7 @@ class Performance:
         lines = [f"{name}: {value}" for name, value in self.entries().items()]
         return "\n".join([f"On {_patients(self.n_patients)} held out in turn:", *lines])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Entries:
         """Lists and numbers, for the saved model."""
         return {
             "n_patients": self.n_patients,
@@ -126,7 +128,7 @@ class Performance:
         }
 
     @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Self:
+    def from_dict(cls, saved: Entries) -> Self:
         """Undo :meth:`to_dict`."""
         mrd = saved["mrd"]
         return cls(
@@ -137,11 +139,11 @@ class Performance:
         )
 
 
-def _to_lists(table: pd.DataFrame) -> dict[str, Any]:
+def _to_lists(table: pd.DataFrame) -> Entries:
     return {"name": table.index.name, "index": list(table.index), "columns": table.to_dict("list")}
 
 
-def _from_lists(saved: dict[str, Any]) -> pd.DataFrame:
+def _from_lists(saved: Entries) -> pd.DataFrame:
     return pd.DataFrame(saved["columns"], pd.Index(saved["index"], name=saved["name"]))
 
 

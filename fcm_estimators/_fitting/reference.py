@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from fcm_estimators._cells.rows import even_slice
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._checks import listed
+from fcm_estimators._types import Entries
 
 # Quantiles at which samples are compared.
 _LEVELS = (np.arange(100) + 0.5) / 100
@@ -109,7 +110,7 @@ class Reference:
         )
         return table
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Entries:
         """Return the arrays as lists, for the saved model."""
         return {
             "quantiles": self.quantiles.tolist(),
@@ -118,7 +119,7 @@ class Reference:
         }
 
     @classmethod
-    def from_dict(cls, markers: list[str], saved: dict[str, Any]) -> Self:
+    def from_dict(cls, markers: list[str], saved: Entries) -> Self:
         """Undo :meth:`to_dict`."""
         arrays = [np.array(saved[k], dtype=float) for k in ("quantiles", "scale", "farthest")]
         shapes = [(len(_LEVELS), len(markers)), (len(markers),), (len(markers),)]

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from fcm_estimators._fitting.checkpoint import Checkpoint
 from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._fitting.net import PackedNet, accelerated_net
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 
 # Value of ``device`` for Hugging Face Accelerate, which uses all GPUs of ``accelerate launch``.
@@ -38,7 +39,7 @@ _WEIGHT_DECAY = 1e-2
 class SetEpoch(Callback):  # type: ignore[misc]  # skorch has no types
     """Set the epoch of the training draws, so that they differ, and the progress of the loss."""
 
-    def on_epoch_begin(self, net: NeuralNet, dataset_train: Any = None, **kwargs: Any) -> None:
+    def on_epoch_begin(self, net: NeuralNet, dataset_train: Any = None, **kwargs: object) -> None:
         """Set the epoch, counted from 1, and the progress."""
         dataset_train.epoch = net.history[-1, "epoch"]
         net.criterion_.progress = (net.history[-1, "epoch"] - 1) / max(net.max_epochs - 1, 1)
@@ -47,12 +48,12 @@ class SetEpoch(Callback):  # type: ignore[misc]  # skorch has no types
 class ProgressBar(Callback):  # type: ignore[misc]  # skorch has no types
     """Progress bar over epochs with the losses."""
 
-    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+    def on_train_begin(self, net: NeuralNet, **kwargs: object) -> None:
         """Open the bar."""
         done = len(net.history)
         self.bar_ = tqdm(total=net.max_epochs, initial=done, desc="training", unit="epoch")
 
-    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: NeuralNet, **kwargs: object) -> None:
         """Advance by one epoch."""
         row = net.history[-1]
         self.bar_.set_postfix(
@@ -60,18 +61,18 @@ class ProgressBar(Callback):  # type: ignore[misc]  # skorch has no types
         )
         self.bar_.update()
 
-    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+    def on_train_end(self, net: NeuralNet, **kwargs: object) -> None:
         """Close the bar."""
         self.bar_.close()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Entries:
         return {k: v for k, v in vars(self).items() if k != "bar_"}
 
 
 class LearningRate(Callback):  # type: ignore[misc]  # skorch has no types
     """Record the learning rate of the last step of each epoch in the history."""
 
-    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+    def on_epoch_end(self, net: NeuralNet, **kwargs: object) -> None:
         """Record the rate."""
         net.history.record("learning_rate", net.optimizer_.param_groups[0]["lr"])
 
@@ -238,7 +239,7 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _quiet(*args: Any, **kwargs: Any) -> None:
+def _quiet(*args: object, **kwargs: object) -> None:
     """Discard messages."""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.cli._options import (
     Classes,
@@ -144,7 +145,7 @@ def train(
     with errors_as_exit_status():
         from fcm_estimators.workflow import train_model
 
-        params: dict[str, Any] = {"random_state": seed, "device": device}
+        params: Entries = {"random_state": seed, "device": device}
         if kind == "classifier":
             params |= {"pos_label": pos_label, "missing_markers": missing_markers}
         optional = {

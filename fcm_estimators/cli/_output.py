@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fcm_estimators._types import Entries
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -61,7 +63,7 @@ def _screen_columns(table: pd.DataFrame) -> pd.DataFrame:
     return found.join(table[others])
 
 
-def print_record(record: dict[str, Any], as_json: bool) -> None:
+def print_record(record: Entries, as_json: bool) -> None:
     """Print names and values, one per line."""
     if as_json:
         typer.echo(json.dumps(record, indent=1))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from fcm_estimators._types import Entries, Progress
 
 # Arguments of the Python functions that messages name, and the options of the commands.
 _OPTIONS = {
@@ -97,7 +99,7 @@ def errors_as_exit_status() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str, files: list[Path]) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+def progress_bar(what: str, files: list[Path]) -> Iterator[Progress | None]:
     """Show a progress bar over files on a terminal; show nothing in a pipe."""
     if not sys.stderr.isatty():
         yield None
@@ -112,7 +114,7 @@ def progress_bar(what: str, files: list[Path]) -> Iterator[Callable[[dict[str, A
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=n_files)
 
-        def advance(row: dict[str, Any]) -> None:
+        def advance(row: Entries) -> None:
             bar.update(task, advance=1, description=Path(str(row["file"])).name)
             if bar.finished:
                 # The next step, such as training, shows its own bar.

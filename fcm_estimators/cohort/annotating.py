@@ -16,6 +16,7 @@ import pandas as pd
 from fcm_estimators._cells.results import require_key_name
 from fcm_estimators._checks import listed
 from fcm_estimators._files import checksum, replaced_when_complete
+from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor
 from fcm_estimators.cohort.files import PathName, file_names, list_files
 from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_row
@@ -38,11 +39,11 @@ def annotate_files(
     denominator: str | None = None,
     limit_of_blank: float | None = None,
     key_added: str | None = None,
-    also: Callable[[Any, ad.AnnData, Path], dict[str, Any]] | None = None,
+    also: Callable[[Any, ad.AnnData, Path], Entries] | None = None,
     resume: bool = True,
     client: Client | None = None,
     n_workers: int | None = None,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Annotate many files with one model, one task per file.
 
@@ -140,7 +141,7 @@ def annotate_files(
         also=also,
         resume=resume,
     )
-    tables: list[list[dict[str, Any]]] = [[] for _ in paths]
+    tables: list[list[Entries]] = [[] for _ in paths]
     jobs: list[Call] = [
         (functools.partial(annotate_one, job), (str(path.resolve()), name))
         for path, name in zip(paths, named, strict=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._checks import listed
+from fcm_estimators._types import Progress
 from fcm_estimators.cohort.executor import Call, executor, in_turn
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
 from fcm_estimators.exceptions import InvalidInputError, PanelMismatchError
@@ -41,7 +42,7 @@ def read_files(
     client: Client | None = None,
     n_workers: int | None = None,
     on_error: str = "raise",
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
 ) -> ad.AnnData:
     """Combine many files into one AnnData, ready for ``fit``.
 

@@ -25,6 +25,7 @@ from fcm_estimators._files import (
     replaced_when_complete,
     write_whole,
 )
+from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import read_file
@@ -51,10 +52,10 @@ class Job:
     key_added: str
     denominator: str | None
     limit_of_blank: float | None
-    also: Callable[[Any, ad.AnnData, Path], dict[str, Any]] | None
+    also: Callable[[Any, ad.AnnData, Path], Entries] | None
     resume: bool
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> Entries:
         """Settings that must be equal for an earlier result to be kept."""
         irrelevant = ("model", "gates", "out", "resume", "also")
         wanted = {k: v for k, v in vars(self).items() if k not in irrelevant}
@@ -67,7 +68,7 @@ def cached_model(path: str, model_checksum: str) -> Any:
     return load_model(path)
 
 
-def annotate_one(job: Job, file: str, name: str) -> list[dict[str, Any]]:
+def annotate_one(job: Job, file: str, name: str) -> list[Entries]:
     """Annotate one file, write its result and return its rows; runs in a worker."""
     started = time.perf_counter()
     path, output = Path(file), Path(job.out) / f"{name}.h5ad"
@@ -93,7 +94,7 @@ def annotate_one(job: Job, file: str, name: str) -> list[dict[str, Any]]:
         return [failed_row(path, name, error_text(error))]
 
 
-def _kept(record: Path, output: Path, identity: dict[str, Any]) -> list[dict[str, Any]] | None:
+def _kept(record: Path, output: Path, identity: Entries) -> list[Entries] | None:
     """Rows of an earlier run if its inputs were the same and its result is unchanged."""
     try:
         done = json.loads(record.read_bytes())
@@ -104,7 +105,7 @@ def _kept(record: Path, output: Path, identity: dict[str, Any]) -> list[dict[str
         return None
 
 
-def failed_row(path: Path, name: str, error: str) -> dict[str, Any]:
+def failed_row(path: Path, name: str, error: str) -> Entries:
     """Row of a file that has no result."""
     return {
         "file": str(path),
@@ -116,7 +117,7 @@ def failed_row(path: Path, name: str, error: str) -> dict[str, Any]:
     }
 
 
-def _annotated(job: Job, path: Path, name: str, output: Path) -> list[dict[str, Any]]:
+def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
     model = cached_model(job.model, job.model_checksum)
     adata = read_file(path, name=name)
     if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
@@ -248,7 +249,7 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
     return table.join(mrd)
 
 
-def _plain(row: pd.Series) -> dict[str, Any]:
+def _plain(row: pd.Series) -> Entries:
     """Convert values to types that JSON has."""
     values = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
     return {k: None if v is pd.NA or v != v else v for k, v in values.items()}

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._checks import listed
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating._gatingml_names import flowkit, names_by_id
 from fcm_estimators.gating._kinds import DrawnGate, Gate
@@ -78,10 +79,10 @@ def flowjo_samples(path: str | PathLike[str]) -> list[str]:
     return [str(name) for name in _workspace(path)]
 
 
-def _workspace(path: str | PathLike[str]) -> dict[str, Any]:
+def _workspace(path: str | PathLike[str]) -> Entries:
     _refuse_entities(Path(path))
     found = _parse(path, flowkit().parse_wsp)
-    samples: dict[str, Any] = found["samples"]
+    samples: Entries = found["samples"]
     return samples
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import MarkerMismatchError, ProcessingStateError
 from fcm_estimators.gating._kinds import DrawnGate
 from fcm_estimators.io.record import UNS_KEY, get_spillover
@@ -114,7 +113,7 @@ def _files_have_no_matrix(adata: AnnData) -> bool:
     return all(get_spillover(adata, str(s)) is None for s in adata.obs["sample"].unique())
 
 
-def plane_of(adata: AnnData, x: str, y: str) -> tuple[np.ndarray, dict[str, Any]]:
+def plane_of(adata: AnnData, x: str, y: str) -> tuple[np.ndarray, Entries]:
     """Values of two markers, shape (N, 2), and their state as arguments of PolygonGate."""
     missing = [m for m in (x, y) if column_of(adata, m) is None]
     if missing:

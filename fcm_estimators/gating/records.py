@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fcm_estimators._types import Entries
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
 from fcm_estimators.gating._tree import GatingTree
 from fcm_estimators.gating.gates import BooleanGate, PolygonGate
 
-_CLASSES: dict[str, Any] = {
+_CLASSES: Entries = {
     kind.__name__: kind for kind in (PolygonGate, RectangleGate, EllipsoidGate, BooleanGate)
 }
 
 
-def tree_records(tree: GatingTree) -> list[dict[str, Any]]:
+def tree_records(tree: GatingTree) -> list[Entries]:
     """Gates of a tree as dicts of text, numbers and lists; ``spillover`` is not included."""
     return [
         {
@@ -27,7 +28,7 @@ def tree_records(tree: GatingTree) -> list[dict[str, Any]]:
     ]
 
 
-def tree_of_records(records: Sequence[Mapping[str, Any]]) -> GatingTree:
+def tree_of_records(records: Sequence[Entries]) -> GatingTree:
     """Tree from the records that :func:`tree_records` returned."""
     return GatingTree(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class LimitOfBlank:
     """
 
     value: float
-    population: Any
+    population: Hashable
     percentile: float
     table: pd.DataFrame
 
@@ -66,7 +67,7 @@ def limit_of_blank(
     clf: Any,
     negatives: AnnData,
     *,
-    population: Any,
+    population: Hashable,
     denominator: str | ArrayLike | None = None,
     percentile: float = 95.0,
     groups: str | ArrayLike | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ def reliability_table(
     probability: pd.DataFrame,
     *,
     groups: ArrayLike | None = None,
-    pos_label: Any = None,
+    pos_label: Hashable = None,
     n_bins: int = 10,
 ) -> pd.DataFrame:
     """Compare predicted probabilities with the share of cells that have the class.

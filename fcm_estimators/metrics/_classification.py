@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from sklearn.metrics import f1_score
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics._inputs import flag_counts, per_cell, samples_of
 
-_RATIOS: list[Any] = ["precision", "recall", "f1"]
+_RATIOS: list[Hashable] = ["precision", "recall", "f1"]
 _FP_PER_MILLION = "false_positives_per_million"
 
 
@@ -22,8 +21,8 @@ def classification_table(
     y_pred: ArrayLike,
     *,
     groups: ArrayLike | None = None,
-    pos_label: Any = None,
-    labels: Sequence[Any] | None = None,
+    pos_label: Hashable = None,
+    labels: Sequence[Hashable] | None = None,
     flags: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Compare predictions with the expert's labels in every sample.
@@ -174,7 +173,7 @@ def summarize(table: pd.DataFrame) -> pd.Series | pd.DataFrame:
     return pd.Series(summary, dtype=float)
 
 
-def _over_samples(table: pd.DataFrame, metrics: Sequence[Any]) -> dict[str, float]:
+def _over_samples(table: pd.DataFrame, metrics: Sequence[Hashable]) -> dict[str, float]:
     summary: dict[str, float] = {"n_samples": len(table)}
     for metric in metrics:
         summary[f"{metric}_mean"] = table[metric].mean()
@@ -184,8 +183,8 @@ def _over_samples(table: pd.DataFrame, metrics: Sequence[Any]) -> dict[str, floa
 
 
 def _known_labels(
-    truth: np.ndarray, predicted: np.ndarray, labels: Sequence[Any] | None
-) -> list[Any]:
+    truth: np.ndarray, predicted: np.ndarray, labels: Sequence[Hashable] | None
+) -> list[Hashable]:
     if labels is not None:
         known = list(labels)
         if isinstance(labels, str) or not known or len(set(known)) < len(known):
@@ -225,7 +224,11 @@ def _against_rest(
 
 
 def _f1_per_class(
-    truth: np.ndarray, predicted: np.ndarray, sample: np.ndarray, n_samples: int, known: list[Any]
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    sample: np.ndarray,
+    n_samples: int,
+    known: list[Hashable],
 ) -> dict[str, np.ndarray]:
     """Columns for all classes; scikit-learn's F1 is NaN where it is undefined."""
     classes = pd.Index(known, dtype=object)

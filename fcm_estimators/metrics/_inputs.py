@@ -29,7 +29,7 @@ def per_cell(values: ArrayLike | pd.Series, name: str, n_cells: int | None = Non
     return array
 
 
-def boolean_per_cell(values: Any, name: str, n_cells: int | None = None) -> np.ndarray:
+def boolean_per_cell(values: ArrayLike, name: str, n_cells: int | None = None) -> np.ndarray:
     """Return one boolean per cell, from booleans or 0 and 1."""
     array = per_cell(values, name, n_cells)
     if array.dtype == bool:
@@ -37,7 +37,7 @@ def boolean_per_cell(values: Any, name: str, n_cells: int | None = None) -> np.n
     return as_flags(array, name, "Pass a comparison, such as y == 'blast'.")
 
 
-def samples_of(groups: Any, n_cells: int) -> tuple[np.ndarray, pd.Index]:
+def samples_of(groups: ArrayLike | None, n_cells: int) -> tuple[np.ndarray, pd.Index]:
     """Return the sample code of every cell and the sample names, in order of first appearance.
 
     Without ``groups``, all cells are one sample named ``all``.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._types import Entries
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
 from fcm_estimators.report._sample import Annotated
 from fcm_estimators.report._tables import received_attention
@@ -131,7 +132,7 @@ def _explanations(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
         yield "Explanations", f"received attention, {head}", attention[head].to_numpy()
 
 
-def packed(group: str, name: str, values: Any, rows: np.ndarray) -> dict[str, Any]:
+def packed(group: str, name: str, values: Any, rows: np.ndarray) -> Entries:
     """Encode one column of the drawn cells for the page; ``counts`` count all cells."""
     if isinstance(values, pd.Series):
         return {"group": group, "name": name, **_categories(values, rows)}
@@ -152,7 +153,7 @@ def packed(group: str, name: str, values: Any, rows: np.ndarray) -> dict[str, An
     }
 
 
-def _categories(values: pd.Series, rows: np.ndarray) -> dict[str, Any]:
+def _categories(values: pd.Series, rows: np.ndarray) -> Entries:
     from matplotlib.colors import to_hex
 
     from explainers.plotting.style import GREY, colours
@@ -180,7 +181,7 @@ def _encoded(values: np.ndarray, dtype: str) -> str:
     return base64.b64encode(values.astype(np.int64).astype(dtype).tobytes()).decode("ascii")
 
 
-def axis_of(sample: Annotated, marker: str, low: float, high: float) -> dict[str, Any]:
+def axis_of(sample: Annotated, marker: str, low: float, high: float) -> Entries:
     """Ticks in raw units, and a table from which the page converts values to raw units.
 
     Returns

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import FcmError
 from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.report._cells import axis_of
@@ -30,7 +30,7 @@ def line_of(name: str) -> dict[str, str]:
     return {"colour": colour, "dash": dash}
 
 
-def planes(sample: Annotated) -> list[dict[str, Any]]:
+def planes(sample: Annotated) -> list[Entries]:
     """Name, parent, markers and outlines, in the units of ``X``, of each polygon gate."""
     predicted = _tree(sample, sample.keys.gates.record)
     drawn = _tree(sample, sample.keys.expert_gates)
@@ -101,7 +101,7 @@ def _expert_outline(
     return _outline(sample, hull, "hull of the expert's cells")
 
 
-def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
+def gate_figure(sample: Annotated, plane: Entries) -> Entries:
     """Plotly figure of the density of the parent's cells, with the outlines."""
     import plotly.graph_objects as go
 
@@ -173,12 +173,12 @@ def gate_figure(sample: Annotated, plane: Mapping[str, Any]) -> dict[str, Any]:
     return _as_dict(figure)
 
 
-def _title(plane: Mapping[str, Any], n_cells: int) -> str:
+def _title(plane: Entries, n_cells: int) -> str:
     where = _escaped(plane["parent"]) if plane["parent"] else "all"
     return f"{_escaped(plane['gate'])}<br><sup>{n_cells:,} cells, {where}</sup>"
 
 
-def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> dict[str, Any]:
+def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> Entries:
     """Mean signed gradient per class and marker."""
     import plotly.graph_objects as go
 
@@ -211,7 +211,7 @@ def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> dict[st
     return _heatmap(figure, f"Mean gradient of {_escaped(explained)}", len(table))
 
 
-def attention_figure(table: pd.DataFrame) -> dict[str, Any]:
+def attention_figure(table: pd.DataFrame) -> Entries:
     """Received attention per class and head."""
     import plotly.graph_objects as go
 
@@ -235,7 +235,7 @@ def _texts(table: pd.DataFrame) -> list[list[str]]:
     return [[f"{v:.2g}" for v in row] for row in table.to_numpy(dtype=np.float64)]
 
 
-def _heatmap(figure: Any, title: str, n_rows: int) -> dict[str, Any]:
+def _heatmap(figure: Any, title: str, n_rows: int) -> Entries:
     figure.update_layout(
         template="none",
         title={"text": title, "font": {"size": 14}},
@@ -248,11 +248,11 @@ def _heatmap(figure: Any, title: str, n_rows: int) -> dict[str, Any]:
     return _as_dict(figure)
 
 
-def _as_dict(figure: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(figure.to_json())
+def _as_dict(figure: Any) -> Entries:
+    found: Entries = json.loads(figure.to_json())
     return found
 
 
-def _escaped(text: Any) -> str:
+def _escaped(text: object) -> str:
     """Escape HTML, which Plotly would interpret in names."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.keys import (
     NOT_ANALYSED,
@@ -62,7 +62,7 @@ class Annotated:
         """Whether a gating model annotated the sample."""
         return self.keys.gates.record in self.adata.uns
 
-    def record(self, key: str) -> dict[str, Any]:
+    def record(self, key: str) -> Entries:
         """Run record under a key; empty if there is none."""
         found = self.adata.uns.get(key, {})
         if not isinstance(found, Mapping):
@@ -73,12 +73,12 @@ class Annotated:
         return dict(found)
 
     @property
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Entries:
         """Run record of the classifier, else of the gating model."""
         return self.record(self.keys.classes.record if self.has_classes else self.keys.gates.record)
 
     @property
-    def params(self) -> dict[str, Any]:
+    def params(self) -> Entries:
         """Parameters of the model."""
         return json_table(self.run.get("params", "{}"), "params")
 
@@ -160,7 +160,7 @@ class Annotated:
         return self.membership(self.keys.expert_gates)
 
 
-def json_table(text: Any, name: str) -> dict[str, Any]:
+def json_table(text: object, name: str) -> Entries:
     """Parse a table that a run record holds as JSON; raise InvalidInputError if it is not one."""
     try:
         found = json.loads(str(text))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
 from fcm_estimators._checks import listed
+from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
 from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
@@ -349,7 +349,7 @@ def received_attention(sample: Annotated) -> pd.DataFrame | None:
 
 def model_cards(sample: Annotated) -> dict[str, dict[str, dict[str, str]]]:
     """Cards of the models that annotated the sample."""
-    found: dict[str, Any] = {}
+    found: Entries = {}
     for key in (sample.keys.classes.record, sample.keys.gates.record):
         text = sample.record(key).get("cards")
         if text is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._files import write_whole
+from fcm_estimators._types import Entries, Progress
 from fcm_estimators._version import __version__
 from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
@@ -166,7 +167,7 @@ def report_files(
     out: PathName,
     *,
     sample: str | None = None,
-    progress: Callable[[dict[str, Any]], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Write the reports of annotated files, one page per sample.
@@ -241,9 +242,7 @@ def _facts(sample: Annotated, identifiers: bool) -> dict[str, str]:
     }
 
 
-def _picture(
-    sample: Annotated, planes: list[dict[str, Any]], max_cells: int
-) -> tuple[dict[str, Any], str]:
+def _picture(sample: Annotated, planes: list[Entries], max_cells: int) -> tuple[Entries, str]:
     """Columns and views of the picture of cells, and a note on which cells are drawn."""
     everything = list(_cells.columns(sample))
     rows = _cells.chosen_cells(sample, everything, max_cells)
@@ -252,7 +251,7 @@ def _picture(
         if column["group"] == "Markers":
             column |= _cells.axis_of(sample, column["name"], column["low"], column["high"])
     position = {(c["group"], c["name"]): i for i, c in enumerate(columns)}
-    views: list[dict[str, Any]] = []
+    views: list[Entries] = []
     for group, name in position:
         if group == "Embedding" and name.endswith(" 1"):
             base = name.removesuffix(" 1")
@@ -292,7 +291,7 @@ def _picture(
     return data, note
 
 
-def _why(sample: Annotated) -> tuple[list[dict[str, Any]], list[str], list[_tables.Table]]:
+def _why(sample: Annotated) -> tuple[list[Entries], list[str], list[_tables.Table]]:
     """Figures of explanations, their descriptions and their tables."""
     figures, names, tables = [], [], []
     summary = _tables.gradients(sample)
