@@ -265,7 +265,8 @@ class GradientPlan:
             return integrated(gradient, at, net.input_mean.expand_as(at), self.method.n_steps)
         if isinstance(self.method, Smooth):
             spread = self.method.noise * net.input_scale
-            generator = _generator(self.method.random_state, name)
+            seed = sample_seed(self.method.random_state, name)
+            generator = torch.Generator().manual_seed(seed)
             return smoothed(gradient, at, spread, self.method.n_draws, generator)
         return gradient(at)
 
@@ -277,9 +278,8 @@ def differentiable() -> Iterator[None]:
         yield
 
 
-def _generator(random_state: int, sample: Any) -> torch.Generator:
-    """Generator of the noise of one sample, which does not depend on other samples."""
+def sample_seed(random_state: int, sample: Any) -> int:
+    """Seed for one sample, which does not depend on other samples."""
     # Python's own hash changes between runs.
     stable = int.from_bytes(sha256(str(sample).encode()).digest()[:8], "big")
-    seed = np.random.SeedSequence([random_state, stable]).generate_state(1)[0]
-    return torch.Generator().manual_seed(int(seed))
+    return int(np.random.SeedSequence([random_state, stable]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""Targets of a gradient: the log-odds of a class, a vertex of a gate, the size of a gate."""
+"""Targets of an explanation: log-odds or share of a class, a vertex or the size of a gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcm_estimators.gating import PolygonGate
 from fcm_estimators.inference import SetEstimator, fitted_net, soft_gates
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
-__all__ = ["GateSize", "LogOdds", "Probability", "Vertex"]
+__all__ = ["AnyChange", "GateSize", "LogOdds", "Probability", "Share", "Vertex"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,50 @@ class Probability:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Share of the cells that the model calls a class, made smooth.
+
+    Log-odds can move although no call changes. A cell counts by ``sigmoid(log-odds - threshold)``
+    with the threshold of the model, so cells near the threshold count most. Where cells are hidden
+    exactly (:meth:`InfluenceExplainer.hide`), the calls themselves are counted.
+
+    Parameters
+    ----------
+    label : label
+        Class of the classifier.
+
+    Examples
+    --------
+    >>> from explainers import Share
+    >>> Share("blast")
+    Share(label='blast')
+    """
+
+    label: Hashable
+
+
+@dataclass(frozen=True)
+class AnyChange:
+    """Any change of any output: root mean square over targets and classes, never negative.
+
+    Parameters
+    ----------
+    n_probes : int, default 16
+        Random directions in the space of the outputs; each costs as much as one scalar target.
+    random_state : int, default 0
+
+    Examples
+    --------
+    >>> from explainers import AnyChange
+    >>> AnyChange(n_probes=4).n_probes
+    4
+    """
+
+    n_probes: int = 16
+    random_state: int = 0
+
+
+@dataclass(frozen=True)
 class Vertex:
     """One coordinate of one vertex of a gate's polygon.
 
@@ -109,7 +153,7 @@ class GateSize:
     gate: str
 
 
-ClassTarget = LogOdds | Probability
+ClassTarget = LogOdds | Probability | Share
 GateTarget = Vertex | GateSize
 Target = ClassTarget | GateTarget
 
@@ -166,6 +210,12 @@ def _of_class(estimator: ReluFormerClassifier, target: Any) -> ClassOutput:
     if versus is not None and versus == target.label:
         raise InvalidInputError(f"target and versus are both {versus!r}; name two classes.")
     column = {label: i for i, label in enumerate(classes.tolist())}
+    if isinstance(target, Share):
+        threshold = estimator.threshold_ or 0.0
+        if estimator.pos_label_ is not None and target.label != estimator.pos_label_:
+            threshold = -threshold
+        name = f"share called {target.label}"
+        return ClassOutput(column[target.label], None, "share", name, threshold)
     if isinstance(target, Probability):
         return ClassOutput(column[target.label], None, "probability", f"P({target.label})")
     negative = None if versus is None else column[versus]

@@ -56,6 +56,7 @@ from fcm_estimators._fitting.calibration import (
     best_f1_threshold,
     best_temperature,
     calibrated,
+    called,
     counts_are_right,
     false_positive_threshold,
     mean_keeping_shift,
@@ -486,7 +487,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         if judged is None:
             ones = np.ones(len(self.classes_))
             return Decided(threshold, 1.0, ones, None, novelty.threshold, usual)
-        predicted = self._codes(judged.logits, threshold)
+        predicted = called(judged.logits, threshold, self._positive)
         days = held_out.judged_on_other_days(augmentation_of(self), seed, n_days)
         return Decided(
             threshold,
@@ -645,15 +646,20 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         )
         return found
 
-    def _codes(self, logits: np.ndarray, threshold: float | None) -> np.ndarray:
-        """Predicted class codes from logits before calibration.
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Class codes, positions in ``classes_``, from logits of the net.
 
-        All methods take the decision from here.
+        All methods, and the explainers, take the decision from here.
+
+        Parameters
+        ----------
+        logits : ndarray of shape (n, n_classes)
+
+        Returns
+        -------
+        ndarray of int of shape (n,)
         """
-        if threshold is None:
-            return np.asarray(logits.argmax(1))
-        positive = self._log_odds(logits) >= threshold
-        return np.where(positive, self._positive, 1 - self._positive)
+        return called(logits, self.threshold_, self._positive)
 
     def _is_unknown(self, x: np.ndarray) -> np.ndarray:
         """Cells that are unlike any in training, bool of shape (n,)."""
@@ -702,7 +708,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     def _predict(self, samples: Samples) -> np.ndarray:
         """Labels of analysed cells, or "unknown"."""
         logits = outputs_of(fitted_net(self), samples)
-        predicted: np.ndarray = self.classes_[self._codes(logits, self.threshold_)]
+        predicted: np.ndarray = self.classes_[self.decide(logits)]
         if self.unknown == "flag":
             return predicted
         is_text = predicted.dtype.kind in "US"
@@ -884,7 +890,6 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         probabilities = sink.table(keys.probabilities, names)
         novelty, unknown = sink.numbers(keys.novelty), sink.mask(keys.unknown)
         positive = None if self.pos_label_ is None else self._positive
-        decide = partial(self._codes, threshold=self.threshold_)
         n_unknown, agreements = [], []
         for part in cells:
             outputs = kept_outputs(fitted_net(self), part)
@@ -892,14 +897,16 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             n_unknown.append(0)
             if self.members_:
                 agreements.append(
-                    Agreement(self.members_, part, len(names), positive, decide, self.usual_excess_)
+                    Agreement(
+                        self.members_, part, len(names), positive, self.decide, self.usual_excess_
+                    )
                 )
             for start, stop, z in outputs.spans():
                 rows, x = part.rows[start:stop], part.source.read(start, stop)
                 score = _novelty_of(self.novelty_, fitted_net(self), x)
                 strange = score > self.novelty_.threshold
                 logits = z.numpy(force=True)
-                codes = self._codes(logits, self.threshold_)
+                codes = self.decide(logits)
                 if self.members_:
                     agreements[-1].add(x, logits)
                 label.write(rows, np.where(strange, len(names), codes) if rejects else codes)
@@ -935,10 +942,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             for member in self.members_:
                 outputs = stream_through(member, part).outputs()
                 codes = np.concatenate(
-                    [
-                        self._codes(z, self.threshold_).astype(np.int32)
-                        for _, _, z in by_block(outputs)
-                    ]
+                    [self.decide(z).astype(np.int32) for _, _, z in by_block(outputs)]
                 )
                 first = codes if first is None else first
                 differ |= codes != first

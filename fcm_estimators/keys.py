@@ -16,6 +16,7 @@ __all__ = [
     "ClassKeys",
     "GateKeys",
     "GradientKeys",
+    "InfluenceKeys",
     "UNKNOWN",
     "QualityKeys",
 ]
@@ -144,6 +145,34 @@ class GradientKeys:
     def arrows(self, basis: str) -> str:
         """``obsm``: arrows on the embedding ``X_{basis}``."""
         return f"{self.key}_{basis}"
+
+
+@dataclass(frozen=True)
+class InfluenceKeys:
+    """Fields that an InfluenceExplainer writes.
+
+    Parameters
+    ----------
+    key : str, default "influence"
+        The explainer's ``key_added``.
+    """
+
+    key: str = "influence"
+
+    @property
+    def values(self) -> str:
+        """``obs``: change of the target per 1 % of such cells hidden."""
+        return self.key
+
+    @property
+    def record(self) -> str:
+        """``uns``: the run record."""
+        return self.key
+
+    @property
+    def colours(self) -> list[str]:
+        """``uns``: none, because no categories are written."""
+        return []
 
 
 @dataclass(frozen=True)

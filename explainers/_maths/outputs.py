@@ -24,15 +24,19 @@ class ClassOutput:
         Column of the class.
     negative : int or None
         Column of the class to compare with; None for all other classes together.
-    kind : {"log_odds", "probability"}
+    kind : {"log_odds", "probability", "share"}
     name : str
         Name in tables, plots and the run record.
+    threshold : float, default 0
+        Log-odds at which a "share" is 1/2.
     """
 
     positive: int
     negative: int | None
     kind: str
     name: str
+    threshold: float = 0.0
+    is_mean = True
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Output per cell from the logits of the net, (N, C) -> (N,)."""
@@ -41,7 +45,8 @@ class ClassOutput:
         if self.negative is not None:
             return logits[:, self.positive] - logits[:, self.negative]
         rest = [c for c in range(logits.shape[1]) if c != self.positive]
-        return logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
+        log_odds = logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
+        return torch.sigmoid(log_odds - self.threshold) if self.kind == "share" else log_odds
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum over the targets among the cells ``x`` of one sample; a scalar."""
@@ -71,6 +76,7 @@ class VertexOutput:
     vertex: int
     axis: int
     name: str
+    is_mean = False
 
     def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
         """Coordinate in one sample; a scalar. It does not depend on the targets."""
@@ -103,6 +109,7 @@ class SizeOutput:
     gates: list[SoftGate]
     gate: int
     name: str
+    is_mean = False
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Soft membership per cell from the logits of the net, (N, G) -> (N,)."""

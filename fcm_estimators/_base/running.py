@@ -27,14 +27,21 @@ def net_for(net: SetModule, dtype: np.dtype) -> SetModule:
     return net if net.input_mean.dtype == wanted else copy.deepcopy(net).to(wanted)
 
 
-def stream_through(net: SetModule, cells: SampleCells, *, keep_layers: bool = False) -> Stream:
+def stream_through(
+    net: SetModule,
+    cells: SampleCells,
+    *,
+    weight: Tensor | None = None,
+    keep_layers: bool = False,
+) -> Stream:
     """Stream of the cells of one sample through a net, in the precision of the cells.
 
-    For cells in a store, intermediate values are kept in temporary files.
+    For cells in a store, intermediate values are kept in temporary files. ``weight``, of shape
+    (N,), is the weight of each cell in the contexts.
     """
     store = FileRows if cells.in_file else Stored.new
     cast = net_for(net, cells.glance.dtype)
-    return Stream(cast, cells.source, keep_layers=keep_layers, store=store)
+    return Stream(cast, cells.source, weight=weight, keep_layers=keep_layers, store=store)
 
 
 @dataclass(frozen=True)

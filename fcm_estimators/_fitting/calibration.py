@@ -90,6 +90,24 @@ def counts_are_right(
     return bool((larger <= _RIGHT_COUNT * smaller)[larger >= _FEWEST_COUNTED].all())
 
 
+def called(logits: np.ndarray, threshold: float | None, positive: int) -> np.ndarray:
+    """Class codes that follow from logits before calibration.
+
+    Parameters
+    ----------
+    logits : ndarray of shape (n, C)
+    threshold : float or None
+        Log-odds of the positive one of two classes from which a cell is positive. None: the most
+        probable class.
+    positive : int
+        Code of the positive class.
+    """
+    if threshold is None:
+        return np.asarray(logits.argmax(1))
+    log_odds = np.subtract(logits[:, positive], logits[:, 1 - positive], dtype=np.float64)
+    return np.where(log_odds >= threshold, positive, 1 - positive)
+
+
 def best_f1_threshold(log_odds: np.ndarray, positive: np.ndarray, sample: np.ndarray) -> float:
     """Threshold of log-odds nearest to 0 whose mean F1 is not clearly below the best mean F1.
 

@@ -16,7 +16,7 @@ from fcm_estimators.nn._contexts import (
     packed,
     zeros_like,
 )
-from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.relu_attention import AttentionContext, block_diagonal
 from fcm_estimators.nn.sources import Piece, Rows
 
 if TYPE_CHECKING:
@@ -31,9 +31,13 @@ class BackwardSweeps:
         stream: Stream,
         grad_outputs: Callable[[int, int, Tensor], Tensor] | None,
         into: Rows | None,
+        into_weight: Rows | None,
         parameters: Sequence[Tensor],
     ) -> None:
         self.stream, self._grad_outputs, self._into = stream, grad_outputs, into
+        self._into_weight = into_weight
+        # What the gradient of each weight of a sample is too large by.
+        self._excess = torch.zeros_like(stream.total)
         self._parameters = list(parameters)
         self.of_parameters = [torch.zeros_like(parameter) for parameter in parameters]
 
@@ -86,13 +90,54 @@ class BackwardSweeps:
         return divided(found, stream.total)
 
     def first(self, after: AttentionContext) -> None:
-        """Add the gradient of the cells through the projections of the first layer."""
+        """Add the gradient of the cells through the projections of the first layer.
+
+        Then the gradient of the weights is complete.
+        """
         for start, stop, pieces in self.stream.chunks():
             x = self._cells(start, stop)
             with torch.enable_grad():
                 z = self.stream.module.standardise(x)
                 targets = self._projected(0, z, start, stop, pieces, after)
             self._differentiate(targets, [], x, start)
+        if self._into_weight is not None:
+            for start, stop, pieces in self.stream.chunks():
+                grad = self._into_weight.get(start, stop)
+                for sample, first, last in pieces:
+                    grad[first:last] -= self._excess[sample].to(grad.dtype)
+                self._into_weight.put(start, grad)
+
+    def _add_to_weights(
+        self,
+        k: Tensor,
+        v: Tensor,
+        start: int,
+        stop: int,
+        pieces: Sequence[Piece],
+        after: AttentionContext,
+    ) -> None:
+        """Add the gradient of the weights of a chunk through one context.
+
+        A context is ``C = sum_j w_j c_j / sum_j w_j``, so ``dF/dw_j = G · (c_j - C)`` with the
+        gradient G of the sum. The part with C is the same for all cells of a sample.
+        """
+        if self._into_weight is None:
+            return
+        phi = torch.relu(k)
+        matrices = block_diagonal(after.key_value).to(k.dtype)
+        keys = after.key.flatten(1).to(k.dtype)
+        parts = [
+            (phi[first:last] @ matrices[sample] * v[first:last]).sum(1)
+            + phi[first:last] @ keys[sample]
+            for sample, first, last in pieces
+        ]
+        before = self._into_weight.get(start, stop)
+        self._into_weight.put(start, before + torch.cat(parts).detach().unsqueeze(1))
+
+    def add_excess(self, gradient: AttentionContext, context: AttentionContext) -> None:
+        """Take note of the part of the gradient of the weights that all cells share."""
+        for grad, mean in zip(gradient, context, strict=True):
+            self._excess += (grad * mean).flatten(1).sum(1)
 
     def _cells(self, start: int, stop: int) -> Tensor:
         x = self.stream.source.read(start, stop).detach()
@@ -123,6 +168,7 @@ class BackwardSweeps:
         after: AttentionContext,
     ) -> list[tuple[Tensor, Tensor]]:
         """Sums that keys and values add to the contexts, each with its gradient."""
+        self._add_to_weights(k, v, start, stop, pieces, after)
         sums = self.stream.sums(k, v, start, stop, pieces)
         return [
             (part, grad[sample])

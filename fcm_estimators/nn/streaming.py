@@ -241,9 +241,10 @@ class Stream:
         grad_pooled: Sequence[Tensor | None] = (None, None),
         *,
         into: Rows | None = None,
+        into_weight: Rows | None = None,
         parameters: Sequence[Tensor] = (),
     ) -> list[Tensor]:
-        """Compute the gradient with respect to all cells and the parameters.
+        """Compute the gradient with respect to all cells, their weights and the parameters.
 
         This overwrites the stored queries, so it can be called only once.
 
@@ -256,6 +257,8 @@ class Stream:
             Gradient with respect to the pooled context, in addition to that from the outputs.
         into : Rows of zeros, shape (N, M), optional
             Store to which the gradient with respect to the cells is added.
+        into_weight : Rows of zeros, shape (N, 1), optional
+            The same for the weight of each cell in the contexts.
         parameters : sequence of Tensor
             Parameters of the module that get a gradient.
 
@@ -270,10 +273,14 @@ class Stream:
                 "stream with keep_layers=True for every backward."
             )
         self._keeps_layers = False
-        sweeps = BackwardSweeps(self, grad_outputs, into, parameters)
-        after = sweeps.pooled(grad_pooled) if self.pools else None
+        sweeps = BackwardSweeps(self, grad_outputs, into, into_weight, parameters)
+        after = None
+        if self.pools:
+            after = sweeps.pooled(grad_pooled)
+            sweeps.add_excess(after, self.contexts[-1])
         for number in reversed(range(len(self.layers))):
             after = sweeps.layer(number, after)
+            sweeps.add_excess(after, self.contexts[number])
         sweeps.first(cast(AttentionContext, after))
         return sweeps.of_parameters
 

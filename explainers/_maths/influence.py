@@ -1,0 +1,91 @@
+"""Influence of cells through the contexts of one sample: derivatives with respect to their weight.
+
+Cells reach each other only through the contexts, which are weighted means over cells. The
+derivative of an output with respect to the weight of a cell is therefore, to first order, what the
+output loses if the cell is not there (Koh and Liang, *Understanding black-box predictions via
+influence functions*, arXiv 1703.04730, for training points; here for the cells of a sample).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from explainers._maths.outputs import Output, VertexOutput
+from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.sources import Rows
+from fcm_estimators.nn.streaming import Stream
+
+
+def weight_gradient(stream: Stream, output: Output, cells: Tensor, into: Rows) -> None:
+    """Add the gradient of the mean output with respect to the weight of each cell.
+
+    Parameters
+    ----------
+    stream : Stream
+        Stream of one sample that keeps its layers. It cannot be used again.
+    output : Output
+    cells : bool Tensor of shape (N,)
+        The targets T, over which the mean is taken. A size is a sum over T, a vertex has no T.
+    into : Rows of zeros, shape (N, 1)
+    """
+    if isinstance(output, VertexOutput):
+        pooled = AttentionContext(*(p.clone().requires_grad_() for p in stream.contexts[-1]))
+        value = output.coordinate(stream.module, [*stream.contexts[:-1], pooled])
+        stream.backward(None, torch.autograd.grad(value, list(pooled)), into_weight=into)
+        return
+    n_targets = max(int(cells.sum()), 1) if output.is_mean else 1
+
+    def of_outputs(start: int, stop: int, outputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = outputs.requires_grad_()
+            total = output(leaf)[cells[start:stop]].sum() / n_targets
+        return torch.autograd.grad(total, leaf)[0]
+
+    stream.backward(of_outputs, into_weight=into)
+
+
+def probed_change(
+    new_stream: Callable[[], Stream],
+    cells: Tensor,
+    new_rows: Callable[[], Rows],
+    n_probes: int,
+    generator: torch.Generator,
+) -> Rows:
+    """Root mean square, over the targets and outputs, of the derivative by each cell's weight.
+
+    ``E[(d(r · z)/dw_j)^2] = |dz/dw_j|^2`` for probes r of independent signs (Hutchinson). The
+    outputs z are logits minus their mean over classes, which softmax ignores.
+
+    Parameters
+    ----------
+    new_stream : callable
+        Makes a stream of the sample that keeps its layers.
+    cells : bool Tensor of shape (N,)
+        The targets.
+    new_rows : callable
+        Makes rows of zeros, shape (N, 1).
+    n_probes : int
+    generator : torch.Generator
+    """
+    total = new_rows()
+    n_targets = max(int(cells.sum()), 1)
+    for _ in range(n_probes):
+        stream, found = new_stream(), new_rows()
+
+        def signs(start: int, stop: int, outputs: Tensor) -> Tensor:
+            shape, scale = outputs.shape, math.sqrt(n_targets * outputs.shape[1])
+            drawn = torch.randint(2, shape, generator=generator, dtype=torch.float64) * 2 - 1
+            drawn = drawn.to(outputs) * cells[start:stop].unsqueeze(1)
+            return (drawn - drawn.mean(1, keepdim=True)) / scale
+
+        stream.backward(signs, into_weight=found)
+        for start, stop, _ in stream.chunks():
+            square = found.get(start, stop).square() / n_probes
+            total.put(start, total.get(start, stop) + square)
+    for start, stop, _ in new_stream().chunks():
+        total.put(start, total.get(start, stop).sqrt())
+    return total
