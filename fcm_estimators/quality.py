@@ -41,6 +41,8 @@ _OUT_OF_ORDER_SHARE = 1 / 3
 _OUT_OF_ORDER = "events are not in order of acquisition (shuffled, or pooled from several files)"
 # Doublets are wider than the median event by more than this number of robust SD.
 _WIDE = 4.0
+# Events with exactly the largest value that show a saturated detector.
+_SATURATED = 10
 # Live and dead are told apart if two normal distributions are at least this number of their
 # common SD apart.
 _APART = 3.0
@@ -88,8 +90,9 @@ def flag_quality(
         more than 6 standard errors. A clock that wraps around counts as running on. No column if
         events are not in order of acquisition: time jumps back in a third of the stretches.
     ``adata.obs[f"{key_added}_margin"]`` : bool
-        The event is at or above the end of the range (``$PnR``) in a scatter or stained
-        fluorescence channel, or has a scatter of 0 or less.
+        The event is at the end of the range (``$PnR``) in a scatter or stained fluorescence
+        channel, or has a scatter of 0 or less. Where values exceed the range, which only floats
+        can, it is no bound: events are then flagged if 10 or more share the largest value.
     ``adata.obs[f"{key_added}_doublet"]`` : bool
         Forward scatter area divided by height (or the width, if one of them is missing) is above
         the median by more than 4 times 1.4826 times the median absolute deviation.
@@ -355,11 +358,21 @@ def _at_margin(part: _Raw) -> np.ndarray | str:
     for position in np.flatnonzero(part.judged):
         values, end = part.column(int(position)), part.range[position]
         if np.isfinite(end) and end > 1:
-            # The largest value that a detector can report is the range minus 1.
-            flagged |= values >= end - 1
+            flagged |= _at_the_end(values, end)
         if part.kinds[position] == "scatter":
             flagged |= values <= 0
     return flagged
+
+
+def _at_the_end(values: np.ndarray, end: float) -> np.ndarray:
+    """Flag values at the end of a range."""
+    if values.max() <= end:
+        # The largest value that a detector can report is the range minus 1.
+        return np.asarray(values >= end - 1)
+    # Only floats exceed the range, and for them it is no bound. Where a detector is saturated,
+    # many events have exactly the largest value.
+    top = values == values.max()
+    return top if top.sum() >= _SATURATED else np.zeros_like(top)
 
 
 def _wide(part: _Raw) -> np.ndarray | str:

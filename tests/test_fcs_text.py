@@ -18,6 +18,7 @@ from fcm_estimators.exceptions import FcsError, InvalidInputError, ProcessingSta
 from fcm_estimators.io import get_spillover, read_fcs, write_fcs
 from fcm_estimators.io.cells import cell_table
 from fcm_estimators.io.keywords import Notes, lookup, parse_text
+from fcm_estimators.io.segment import decode, open_segment
 from fcm_estimators.preprocessing import Compensation
 from tests.fcs_files import (
     DATA_START,
@@ -166,8 +167,41 @@ def test_floats_need_no_range(tmp_path, text):
 
 
 def test_values_beyond_the_range_of_floats_stay(tmp_path):
-    path = write_floats(tmp_path / "a.fcs", [[-5.0, 1e6], [1e9, 3.0]])
-    assert read_fcs(path).X.tolist() == [[-5.0, 1e6], [1e9, 3.0]]
+    values = [[-5.0, 1e6], [1e9, 3.0]]
+    for extra in ({}, {"P1G": "0.5"}):  # stored as they are, and decoded
+        path = write_floats(tmp_path / "a.fcs", values, **extra)
+        with pytest.warns(
+            UserWarning, match=r"FL1-A \(up to 1e\+06, \$PnR 1.02e\+03\) with floats far"
+        ):
+            found = read_fcs(path).X
+        assert found[:, 1].tolist() == [1e6, 3.0]
+
+
+def test_time_beyond_its_range_and_floats_near_it_are_no_news(tmp_path):
+    path = write_floats(tmp_path / "a.fcs", [[1e6, 1500.0]], ("Time", "FL1-A"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_fcs(path).X.tolist() == [[1e6, 1500.0]]
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes_of_events(tmp_path):
+    """The offsets do not fit HEADER, and a read of the system gives at most 2 GiB."""
+    names = [f"FL{i}-A" for i in range(1, 25)]
+    n_events = 2**31 // (4 * len(names)) + 1000
+    size = n_events * 4 * len(names)
+    text = described(names, n_events=n_events, n_bytes=size)
+    path = tmp_path / "large.fcs"
+    path.write_bytes(assembled(text_segment(text), b"", header_data=(0, 0)))
+    last = np.arange(len(names), dtype="<f4")
+    with path.open("r+b") as handle:
+        handle.seek(DATA_START + size - last.nbytes)
+        handle.write(last.tobytes())  # all others are a hole of zeros
+    segment = open_segment(path)
+    out = np.full((n_events, len(names)), np.nan, dtype=np.float32)
+    decode(segment, out, list(range(len(names))), False)
+    assert out[-1].tolist() == last.tolist()
+    assert not out[:-1].any()
 
 
 def test_a_decimal_comma_is_read_with_a_warning(tmp_path):
@@ -465,6 +499,43 @@ def test_the_record_of_the_instrument_can_be_overruled(tmp_path):
     adata = quietly(twins(tmp_path / "a.lmd"), dataset=0, instrument_compensated=False)
     assert not adata.var["compensated"].any()
     assert Compensation().fit_transform(adata).var["compensated"].sum() == 2
+
+
+def test_all_data_sets_are_read_without_the_older_form_of_the_same_events(tmp_path):
+    path = twins(tmp_path / "a.lmd")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        adata = read_fcs(path, dataset="all")
+    told = " ".join(str(w.message) for w in told)
+    assert "data set 0 (FCS 2.0) holds the same events as another one and was left out" in told
+    assert "$P2S=CD3-FITC of FL1 Log" in told
+    assert adata.X.tolist() == [[5000, 900_000, 30_000], [7000, 20_000, 1_000_000]]
+    assert adata.obs["sample"].unique().tolist() == ["a"]
+
+
+def test_channels_that_an_instrument_has_unmixed_are_compensated(tmp_path):
+    types = {"P1TYPE": "Forward_Scatter", "P2TYPE": "Unmixed_Fluorescence"}
+    path = write_floats(tmp_path / "a.fcs", ROWS, version="3.2", P2S="CD3", **types)
+    adata = read_fcs(path)
+    assert adata.var["compensated"].tolist() == [False, True]
+    write_fcs(adata, tmp_path / "b.fcs")
+    write_fcs(adata, tmp_path / "c.fcs", source=path)
+    for name in ("b.fcs", "c.fcs"):
+        assert read_fcs(tmp_path / name).var["compensated"].tolist() == [False, True]
+
+
+def test_no_events_although_there_are_data(tmp_path):
+    path = write_floats(tmp_path / "a.fcs", ROWS, TOT="0")
+    with pytest.raises(FcsError, match=r"a.fcs has \$TOT = 0, but DATA of 16 bytes"):
+        read_fcs(path)
+
+
+def test_files_that_only_differ_in_the_ending_keep_it(tmp_path):
+    paths = [write_floats(tmp_path / name, ROWS) for name in ("t.001", "t.002", "u.003")]
+    adata = read_fcs(paths)
+    assert adata.obs["sample"].cat.categories.tolist() == ["t.001", "t.002", "u"]
+    with pytest.raises(InvalidInputError, match=r"Sample names repeat: t.001"):
+        read_fcs([paths[0], paths[0]])
 
 
 def test_all_data_sets_become_samples(tmp_path):

@@ -105,6 +105,7 @@ def rng() -> np.random.Generator:
 # Values
 
 
+@pytest.mark.filterwarnings("ignore:.*far beyond .PnR:UserWarning")
 @pytest.mark.parametrize(("order", "code"), [("1,2,3,4", "<f4"), ("4,3,2,1", ">f4")])
 @given(rows=st.lists(st.tuples(floats, floats, floats), min_size=1, max_size=20))
 def test_float_values_come_back_bit_by_bit(tmp_path_factory, order, code, rows):
@@ -120,7 +121,8 @@ def test_float_values_come_back_bit_by_bit(tmp_path_factory, order, code, rows):
 
 def test_doubles_become_the_nearest_float32(tmp_path):
     values = np.array([[1 / 3, 2e5 / 7]])
-    content = fcs_bytes(values.astype("<f8").tobytes(), [{}, {}], 1, **{"$DATATYPE": "D"})
+    parameters = [{}, {"R": "262144"}]
+    content = fcs_bytes(values.astype("<f8").tobytes(), parameters, 1, **{"$DATATYPE": "D"})
     adata = read_fcs(write(tmp_path / "a.fcs", content))
     assert np.array_equal(adata.X, values.astype("f4"))
 
@@ -619,6 +621,7 @@ def same_values(a: ad.AnnData, b: ad.AnnData) -> bool:
     return np.array_equal(a.X, b.X) and a.var.equals(b.var)
 
 
+@pytest.mark.filterwarnings("ignore:.*far beyond .PnR:UserWarning")
 @given(
     rows=st.lists(st.tuples(floats, floats), min_size=1, max_size=20),
     cyt=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=300),

@@ -79,6 +79,23 @@ def test_saturated_and_vanished_events_are_at_the_margin(raw):
     assert raw.obs["qc_margin"].sum() == before.sum() + 2
 
 
+def test_the_range_of_floats_is_no_bound(raw):
+    """Where values exceed it, only a pile of equal largest values is saturation."""
+    raw = raw.copy()
+    position = raw.var_names.get_loc("CD10")
+    flag_quality(raw)
+    before = int(raw.obs["qc_margin"].sum())
+    free = np.flatnonzero(~raw.obs["qc_margin"].to_numpy())[:30]
+    top = raw.var["range"].iloc[position]
+    for n_equal, added in ((9, 0), (10, 10)):
+        changed = raw.copy()
+        changed.X[free[10:20], position] = np.linspace(1.1, 2, 10) * top
+        changed.X[free[:n_equal], position] = 3 * top
+        at_end = (raw.X[:, position] >= top - 1).sum()
+        flag_quality(changed)
+        assert changed.obs["qc_margin"].sum() == before - at_end + added
+
+
 @pytest.mark.parametrize("what", ["clog", "drift", "backwards"])
 def test_unstable_stretches_are_flagged_wherever_their_rows_are(raw, what):
     one = raw[raw.obs["sample"] == raw.obs["sample"].iloc[0]].copy()

@@ -18,6 +18,8 @@ from fcm_estimators.io.text import DataSet, parsed_number
 
 # write_fcs writes this keyword: numbers of parameters that the instrument compensated.
 COMPENSATED_KEYWORD = "FCM_COMPENSATED_PARAMETERS"
+# $PnTYPE of FCS 3.2 for channels that a spectral instrument has unmixed.
+_UNMIXED = "UNMIXED_FLUORESCENCE"
 _PERCENT = re.compile(r"DFC(\d+)TO(\d+)")
 _DETECTOR = re.compile(r"FL ?(\d+)(?!\d).*", re.IGNORECASE)
 _SCALE_WORDS = re.compile(r"[ _-]*\b(lin|log)\b", re.IGNORECASE)
@@ -60,6 +62,14 @@ def instrument_matrix(data: DataSet, names: Sequence[str]) -> pd.DataFrame | Non
         if source != target:
             matrix.loc[detectors[source], detectors[target]] = share
     return matrix
+
+
+def is_older_form(data: DataSet, others: Sequence[DataSet]) -> bool:
+    """Whether this is an FCS 2.0 data set, and an FCS 3 data set holds the same events."""
+    return data.version == "2.0" and any(
+        other.version != "2.0" and other.keywords.get("TOT") == data.keywords.get("TOT")
+        for other in others
+    )
 
 
 def with_names_of(data: DataSet, others: Sequence[DataSet]) -> DataSet:
@@ -124,16 +134,24 @@ def _detector(name: str) -> str:
 def compensated_parameters(
     data: DataSet, names: Sequence[str], matrix: pd.DataFrame | None
 ) -> frozenset[str]:
-    """Names of parameters that the instrument compensated, by ``$DFCiTOj`` or by our record."""
+    """Names of parameters that the instrument compensated or unmixed.
+
+    By ``$DFCiTOj``, by the ``$PnTYPE`` of FCS 3.2, or by our record.
+    """
     written = {n for n in data.keywords.get(COMPENSATED_KEYWORD, "").split(",") if n.isdecimal()}
-    found = {name for n, name in enumerate(names, start=1) if str(n) in written}
+    found = {
+        name
+        for n, name in enumerate(names, start=1)
+        if str(n) in written or data.keywords.get(f"P{n}TYPE", "").upper() == _UNMIXED
+    }
     if matrix is not None:
         numbers = {_number(name) for name in matrix.columns}
-        found |= {name for name in names if _number(name) in numbers}
+        by_matrix = {name for name in names if _number(name) in numbers}
+        found |= by_matrix
         data.notes.add(
             f"$DFCiTOj is there, so the instrument compensated the integers of FCS 2.0; "
-            f"{listed(sorted(found))} are recorded as compensated, unless the file is read with "
-            "instrument_compensated=False."
+            f"{listed(sorted(by_matrix))} are recorded as compensated, unless the file is read "
+            "with instrument_compensated=False."
         )
     return frozenset(found)
 

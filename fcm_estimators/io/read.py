@@ -23,6 +23,7 @@ from fcm_estimators.io.channels import marker_names
 from fcm_estimators.io.kinds import is_compensated
 from fcm_estimators.io.record import INSTRUMENT_KEY, pack_fcs_record
 from fcm_estimators.io.segment import Segment, decode, open_segment, open_segments
+from fcm_estimators.io.text import parsed_number
 
 # Keywords that describe the measurement and cannot name a person, a place or a day.
 TECHNICAL_KEYWORDS = (
@@ -64,10 +65,12 @@ def read_fcs(
         FCS 2.0, 3.0, 3.1 or 3.2 files in list mode (.fcs, .lmd), also packed (.fcs.gz). The first
         file sets the order of the markers; markers of the other files are matched to it by name.
     sample_names : str or sequence of str, optional
-        One unique name per file. Default: the file name without its extension.
+        One unique name per file. Default: the file name without its extension, which files that
+        only differ in it keep ("tube.001", "tube.002").
     dataset : int or "all", optional
         Which data set to read of a file that holds several, counted from 0. "all" reads each as a
-        sample of its own, named by the file and the number ("tube_0", "tube_1"). Default: the only
+        sample of its own, named by the file and the number ("tube_0", "tube_1"), without FCS 2.0
+        data sets that repeat the events of an FCS 3 data set. Default: the only
         FCS 3 data set if the others are FCS 2.0 (Beckman .lmd), otherwise the first; a warning
         lists them all. An FCS 3 data set without marker names takes those of the FCS 2.0 data set
         with the same events.
@@ -99,7 +102,8 @@ def read_fcs(
         - ``var``: ``channel``; ``marker`` (``""`` if none); ``kind`` ("scatter", "fluorescence",
           "mass", "time", "other"); ``range`` (``$PnR`` on the scale of X, the largest of all
           files; floats may exceed it, NaN if unknown); ``compensated`` (True for channels named
-          "Comp-...", "FJComp-..." or "<...>", or compensated by the instrument); ``transform``
+          "Comp-...", "FJComp-..." or "<...>", unmixed by their ``$PnTYPE``, or compensated by the
+          instrument); ``transform``
           ("none").
         - ``uns["fcs"]``: per-sample keywords, number of events and labelled spillover
           (:func:`get_spillover`), whose channels are named as in ``var["channel"]``;
@@ -155,9 +159,7 @@ def read_fcs(
         segments = [replace(segment, compensated=frozenset()) for segment in segments]
     for segment in segments:
         if segment.n_events == 0:
-            raise FcsError(
-                f"{segment.path.name} holds no events ($TOT = 0); remove it from the list."
-            )
+            raise FcsError(f"{segment.path.name} {_no_events(segment)}")
     panels = [_panel(segment, marker_aliases or {}) for segment in segments]
     names = _joined_names(samples, panels, join)
     var = _joined_var(samples, panels, names)
@@ -185,6 +187,18 @@ def read_fcs(
     return adata
 
 
+def _no_events(segment: Segment) -> str:
+    """What is wrong with a file without events."""
+    begin, end = (parsed_number(segment.keywords.get(f"{k}DATA", "")) for k in ("BEGIN", "END"))
+    n_bytes = int((end or 0) - (begin or 0)) + 1
+    if begin and n_bytes >= len(segment.channels):
+        return (
+            f"has $TOT = 0, but DATA of {n_bytes:,} bytes. The acquisition or the export was not "
+            "finished; export it again."
+        )
+    return "holds no events ($TOT = 0); remove it from the list."
+
+
 def _paths(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
     paths = [Path(path)] if isinstance(path, str | PathLike) else [Path(p) for p in path]
     if not paths:
@@ -193,7 +207,7 @@ def _paths(path: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Pa
 
 
 def _sample_names(paths: list[Path], given: str | Sequence[str] | None) -> list[str]:
-    names = [_stem(p) for p in paths] if given is None else given
+    names = _names_of(paths) if given is None else given
     names = [names] if isinstance(names, str) else list(names)
     if len(names) != len(paths):
         raise InvalidInputError(
@@ -206,6 +220,15 @@ def _sample_names(paths: list[Path], given: str | Sequence[str] | None) -> list[
             f"Sample names repeat: {', '.join(repeated)}. Give unique ones with sample_names=."
         )
     return names
+
+
+def _names_of(paths: list[Path]) -> list[str]:
+    """Names without endings; files that only differ in the ending keep it."""
+    stems = [_stem(path) for path in paths]
+    return [
+        path.name if stems.count(stem) > 1 else stem
+        for path, stem in zip(paths, stems, strict=True)
+    ]
 
 
 def _stem(path: Path) -> str:

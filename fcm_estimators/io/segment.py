@@ -15,6 +15,7 @@ from fcm_estimators.exceptions import FcsError, InvalidInputError
 from fcm_estimators.io.beckman import (
     compensated_parameters,
     instrument_matrix,
+    is_older_form,
     with_names_of,
 )
 from fcm_estimators.io.channels import (
@@ -29,6 +30,8 @@ from fcm_estimators.io.text import Content, DataSet, data_sets, number, parsed_n
 
 # float32 holds no more decades.
 _MOST_DECADES = 38
+# Floats above this many times $PnR are told.
+_FAR_BEYOND = 2.0
 # float32 holds no odd whole number above this.
 _LARGEST_WHOLE = 1 << 24
 
@@ -155,9 +158,21 @@ def open_segment(path: Path, dataset: int | None = None) -> Segment:
 
 
 def open_segments(path: Path) -> list[Segment]:
-    """Find and check every data set of a file, as :func:`open_segment` does for one."""
+    """Find and check every data set of a file, as :func:`open_segment` does for one.
+
+    An FCS 2.0 data set with the same events as an FCS 3 data set (Beckman .lmd) is left out, and
+    a warning says so.
+    """
     found = list(data_sets(Content(path)))
-    return [_checked_segment(data, found) for data in found]
+    older = [data for data in found if is_older_form(data, found)]
+    kept = [data for data in found if data not in older]
+    if older:
+        numbers = ", ".join(str(found.index(data)) for data in older)
+        kept[0].notes.add(
+            f"data set {numbers} (FCS 2.0) holds the same events as another one and was left out; "
+            f"read it with dataset={found.index(older[0])}."
+        )
+    return [_checked_segment(data, found) for data in kept]
 
 
 def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time: bool) -> None:
@@ -206,6 +221,7 @@ def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time
         for index, (channel, factor) in enumerate(zip(segment.channels, factors, strict=True)):
             if not channel.linear or factor != 1:
                 _store(segment, out[:, index], out[:, index], channel, factor)
+        _warn_beyond_range(segment, out, columns)
         return
     notes, rounded = Notes(segment.path.name), set()
     for rows, stored in layout.chunks(content, segment.data_start, segment.n_events):
@@ -219,6 +235,20 @@ def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time
                 rounded.add(channel.name)
     for name in sorted(rounded):
         notes.group("with integers above 2^24 (16,777,216), which float32 rounds.", name)
+    notes.warn()
+    _warn_beyond_range(segment, out, columns)
+
+
+def _warn_beyond_range(segment: Segment, out: np.ndarray, columns: Sequence[int]) -> None:
+    """Tell which floats lie far beyond ``$PnR``, which bounds integers only."""
+    highest = np.fmax.reduce(out, axis=0)
+    notes = Notes(segment.path.name)
+    for channel, kind, column in zip(segment.channels, segment.layout.kinds, columns, strict=True):
+        if column < 0 or kind == "I" or channel.kind in ("time", "other"):
+            continue
+        if highest[column] > _FAR_BEYOND * channel.range > 0:
+            what = f"{channel.name} (up to {highest[column]:.3g}, $PnR {channel.range:.3g})"
+            notes.group("with floats far beyond $PnR, which is no bound for floats.", what)
     notes.warn()
 
 

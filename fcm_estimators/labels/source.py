@@ -86,9 +86,17 @@ class LabelSource:
         if path.suffix.lower() != ".wsp":
             return GatingTree.from_gatingml(path)
         names = GatingTree.flowjo_samples(path)
-        for name in (sample, f"{sample}.fcs"):
-            if name in names:
-                return GatingTree.from_flowjo(path, sample=name)
+        # Samples are named by files with or without their ending, such as ".fcs" or ".001".
+        found = [name for name in names if name == sample] or [
+            name for name in names if Path(name).stem == sample
+        ]
+        if len(found) == 1:
+            return GatingTree.from_flowjo(path, sample=found[0])
+        if found:
+            raise MissingKeyError(
+                f"{path.name} has several samples {sample!r}: {listed(found)}. Name the sample by "
+                "its whole file name with sample_names=..."
+            )
         raise MissingKeyError(f"{path.name} has no sample {sample!r}; it has {listed(names)}.")
 
 
