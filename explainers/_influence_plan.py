@@ -12,7 +12,7 @@ from torch import Tensor
 
 from explainers._gradient_plan import differentiable, sample_seed
 from explainers._maths.influence import probed_change, weight_gradient
-from explainers._maths.outputs import ClassOutput, Output, VertexOutput
+from explainers._maths.outputs import ClassOutput, Output, SizeOutput, VertexOutput
 from explainers.targets import AnyChange, output_of
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
@@ -156,6 +156,24 @@ class InfluencePlan:
             if self.output is None:
                 return torch.zeros(len(outputs)), outputs
             return self.output(outputs), outputs
+
+    def state(
+        self, cells: SampleCells, targets: np.ndarray, hidden: np.ndarray | None = None
+    ) -> Tensor:
+        """Target with some cells hidden; for any change, the centred outputs of the targets."""
+        value, outputs = self.values(cells, hidden)
+        if self.output is None:
+            centred = outputs - outputs.mean(1, keepdim=True)
+            return centred[torch.from_numpy(targets).to(outputs.device)].double()
+        chosen = value.double()
+        if not isinstance(self.output, VertexOutput):
+            chosen = chosen[torch.from_numpy(targets).to(outputs.device)]
+        return chosen.sum() if isinstance(self.output, SizeOutput) else chosen.mean()
+
+    def change(self, before: Tensor, after: Tensor) -> float:
+        """Change between two states."""
+        difference = after - before
+        return float(difference.square().mean().sqrt() if self.output is None else difference)
 
     def counted(self, value: Tensor, outputs: Tensor) -> np.ndarray:
         """Value of each cell for exact changes: a share counts the calls themselves."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -131,15 +132,51 @@ class InfluenceExplainer:
         As :meth:`plan` and ``predict``; InvalidInputError, MissingKeyError
             The selection of cells is unknown.
         """
-        plan = self.plan()
         samples = read_samples(self.estimator, X, groups)
+        return samples.scatter(self.of_samples(X, samples), np.nan)
+
+    def of_samples(self, X: CellData, samples: Samples) -> np.ndarray:
+        """Influence of each cell, in the order of ``samples.x``; ``X`` names the target cells."""
+        plan = self.plan()
         chosen = self._chosen(plan, X, samples)
         parts = [
             values
             for part, mask in zip(self._parts(samples), _by_sample(chosen, samples), strict=True)
             for _, _, values in plan.blocks(part, mask)
         ]
-        return samples.scatter(np.concatenate(parts), np.nan)
+        return np.concatenate(parts)
+
+    def changes_without(
+        self, X: CellData, samples: Samples, group: np.ndarray
+    ) -> Iterator[list[float]]:
+        """Change of the target in each sample if one group of its cells after the other is hidden.
+
+        Parameters
+        ----------
+        X, samples
+            As for :meth:`of_samples`.
+        group : ndarray of int of shape (N,)
+            Group of each cell, counted from 0 in each sample.
+
+        Yields
+        ------
+        list of float
+            One number per group. For AnyChange the root mean square over targets and classes.
+        """
+        plan = self.plan()
+        chosen = self._chosen(plan, X, samples)
+        for part, mask, own in zip(
+            self._parts(samples),
+            _by_sample(chosen, samples),
+            _by_sample(group, samples),
+            strict=True,
+        ):
+            targets = plan.targets(part, mask)
+            before = plan.state(part, targets)
+            yield [
+                plan.change(before, plan.state(part, targets, own == g))
+                for g in range(own.max() + 1)
+            ]
 
     def explain(self, data: Writable) -> None:
         """Write the influence of each cell into an AnnData, or into a store on disk.

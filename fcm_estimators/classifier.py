@@ -480,7 +480,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         seed : int
         """
         samples = held_out.samples
-        strange = _novelty_of(novelty, net, torch.from_numpy(samples.x)) > novelty.threshold
+        strange = _novelty_of(novelty, net, _as_tensor(samples.x)) > novelty.threshold
         usual = max(float(strange[i:j].mean()) for i, j in samples.spans())
         judged = held_out.judged() if held_out.has_labels else None
         threshold = self._choose_threshold(judged)
@@ -663,8 +663,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
     def _is_unknown(self, x: np.ndarray) -> np.ndarray:
         """Cells that are unlike any in training, bool of shape (n,)."""
-        writable = np.require(x, requirements="W")  # torch warns of arrays that are not
-        score = _novelty_of(self.novelty_, fitted_net(self), torch.from_numpy(writable))
+        score = _novelty_of(self.novelty_, fitted_net(self), _as_tensor(x))
         return score > self.novelty_.threshold
 
     def predict(self, X: CellData, groups: PerCell = None) -> np.ndarray:
@@ -1019,6 +1018,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             for number in range(state["n_members"])
         ]
         self.novelty_ = Novelty.restored(state["novelty"], with_prefix(tensors, "novelty"))
+
+
+def _as_tensor(x: np.ndarray) -> Tensor:
+    """Cells as a tensor; a copy if the array is read-only, of which torch warns."""
+    return torch.from_numpy(np.require(x, requirements="W"))
 
 
 def _novelty_of(novelty: Novelty, net: SetModule, x: Tensor) -> np.ndarray:

@@ -206,13 +206,13 @@ def three_clouds(seed, n=3000, n_samples=6):
 def test_cells_of_a_class_that_was_left_out_are_strange(left_out):
     cells, new = three_clouds(0), three_clouds(1)
     folds = [[0, 1], [2, 3], [4, 5]]
-    novelty = fit_novelty(cells.take(cells.code != left_out), folds, Augmentation(), 0)
+    novelty, _ = fit_novelty(cells.take(cells.code != left_out), folds, Augmentation(), 0)
     score = novelty.score(torch.from_numpy(new.z)).numpy()
     strange = score > novelty.threshold
     assert strange[new.code == left_out].mean() > 0.95
     assert strange[new.code != left_out].mean() < 0.03
     # Control: with the class in training, its cells are not strange.
-    whole = fit_novelty(cells, folds, Augmentation(), 0)
+    whole, _ = fit_novelty(cells, folds, Augmentation(), 0)
     assert (whole.score(torch.from_numpy(new.z)).numpy() > whole.threshold).mean() < 0.03
 
 
@@ -229,7 +229,7 @@ def test_novelty_is_the_mixture_that_it_says(seed):
 
 def test_no_centroid_is_the_measurement_of_a_cell():
     cells = three_clouds(0, n=1000)
-    novelty = fit_novelty(cells, [[0, 1, 2], [3, 4, 5]], None, 0)
+    novelty, _ = fit_novelty(cells, [[0, 1, 2], [3, 4, 5]], None, 0)
     assert len(novelty.centroids) <= 50
     nearest = torch.cdist(novelty.centroids, torch.from_numpy(cells.z)).min(1).values
     assert (nearest > 1e-3).all()

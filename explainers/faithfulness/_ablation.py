@@ -1,11 +1,11 @@
-"""Check of attention: the effect of each head on each population."""
+"""Check of learning: whether heads need the cells that they attend to, more than twins do."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,6 @@ from explainers._maths.attention import assigned_heads
 from explainers._populations import population_labels
 from explainers.attention import AttentionExplainer
 from explainers.faithfulness._common import (
-    CLEARLY,
     as_tensor,
     centred,
     explained,
@@ -26,6 +25,7 @@ from explainers.faithfulness._common import (
     require_classifier,
     require_explainer,
 )
+from explainers.faithfulness.controls import Twins, beyond_twins, farthest, logarithms
 from fcm_estimators.inference import Samples
 from fcm_estimators.nn.relu_attention import AttentionContext, attention_context
 from fcm_estimators.nn.reluformer import ReluFormerLayer
@@ -52,26 +52,34 @@ class HeadAblation:
         logits of all cells if these cells are hidden from the head.
     random : ndarray of shape (H, R)
         The same change for an equal number of random cells.
+    effect : float
+        Change for the assigned cells relative to that for random cells, means over heads with
+        cells; NaN without such heads.
+    trivial : float
+        The same for as many cells farthest from the mean of the sample.
+    twins : ndarray
+        The effects of untrained and label-permuted twins.
     """
 
     effects: pd.DataFrame
     hidden: pd.DataFrame
     random: np.ndarray
+    effect: float
+    trivial: float
+    twins: np.ndarray
 
     @property
     def holds(self) -> bool:
-        """Whether the heads need the cells that they attend to.
+        """Whether the heads learnt to need the cells that they attend to.
 
-        Hiding its assigned cells from a head must change the logits more than hiding the same
-        number of random cells. The difference of the means over heads with cells must exceed four
-        standard deviations of the random draws.
+        Hiding its assigned cells from a head must change the logits more, relative to random
+        cells, than in every twin, by three SD of a further twin on a logarithmic scale, and more
+        than hiding the cells that are farthest from the mean.
         """
-        has_cells = self.hidden["n_cells"].to_numpy() > 0
-        if not has_cells.any():
+        if np.isnan(self.effect):
             return False
-        chance = self.random[has_cells].mean(0)
-        change = self.hidden["change"].to_numpy()[has_cells].mean()
-        return bool(change > chance.mean() + CLEARLY * chance.std(ddof=1))
+        learnt = beyond_twins(*logarithms(self.effect, self.twins))
+        return learnt and self.effect > self.trivial
 
     def frame(self) -> pd.DataFrame:
         """Return the effects, one row per head and population."""
@@ -89,10 +97,13 @@ def head_ablation(
     adata: AnnData,
     population: str,
     *,
+    twins: Twins,
     n_random: int = 20,
     random_state: int = 0,
 ) -> HeadAblation:
     """Switch off each head of the explained layer, and hide from it the cells it attends to.
+
+    A check of learning: an untrained net also uses the cells that its heads attend to.
 
     Parameters
     ----------
@@ -101,6 +112,8 @@ def head_ablation(
         Whole samples.
     population : str
         Column of ``obs`` or of ``obsm["gates"]``.
+    twins : Twins
+        Controls of the model, from :func:`twins`.
     n_random : int, default 20
         Number of random choices of as many cells, as a control.
     random_state : int, default 0
@@ -144,14 +157,73 @@ def head_ablation(
                     "switched": switched[inside].mean(),
                 }
             )
-    hidden, random = [], []
+    own = _hidden(explainer, samples, n_random, random_state)
+    of_twins = [
+        _hidden(twin, samples, n_random, random_state).effect
+        for twin in twins.explainers(explainer)
+    ]
+    hidden = pd.DataFrame({"head": explainer.heads, "n_cells": own.n_cells, "change": own.change})
+    return HeadAblation(
+        pd.DataFrame(rows),
+        hidden,
+        own.random,
+        own.effect,
+        own.trivial,
+        np.nan_to_num(np.array(of_twins), nan=1.0),
+    )
+
+
+class _Hidden(NamedTuple):
+    """What hiding cells from the heads of a net changes."""
+
+    n_cells: np.ndarray
+    change: np.ndarray
+    random: np.ndarray
+    far: np.ndarray
+
+    @property
+    def effect(self) -> float:
+        return self._relative(self.change)
+
+    @property
+    def trivial(self) -> float:
+        return self._relative(self.far)
+
+    def _relative(self, change: np.ndarray) -> float:
+        has_cells = self.n_cells > 0
+        if not has_cells.any():
+            return float("nan")
+        chance = self.random[has_cells].mean()
+        return float(change[has_cells].mean() / chance) if chance > 0 else float("nan")
+
+
+def _hidden(
+    explainer: AttentionExplainer, samples: Samples, n_random: int, random_state: int
+) -> _Hidden:
+    """Hide from each head the cells that it attends to, as many random ones, and far ones."""
+    layer = explainer.plan().net_layer
+    assigned = assigned_heads(explained(explainer, samples))
+    before = _logits(explainer, samples)
+    distance = farthest(samples.x, list(samples.spans()))
     rng = np.random.default_rng(random_state)
-    for h, head in enumerate(explainer.heads):
+    n_cells, change, random, far = [], [], [], []
+    for h in range(len(explainer.heads)):
         effect = _effect_of_hiding(explainer, samples, layer, h, before)
         cells = assigned == h
-        hidden.append({"head": head, "n_cells": int(cells.sum()), "change": effect(cells)})
+        n_cells.append(int(cells.sum()))
+        change.append(effect(cells))
         random.append([effect(_shuffled(cells, samples, rng)) for _ in range(n_random)])
-    return HeadAblation(pd.DataFrame(rows), pd.DataFrame(hidden), np.array(random))
+        far.append(effect(_as_many(cells, distance, samples)))
+    return _Hidden(np.array(n_cells), np.array(change), np.array(random), np.array(far))
+
+
+def _as_many(mask: np.ndarray, score: np.ndarray, samples: Samples) -> np.ndarray:
+    """Mask of the same number of cells in each sample, those with the highest score."""
+    found = np.zeros(len(mask), dtype=bool)
+    for start, stop in samples.spans():
+        highest = np.argsort(-score[start:stop])[: mask[start:stop].sum()]
+        found[start + highest] = True
+    return found
 
 
 def _logits(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy.optimize import linear_sum_assignment
@@ -14,6 +15,7 @@ from torch import Tensor
 from explainers._gradient_plan import Integrated
 from explainers.attention import AttentionExplainer
 from explainers.gradient import GradientExplainer
+from explainers.influence import InfluenceExplainer
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.inference import Samples, fitted_net, net_for, read_samples
@@ -41,7 +43,7 @@ def require_classifier(explainer: Explainer, what: str) -> None:
         )
 
 
-def read(explainer: Explainer, adata: AnnData) -> Samples:
+def read(explainer: Explainer | InfluenceExplainer, adata: AnnData) -> Samples:
     """Samples in the form in which the estimator of the explainer reads them."""
     return read_samples(explainer.estimator, adata)
 
@@ -91,13 +93,13 @@ def similarity(explainer: Explainer, a: np.ndarray, b: np.ndarray) -> float:
     paired for the best agreement. Two explanations whose entries are all equal have similarity 1.
     """
     if isinstance(explainer, AttentionExplainer):
-        agreement = np.array([[_correlation(x, y) for y in b.T] for x in a.T])
+        agreement = np.array([[correlation(x, y) for y in b.T] for x in a.T])
         _, paired = linear_sum_assignment(-agreement)
         b = b[:, paired]
-    return abs(_correlation(a.ravel(), b.ravel()))
+    return abs(correlation(a.ravel(), b.ravel()))
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman correlation; 1 for two constants, 0 for a constant and something else."""
     ranks = [rankdata(values) for values in (a, b)]
     spread = [values.std() for values in ranks]
@@ -119,3 +121,32 @@ def as_tensor(explainer: Explainer, x: np.ndarray) -> Tensor:
 def centred(logits: Tensor) -> Tensor:
     """Logits minus their mean over classes, which softmax ignores."""
     return logits - logits.mean(1, keepdim=True)
+
+
+def places(score: np.ndarray, sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Share of a sample's entries with a higher score, for each entry; ties in random order."""
+    order = np.lexsort([rng.random(len(score)), -score, sample])
+    counts = np.bincount(sample)
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.empty(len(score))
+    place[order] = (np.arange(len(score)) - starts) / np.repeat(counts, counts)
+    return place
+
+
+def mean_height(curve: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Mean height of curves over the removed share, along the last axis."""
+    return np.asarray(np.trapezoid(curve, share, axis=-1) / share[-1])
+
+
+def curves_frame(
+    share: np.ndarray, named: dict[str, np.ndarray], random: np.ndarray
+) -> pd.DataFrame:
+    """Curves as one row per order and point: ``order``, ``share``, ``value``."""
+    curves = {**named, **{f"random {i}": curve for i, curve in enumerate(random)}}
+    return pd.concat(
+        [
+            pd.DataFrame({"order": order, "share": share, "value": curve})
+            for order, curve in curves.items()
+        ],
+        ignore_index=True,
+    )

@@ -1,4 +1,4 @@
-"""Check of gradients: whether contributions add up to the change of the output."""
+"""Check of correctness: whether contributions add up to the change of the output."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Completeness:
         return float(difference / np.abs(self.change).mean())
 
     @property
-    def holds(self) -> bool:
+    def correct(self) -> bool:
         """Whether the gap is below 5 %."""
         return bool(self.gap < _LARGEST_GAP)
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from sklearn.base import clone
 from torch import nn
 
 from explainers._twins import of_untrained, with_estimator
@@ -26,8 +25,9 @@ from explainers.faithfulness._common import (
     require_explainer,
     similarity,
 )
+from explainers.faithfulness.controls import permuted_twin
 from explainers.gradient import GradientExplainer
-from fcm_estimators.inference import Samples, fitted_net, read_labels, with_net
+from fcm_estimators.inference import Samples, fitted_net, with_net
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -248,18 +248,7 @@ def label_randomisation(
     require_explainer(explainer, GradientExplainer, AttentionExplainer, what="label_randomisation")
     require_classifier(explainer, "label_randomisation")
     samples = read(explainer, adata)
-    estimator = explainer.estimator
-    labels = np.array(read_labels(train, y, estimator.label_key, train.n_obs), dtype=object)
-    sample = np.zeros(train.n_obs)
-    if estimator.sample_key is not None:
-        sample = train.obs[estimator.sample_key].astype(str).to_numpy()
-    rng = np.random.default_rng(random_state)
-    for name in pd.unique(sample):
-        rows = np.flatnonzero(sample == name)
-        labels[rows] = labels[rng.permutation(rows)]
-    # Another seed, because equal initial weights alone would make the two models similar.
-    seed = int(np.random.SeedSequence([random_state, 1]).generate_state(1)[0])
-    shuffled = clone(estimator).set_params(random_state=seed).fit(train, labels)
+    shuffled = permuted_twin(explainer.estimator, train, y, random_state)
     trained = explained(explainer, samples)
     return LabelRandomisation(
         similarity=similarity(

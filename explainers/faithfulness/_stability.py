@@ -1,4 +1,4 @@
-"""Checks of stability: under noise, and between trainings with other seeds."""
+"""Checks under noise (correctness) and between trainings with other seeds (learning)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from explainers.faithfulness._common import (
     read,
     require_explainer,
 )
+from explainers.faithfulness._link import LEAST_LINK, link_with_model
+from explainers.faithfulness.controls import Twins, beyond_twins
 from explainers.gradient import GradientExplainer
 from fcm_estimators.exceptions import InvalidInputError
 
@@ -47,18 +49,28 @@ class Sensitivity:
         Mean change of the explanation of a cell, relative to the difference between two cells. At
         1 the explanation is no better than that of another cell. NaN if all cells have the same
         explanation.
+    link : float
+        Agreement of the explanation with the model. Gradients: correlation of the change of the
+        output that they predict for small random steps with the actual change. Integrated
+        gradients: 1 minus the relative error of their sums as the change of the output from the
+        training mean. Attention: correlation with that of the model, computed directly from
+        queries and keys.
     """
 
     noise: np.ndarray
     change: np.ndarray
+    link: float
 
     @property
-    def holds(self) -> bool:
-        """Whether the smallest noise has less than half the effect of choosing another cell.
+    def correct(self) -> bool:
+        """Whether the explanation is steady, and that of this model.
 
-        An explanation that is the same for all cells fails.
+        The smallest noise must have less than half the effect of choosing another cell, and the
+        link must be above 0.5. An explanation that is the same for all cells fails, and so does
+        one of another net, which is just as steady.
         """
-        return bool(self.change[:, 0].mean() < _LARGEST_CHANGE)
+        steady = self.change[:, 0].mean() < _LARGEST_CHANGE
+        return bool(steady and self.link > LEAST_LINK)
 
     def frame(self) -> pd.DataFrame:
         """Return one row per noise and draw: ``noise``, ``draw``, ``change``."""
@@ -85,6 +97,9 @@ def sensitivity(
     random_state: int = 0,
 ) -> Sensitivity:
     """Explain cells again with noise on each marker, like that of detectors.
+
+    A check of correctness. Steadiness alone would not tell whose explanation it is, so the
+    explanation is also held against the model.
 
     Parameters
     ----------
@@ -121,7 +136,7 @@ def sensitivity(
             distance = np.linalg.norm(explained(explainer, moved) - before, axis=1).mean()
             if between_cells > 0:
                 change[r, i] = distance / between_cells
-    return Sensitivity(levels, change)
+    return Sensitivity(levels, change, link_with_model(explainer, samples, before, random_state))
 
 
 @dataclass(frozen=True)
@@ -135,20 +150,29 @@ class SeedAgreement:
         all cells to the same head.
     permuted : ndarray
         The same after shuffling the cells of one of the two models.
+    twins : ndarray
+        The same for all pairs of untrained twins, and of label-permuted twins.
     """
 
     agreement: np.ndarray
     permuted: np.ndarray
+    twins: np.ndarray
 
     @property
     def holds(self) -> bool:
-        """Whether the mean agreement exceeds that of shuffled cells by four of its SD."""
+        """Whether training makes heads divide the cells alike.
+
+        The mean agreement must exceed that of shuffled cells by four of its SD, and that of all
+        pairs of twins, which the data alone make agree, by three SD of a further pair.
+        """
         bar = self.permuted.mean() + CLEARLY * self.permuted.std(ddof=1)
-        return bool(self.agreement.mean() > bar)
+        mean = float(self.agreement.mean())
+        return mean > bar and beyond_twins(mean, self.twins)
 
     def frame(self) -> pd.DataFrame:
         """Return one row per pair and per shuffle: ``compared``, ``ari``."""
         rows = [("models", value) for value in self.agreement]
+        rows += [("twins", value) for value in self.twins]
         rows += [("permuted", value) for value in self.permuted]
         return pd.DataFrame(rows, columns=["compared", "ari"])
 
@@ -163,11 +187,13 @@ def seed_agreement(
     explainers: Sequence[AttentionExplainer],
     adata: AnnData,
     *,
+    twins: Twins,
     n_permutations: int = 20,
     random_state: int = 0,
 ) -> SeedAgreement:
     """Compare how models that only differ in the seed divide the cells among heads.
 
+    A check of learning: untrained nets agree too, since populations are far from each other.
     Heads have no order, so partitions of the cells are compared, not numbers of heads.
 
     Parameters
@@ -176,6 +202,8 @@ def seed_agreement(
         Two or more explainers.
     adata : AnnData
         Whole samples.
+    twins : Twins
+        Controls of the first model, from :func:`twins`.
     n_permutations : int, default 20
         Number of shuffles per pair.
     random_state : int, default 0
@@ -193,10 +221,16 @@ def seed_agreement(
         raise InvalidInputError(
             f"seed_agreement compares two or more explainers, got {len(explainers)}."
         )
-    assigned = []
     for explainer in explainers:
         require_explainer(explainer, AttentionExplainer, what="seed_agreement")
-        assigned.append(assigned_heads(explained(explainer, read(explainer, adata))))
+
+    def assigned_by(explainer: AttentionExplainer) -> np.ndarray:
+        return assigned_heads(explained(explainer, read(explainer, adata)))
+
+    assigned = [assigned_by(explainer) for explainer in explainers]
+    of_twins = [assigned_by(twin) for twin in twins.explainers(explainers[0])]
+    n_untrained = len(twins.untrained)
+    kinds = of_twins[:n_untrained], of_twins[n_untrained:]
     rng = np.random.default_rng(random_state)
     pairs = list(combinations(assigned, 2))
     return SeedAgreement(
@@ -204,6 +238,7 @@ def seed_agreement(
         permuted=np.array(
             [_agreement(a, rng.permutation(b)) for a, b in pairs for _ in range(n_permutations)]
         ),
+        twins=np.nan_to_num([_agreement(a, b) for kind in kinds for a, b in combinations(kind, 2)]),
     )
 
 

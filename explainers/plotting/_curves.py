@@ -13,10 +13,12 @@ from explainers.plotting.style import GREY, HUES, new_axes
 
 if TYPE_CHECKING:
     from explainers.faithfulness import (
+        AttentionDeletion,
         Completeness,
         Deletion,
         LabelRandomisation,
         ParameterRandomisation,
+        Removal,
         SeedAgreement,
         Sensitivity,
     )
@@ -48,15 +50,14 @@ class CurveDisplay:
     band_name: str = ""
 
     @classmethod
-    def from_deletion(cls, result: Deletion) -> Self:
+    def from_deletion(cls, result: Deletion | AttentionDeletion) -> Self:
         """Output over the removed share, in each order."""
         curves = [
             _curve("explained order", result.share, result.curve[None]),
             _curve("reversed order", result.share, result.reversed[None]),
+            _curve("far from the mean first", result.share, result.distance[None]),
+            _curve("random order", result.share, result.random),
         ]
-        if result.distance is not None:
-            curves.append(_curve("same everywhere", result.share, result.distance[None]))
-        curves.append(_curve("random order", result.share, result.random))
         return cls(pd.concat(curves), "removed share", result.name, [])
 
     @classmethod
@@ -159,29 +160,39 @@ class FloorDisplay:
 
 @dataclass
 class AgreementDisplay:
-    """Sum of the contributions against the actual change.
+    """What an explanation predicts against the actual change.
 
     Attributes
     ----------
     table : DataFrame
         ``explained``, ``change``.
     unit : str
-        Meaning of a point: a cell or a sample.
-    gap : float
-        Mean absolute difference, relative to the mean absolute change.
+        Meaning of a point: a cell, a sample or a hidden group.
+    name : str
+        What is held against the change.
+    title : str
     """
 
     table: pd.DataFrame
     unit: str
-    gap: float
+    name: str
+    title: str
 
     @classmethod
     def from_completeness(cls, result: Completeness) -> Self:
         """Collect the points."""
-        return cls(result.frame(), result.unit, result.gap)
+        title = f"mean gap {result.gap:.2%}"
+        return cls(result.frame(), result.unit, "sum of the contributions", title)
+
+    @classmethod
+    def from_removal(cls, result: Removal) -> Self:
+        """Change of the target without a group of cells, predicted and actual."""
+        table = pd.DataFrame({"explained": result.predicted, "change": result.actual})
+        title = f"rank correlation {result.agreement:.3f}"
+        return cls(table, "hidden group", "sum of the influences", title)
 
     def plot(self, ax: Axes | None = None) -> Self:
-        """Draw one point per cell or sample, and the diagonal."""
+        """Draw one point per cell, sample or group, and the diagonal."""
         ax = new_axes(ax, (4.4, 4.2))
         ax.axline((0, 0), slope=1, color=GREY, zorder=0)
         size = 3 if self.unit == "cell" else 25
@@ -195,8 +206,8 @@ class AgreementDisplay:
             rasterized=True,
         )
         ax.set_xlabel(f"change of the output, per {self.unit}")
-        ax.set_ylabel("sum of the contributions")
-        ax.set_title(f"mean gap {self.gap:.2%}", fontsize="medium")
+        ax.set_ylabel(self.name)
+        ax.set_title(self.title, fontsize="medium")
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

@@ -213,7 +213,7 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
     parts["n_unknown"] = adata.obs[keys.unknown].to_numpy()
     table = pd.DataFrame({"n_analysed": analysed, **parts}).groupby(sample, sort=False).sum()
     table = table.astype(int)
-    missing = adata.uns[keys.record]["missing_markers"]
+    missing = list(adata.uns[keys.record]["missing_markers"])
     if missing:
         table["missing_markers"] = ", ".join(missing)
     if model.pos_label_ is None:

@@ -1,13 +1,26 @@
 """Checks of explanations, and that broken explanations fail them."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from explainers import AttentionExplainer, GradientExplainer, Integrated, faithfulness
+from explainers import (
+    AnyChange,
+    AttentionExplainer,
+    GradientExplainer,
+    InfluenceExplainer,
+    Integrated,
+    Share,
+    faithfulness,
+    specialisation,
+)
 from explainers.attention import Received
+from explainers.faithfulness.controls import beyond_twins
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.nn.relu_attention import AttentionContext
@@ -45,6 +58,11 @@ def models(train):
 @pytest.fixture(scope="module")
 def clf(models):
     return models[0]
+
+
+@pytest.fixture(scope="module")
+def twins(clf, train):
+    return faithfulness.twins(clf, train)
 
 
 class Shuffled:
@@ -117,11 +135,22 @@ UNSIGNED = {
     "labels": lambda make, data, train: faithfulness.label_randomisation(make(), train, data),
     "sensitivity": lambda make, data, train: faithfulness.sensitivity(make(), data),
 }
-ATTENTION = {
-    "deletion": lambda make, data, train: faithfulness.deletion(make(), data),
-    "ablation": lambda make, data, train: faithfulness.head_ablation(make(), data, "cell_type"),
-    "seeds": lambda make, data, train: faithfulness.seed_agreement([make(), make(1)], data),
+LEARNING = {
+    "deletion": lambda make, data, twins: faithfulness.attention_deletion(
+        make(), data, twins=twins
+    ),
+    "ablation": lambda make, data, twins: faithfulness.head_ablation(
+        make(), data, "cell_type", twins=twins
+    ),
+    "seeds": lambda make, data, twins: faithfulness.seed_agreement(
+        [make(), make(1)], data, twins=twins
+    ),
 }
+
+
+def passes(result):
+    """The verdict of a check of either kind."""
+    return result.correct if hasattr(result, "correct") else result.holds
 
 
 def gradients(base, clf):
@@ -135,7 +164,7 @@ def attentions(base, models):
 @pytest.mark.parametrize("metric", [*SIGNED, *UNSIGNED])
 def test_gradients_of_the_model_pass(metric, clf, cohort, train):
     result = (SIGNED | UNSIGNED)[metric](gradients(GradientExplainer, clf), cohort, train)
-    assert result.holds, result.frame()
+    assert passes(result), result.frame()
     assert len(result.frame())
 
 
@@ -143,27 +172,137 @@ def test_gradients_of_the_model_pass(metric, clf, cohort, train):
 @pytest.mark.parametrize("kind", [Shuffled, Constant])
 def test_no_shuffled_or_constant_gradient_passes(metric, kind, clf, cohort, train):
     make = gradients(broken(kind, _BrokenGradient), clf)
-    assert not (SIGNED | UNSIGNED)[metric](make, cohort, train).holds
+    assert not passes((SIGNED | UNSIGNED)[metric](make, cohort, train))
 
 
 @pytest.mark.parametrize("metric", SIGNED)
 def test_no_negated_gradient_passes_a_signed_check(metric, clf, cohort, train):
     make = gradients(broken(Negated, _BrokenGradient), clf)
-    assert not SIGNED[metric](make, cohort, train).holds
+    assert not passes(SIGNED[metric](make, cohort, train))
 
 
-@pytest.mark.parametrize("metric", [*UNSIGNED, *ATTENTION])
+@pytest.mark.parametrize("metric", UNSIGNED)
 def test_attention_of_the_model_passes(metric, models, cohort, train):
-    result = (UNSIGNED | ATTENTION)[metric](attentions(AttentionExplainer, models), cohort, train)
-    assert result.holds, result.frame()
+    result = UNSIGNED[metric](attentions(AttentionExplainer, models), cohort, train)
+    assert passes(result), result.frame()
     assert len(result.frame())
 
 
-@pytest.mark.parametrize("metric", [*UNSIGNED, *ATTENTION])
+@pytest.mark.parametrize("metric", UNSIGNED)
 @pytest.mark.parametrize("kind", [Shuffled, Constant])
 def test_no_shuffled_or_constant_attention_passes(metric, kind, models, cohort, train):
     make = attentions(broken(kind, _BrokenAttention), models)
-    assert not (UNSIGNED | ATTENTION)[metric](make, cohort, train).holds
+    assert not passes(UNSIGNED[metric](make, cohort, train))
+
+
+@pytest.mark.parametrize("metric", LEARNING)
+@pytest.mark.parametrize("kind", [Shuffled, Constant])
+def test_no_shuffled_or_constant_attention_was_learnt(metric, kind, models, cohort, twins):
+    make = attentions(broken(kind, _BrokenAttention), models)
+    assert not LEARNING[metric](make, cohort, twins).holds
+
+
+# -- nets that learnt nothing ---------------------------------------------------------------------
+
+
+def learnt_nothing(clf, train, kind):
+    """Two nets that learnt nothing of the labels, not among the twins of the fixture."""
+    if kind == "untrained":
+        return [clf.untrained_twin(100 + i) for i in range(2)]
+    return list(faithfulness.twins(clf, train, n_permuted=4, random_state=100).permuted[:2])
+
+
+@pytest.mark.parametrize("kind", ["untrained", "label-permuted"])
+def test_no_check_of_learning_holds_for_a_net_that_learnt_nothing(kind, clf, cohort, train, twins):
+    nets = learnt_nothing(clf, train, kind)
+    for layer in (0, 1):
+        make = attentions(
+            lambda model, net_layer, at=layer: AttentionExplainer(model, net_layer=at), nets
+        )
+        for name, check in LEARNING.items():
+            result = check(make, cohort, twins)
+            assert not result.holds, (name, layer, result.twins)
+        found = specialisation(
+            make(), cohort, "cell_type", label_key="sample", twins=twins, n_permutations=20
+        )
+        assert not found.holds
+
+
+class _Borrowed:
+    """An explanation of one net that is presented as that of another."""
+
+    lender = None
+
+    def plan(self):
+        return dataclasses.replace(super().plan(), estimator=self.lender)
+
+
+@pytest.mark.parametrize("kind", ["untrained", "label-permuted"])
+def test_no_check_holds_for_an_explanation_of_another_net(kind, clf, cohort, train, twins):
+    lender, other = learnt_nothing(clf, train, kind)
+
+    def borrowed(base, net=lender):
+        return type(f"Borrowed{base.__name__}", (_Borrowed, base), {"lender": net})
+
+    for name, check in {**SIGNED, "sensitivity": UNSIGNED["sensitivity"]}.items():
+        make = gradients(borrowed(GradientExplainer), clf)
+        assert not check(make, cohort, train).correct, name
+    sets = GradientExplainer(clf, target="blast", mode="set")
+    assert faithfulness.sensitivity(sets, cohort).correct
+    attention = borrowed(AttentionExplainer)(clf, net_layer=0)
+    assert not faithfulness.sensitivity(attention, cohort).correct
+    for name, check in LEARNING.items():
+        pair = [borrowed(AttentionExplainer, net) for net in (lender, other)]
+
+        def make(seed=0, pair=pair):
+            return pair[seed](clf, net_layer=0)
+
+        assert not check(make, cohort, twins).holds, name
+    influence = borrowed(InfluenceExplainer)(clf, "blast")
+    assert not faithfulness.removal(_Explained(influence, clf), cohort, n_groups=20).correct
+
+
+class _Explained(InfluenceExplainer):
+    """Influence computed by a borrowed explainer, held against the changes of the model."""
+
+    def __init__(self, borrowed, clf):
+        super().__init__(clf, borrowed.target)
+        self.borrowed = borrowed
+
+    def of_samples(self, X, samples):
+        return self.borrowed.of_samples(X, samples)
+
+
+@pytest.mark.parametrize(
+    ("target", "of"),
+    [("blast", None), ("blast", "blast"), (Share("blast"), None), (AnyChange(8), None)],
+)
+def test_influence_is_what_hiding_groups_changes(target, of, clf, cohort):
+    explainer = InfluenceExplainer(clf, target, of=of)
+    result = faithfulness.removal(explainer, cohort, n_groups=20)
+    assert result.correct, (result.agreement, result.twins, result.distance, result.size)
+    assert len(result.frame()) == 4 * 20
+    twin = InfluenceExplainer(clf.untrained_twin(7), target, of=None)
+    assert faithfulness.removal(twin, cohort, n_groups=20).agreement > 0.9  # true of any net
+
+
+def test_twins_are_of_both_kinds_and_five_or_more(clf, train, twins):
+    assert len(twins.untrained) == 5
+    assert len(twins.permuted) == 3
+    assert all(not twin.members_ for twin in twins.permuted)
+    before = train.obs.copy()
+    for n_untrained, n_permuted in ((5, 0), (0, 5), (2, 1)):
+        with pytest.raises(InvalidInputError, match="5 or more, some of either kind"):
+            faithfulness.Twins(twins.untrained[:n_untrained], twins.permuted[:n_permuted])
+    assert train.obs.equals(before)
+
+
+@given(st.floats(-5, 5), st.lists(st.floats(-1, 1), min_size=5, max_size=9))
+def test_beyond_twins_is_above_all_and_clearly_above_the_mean(effect, values):
+    values = np.array(values)
+    found = beyond_twins(effect, values)
+    spread = values.std(ddof=1) * np.sqrt(1 + 1 / len(values))
+    assert found == (effect > values.max() and effect > values.mean() + 3 * spread)
 
 
 # -- each check by itself -------------------------------------------------------------------------
@@ -233,16 +372,16 @@ def test_labels_are_shuffled_within_samples_and_given_back(clf, cohort, train):
     np.testing.assert_array_equal(train.X, before.X)
 
 
-def test_ablation_is_what_the_net_says_without_the_head(clf, cohort):
+def test_ablation_is_what_the_net_says_without_the_head(clf, cohort, twins):
     result = faithfulness.head_ablation(
-        AttentionExplainer(clf, net_layer=1), cohort, "cell_type", n_random=2
+        AttentionExplainer(clf, net_layer=1), cohort, "cell_type", twins=twins, n_random=2
     )
     module = clf.net_.module_
     name = cohort.obs["sample"].unique()[0]
     # One sample by hand: the head's context says nothing.
     data = cohort[cohort.obs["sample"] == name].copy()
     alone = faithfulness.head_ablation(
-        AttentionExplainer(clf, net_layer=1), data, "cell_type", n_random=2
+        AttentionExplainer(clf, net_layer=1), data, "cell_type", twins=twins, n_random=2
     )
     x = torch.from_numpy(data.X)
     with torch.no_grad():
@@ -275,7 +414,8 @@ def test_hiding_cells_from_the_only_head_is_leaving_them_out_of_the_context(trai
         random_state=0,
     ).fit(train)
     explainer = AttentionExplainer(clf)
-    result = faithfulness.head_ablation(explainer, cohort, "cell_type", n_random=2)
+    twins = faithfulness.twins(clf, train, n_untrained=4, n_permuted=1)
+    result = faithfulness.head_ablation(explainer, cohort, "cell_type", twins=twins, n_random=2)
     assigned = explainer.attribute(cohort).relative[:, 0] > 1
     assert result.hidden["n_cells"].tolist() == [assigned.sum()]
     changes = []
@@ -297,57 +437,61 @@ def test_sensitivity_grows_with_the_noise(clf, cohort):
         faithfulness.sensitivity(GradientExplainer(clf, target="blast"), cohort, noise=(0.3, 0.1))
 
 
-def test_a_model_agrees_with_itself(clf, cohort):
-    same = faithfulness.seed_agreement([AttentionExplainer(clf)] * 2, cohort)
+def test_a_model_agrees_with_itself(clf, cohort, twins):
+    same = faithfulness.seed_agreement([AttentionExplainer(clf)] * 2, cohort, twins=twins)
     assert same.agreement.tolist() == [1.0]
     assert same.holds
     with pytest.raises(InvalidInputError, match="two or more"):
-        faithfulness.seed_agreement([AttentionExplainer(clf)], cohort)
+        faithfulness.seed_agreement([AttentionExplainer(clf)], cohort, twins=twins)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
         (
-            lambda clf, data: faithfulness.completeness(AttentionExplainer(clf), data),
+            lambda clf, data, twins: faithfulness.completeness(AttentionExplainer(clf), data),
             InvalidInputError,
             "completeness needs a GradientExplainer, got AttentionExplainer",
         ),
         (
-            lambda clf, data: faithfulness.head_ablation(
-                GradientExplainer(clf, target="blast"), data, "cell_type"
+            lambda clf, data, twins: faithfulness.head_ablation(
+                GradientExplainer(clf, target="blast"), data, "cell_type", twins=twins
             ),
             InvalidInputError,
             "head_ablation needs a AttentionExplainer, got GradientExplainer",
         ),
         (
-            lambda clf, data: faithfulness.deletion(clf, data),
+            lambda clf, data, twins: faithfulness.deletion(clf, data),
             InvalidInputError,
-            "deletion needs a GradientExplainer or AttentionExplainer, got ReluFormerClassifier",
+            "deletion needs a GradientExplainer, got ReluFormerClassifier",
         ),
         (
-            lambda clf, data: faithfulness.seed_agreement([clf, clf], data),
+            lambda clf, data, twins: faithfulness.seed_agreement([clf, clf], data, twins=twins),
             InvalidInputError,
             "seed_agreement needs a AttentionExplainer, got ReluFormerClassifier",
         ),
         (
-            lambda clf, data: faithfulness.head_ablation(AttentionExplainer(clf), data, "lineage"),
+            lambda clf, data, twins: faithfulness.head_ablation(
+                AttentionExplainer(clf), data, "lineage", twins=twins
+            ),
             MissingKeyError,
             r"population 'lineage' was not found; there is 'sample', .*'cell_type'",
         ),
         (
-            lambda clf, data: faithfulness.deletion(GradientExplainer(clf, target="NK"), data),
+            lambda clf, data, twins: faithfulness.deletion(
+                GradientExplainer(clf, target="NK"), data
+            ),
             InvalidInputError,
             "target='NK' is not among the classes 'T', 'blast', 'myeloid'",
         ),
     ],
 )
-def test_what_cannot_be_checked_is_said(call, error, says, clf, cohort):
+def test_what_cannot_be_checked_is_said(call, error, says, clf, cohort, twins):
     with pytest.raises(error, match=says):
-        call(clf, cohort)
+        call(clf, cohort, twins)
 
 
-def test_checks_leave_no_trace(clf, cohort):
+def test_checks_leave_no_trace(clf, cohort, twins):
     before = cohort.copy()
     state, numpy_state = torch.get_rng_state(), np.random.mtrand._rand.get_state()[1].copy()
     grads = [copy.deepcopy(p.grad) for p in clf.net_.module_.parameters()]
@@ -355,7 +499,12 @@ def test_checks_leave_no_trace(clf, cohort):
         with torch.no_grad():
             faithfulness.parameter_randomisation(explainer, cohort, n_repeats=1, n_untrained=2)
             faithfulness.sensitivity(explainer, cohort, n_draws=1)
-            faithfulness.deletion(explainer, cohort, n_points=3, n_random=2)
+            if isinstance(explainer, GradientExplainer):
+                faithfulness.deletion(explainer, cohort, n_points=3, n_random=2)
+            else:
+                faithfulness.attention_deletion(
+                    explainer, cohort, twins=twins, n_points=3, n_random=2
+                )
     assert (torch.get_rng_state() == state).all()
     np.testing.assert_array_equal(np.random.mtrand._rand.get_state()[1], numpy_state)
     for old, parameter in zip(grads, clf.net_.module_.parameters(), strict=True):

@@ -19,6 +19,8 @@ from explainers import (
 )
 from explainers._populations import population_labels
 from explainers.faithfulness import (
+    Twins,
+    attention_deletion,
     completeness,
     deletion,
     head_ablation,
@@ -26,6 +28,7 @@ from explainers.faithfulness import (
     parameter_randomisation,
     sensitivity,
 )
+from explainers.faithfulness import twins as make_twins
 from explainers.plotting import GateDisplay
 from fcm_estimators import PolygonRegressor
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
@@ -132,14 +135,27 @@ def test_layers_of_the_encoder_are_explained_as_for_classes(cohort, reg):
     cohort = cohort.copy()
     cohort.obs["side"] = np.where(cohort.obsm["gates"]["left"], "left", "not left")
     cohort.obs["all"] = "cell"
+    with pytest.raises(InvalidInputError, match="needs a ReluFormerClassifier"):
+        make_twins(reg, cohort)
+    shuffled = cohort.copy()
+    order = np.random.default_rng(0).permutation(300)
+    for s in range(6):
+        rows = slice(300 * s, 300 * (s + 1))
+        shuffled.obsm["gates"].iloc[rows] = cohort.obsm["gates"].iloc[rows].to_numpy()[order]
+    permuted = [
+        PolygonRegressor(**{**FAST, "max_epochs": 1, "random_state": i}).fit(shuffled)
+        for i in range(2)
+    ]
     found = specialisation(
         AttentionExplainer(reg, queries=GateQuery("left")),
         cohort,
         "side",
         label_key="all",
+        twins=Twins([reg.untrained_twin(i) for i in range(3)], permuted),
         n_permutations=20,
     )
     assert found.information > found.permuted.max()
+    assert len(found.label_permuted) == 2
 
 
 UNKNOWN = {
@@ -189,7 +205,7 @@ def test_explaining_samples_apart_or_together_is_the_same(cohort, reg):
 def test_integrated_gradients_of_a_gate_add_up(cohort, reg):
     explainer = GradientExplainer(reg, Vertex("left", 2, "x"))
     result = completeness(explainer, double(cohort), n_steps=256)
-    assert result.holds
+    assert result.correct
     assert result.frame().shape[0] == 2
     falling = deletion(explainer, double(cohort), n_points=4, n_random=2)
     assert np.isfinite(falling.curve).all()
@@ -225,10 +241,10 @@ def test_what_gates_cannot_be_asked(cohort, reg):
         AttentionExplainer(reg, queries=GateQuery("left")).rollout(cohort)
     with pytest.raises(InvalidInputError, match="no cell"):
         AttentionExplainer(reg, queries=GateQuery("left")).between(cohort, "sample")
-    heads = AttentionExplainer(reg, net_layer=0)
+    heads, controls = AttentionExplainer(reg, net_layer=0), Twins([reg] * 4, [reg])
     for check in (
-        lambda: head_ablation(heads, cohort, "sample"),
-        lambda: deletion(heads, cohort),
+        lambda: head_ablation(heads, cohort, "sample", twins=controls),
+        lambda: attention_deletion(heads, cohort, twins=controls),
         lambda: parameter_randomisation(heads, cohort),
         lambda: label_randomisation(heads, cohort, cohort),
     ):

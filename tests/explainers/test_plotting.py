@@ -6,7 +6,13 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from explainers import AttentionExplainer, GradientExplainer, faithfulness, specialisation
+from explainers import (
+    AttentionExplainer,
+    GradientExplainer,
+    InfluenceExplainer,
+    faithfulness,
+    specialisation,
+)
 from explainers.plotting import (
     AgreementDisplay,
     AttentionHeadsDisplay,
@@ -126,7 +132,8 @@ def test_summary_marks_unsure_signs():
 
 def test_matrix_of_heads(clf, adata):
     explainer = AttentionExplainer(clf)
-    result = faithfulness.head_ablation(explainer, adata, "cell_type", n_random=3)
+    twins = faithfulness.Twins([clf.untrained_twin(i) for i in range(4)], [clf.untrained_twin(9)])
+    result = faithfulness.head_ablation(explainer, adata, "cell_type", twins=twins, n_random=3)
     ax = result.plot().ax_
     matrix = result.effects.pivot(index="head", columns="population", values="attention")
     shown = pd.DataFrame(
@@ -137,7 +144,9 @@ def test_matrix_of_heads(clf, adata):
     pd.testing.assert_frame_equal(
         shown.sort_index(axis=0).sort_index(axis=1), matrix, check_names=False, check_dtype=False
     )
-    spec = specialisation(explainer, adata, "patient", label_key="cell_type", n_permutations=3)
+    spec = specialisation(
+        explainer, adata, "patient", label_key="cell_type", twins=twins, n_permutations=3
+    )
     HeadMatrixDisplay.from_specialisation(spec).plot()
 
 
@@ -165,7 +174,12 @@ def test_points(clf, adata):
     np.testing.assert_allclose(
         display.ax_.collections[0].get_offsets(), complete.frame()[["change", "explained"]]
     )
-    agreement = faithfulness.seed_agreement([AttentionExplainer(clf)] * 2, adata)
+    removal = faithfulness.removal(InfluenceExplainer(clf, "blast"), adata, n_groups=5)
+    np.testing.assert_allclose(
+        removal.plot().ax_.collections[0].get_offsets(), removal.frame()[["actual", "predicted"]]
+    )
+    twins = faithfulness.Twins([clf.untrained_twin(i) for i in range(4)], [clf.untrained_twin(9)])
+    agreement = faithfulness.seed_agreement([AttentionExplainer(clf)] * 2, adata, twins=twins)
     drawn = agreement.plot()
     assert isinstance(drawn, FloorDisplay)
     assert drawn.ax_.collections[0].get_offsets()[0, 0] == 1.0

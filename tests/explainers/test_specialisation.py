@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from explainers import AttentionExplainer, specialisation
+from explainers import AttentionExplainer, faithfulness, specialisation
 from explainers._maths.information import conditional_information, enrichment, permuted_information
+from explainers.faithfulness import Twins
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from tests.helpers import toy_cohort
@@ -111,6 +112,7 @@ def result():
         data,
         "cell_type",
         label_key="binary",
+        twins=faithfulness.twins(clf, data, n_untrained=4, n_permuted=2),
         n_permutations=20,
     )
     assert all((before[k] == v).all() for k, v in clf.net_.module_.state_dict().items())
@@ -121,24 +123,28 @@ def test_specialisation_stands_beside_its_floors(result):
     out, data, _ = result
     assert out.n_cells == data.n_obs
     assert 0 <= out.information <= np.log2(5)
-    assert len(out.untrained) == 5
-    assert len(set(out.untrained)) == 5
+    assert len(set(out.untrained)) == 4
+    assert len(set(out.label_permuted)) == 2
     assert out.kmeans > out.permuted.max()
+    assert 0 <= out.distance < out.kmeans
     assert out.p_value == (1 + (out.permuted >= out.information).sum()) / 21
     assert out.enrichment["n_cells"].sum() == data.n_obs
     assert out.frame().groupby("source").size().to_dict() == {
         "model": 1,
         "k-means": 1,
-        "untrained": 5,
+        "distance": 1,
+        "untrained": 4,
+        "label-permuted": 2,
         "permuted": 20,
     }
 
 
 def test_specialisation_names_what_is_missing(result):
     _, data, clf = result
+    options = {"label_key": "binary", "twins": Twins([clf] * 4, [clf])}
     with pytest.raises(MissingKeyError, match="'lineage' was not found"):
-        specialisation(AttentionExplainer(clf), data, "lineage", label_key="binary")
+        specialisation(AttentionExplainer(clf), data, "lineage", **options)
     data = data.copy()
     data.obs["same"] = "x"
     with pytest.raises(InvalidInputError, match="two or more are needed"):
-        specialisation(AttentionExplainer(clf), data, "same", label_key="binary")
+        specialisation(AttentionExplainer(clf), data, "same", **options)

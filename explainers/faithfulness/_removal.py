@@ -1,0 +1,172 @@
+"""Check of correctness: whether influence is what hiding groups of cells really changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from sklearn.cluster import MiniBatchKMeans
+
+from explainers._twins import of_untrained
+from explainers.faithfulness._common import correlation, read, require_explainer
+from explainers.faithfulness.controls import farthest
+from explainers.influence import InfluenceExplainer
+from fcm_estimators.inference import Samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from explainers.plotting import AgreementDisplay
+
+# Least rank correlation of the predicted with the actual change; the others must be below half.
+_LEAST_AGREEMENT, _MOST_OF_TWINS = 0.9, 0.5
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Result of :func:`removal`.
+
+    Attributes
+    ----------
+    predicted, actual : ndarray of shape (G,)
+        Change of the target for each group of cells of each sample: the sum of the influence of its
+        cells (which AnyChange makes too large where cells differ), and if it is really hidden.
+    share : ndarray of shape (G,)
+        Share of the sample's cells in the group.
+    sample : ndarray of int of shape (G,)
+    agreement : float
+        Rank correlation of predicted and actual change, mean over samples.
+    twins : ndarray
+        Rank correlation of the influence in untrained twins with the actual change in the model.
+        For AnyChange not a control, since large and distant groups change any net most.
+    distance, size : float
+        Rank correlation of the groups' mean distance from the mean of the sample, and of their
+        size, with the size of the actual change.
+    signed : bool
+        Whether the target has a direction.
+    """
+
+    predicted: np.ndarray
+    actual: np.ndarray
+    share: np.ndarray
+    sample: np.ndarray
+    agreement: float
+    twins: np.ndarray
+    distance: float
+    size: float
+    signed: bool
+
+    @property
+    def correct(self) -> bool:
+        """Whether the influence ranks the groups as hiding them does.
+
+        The rank correlation must be 0.9 or more, above that of distance and size, and for targets
+        with a direction that of untrained twins must be below 0.5 on average.
+        """
+        better = self.agreement > max(self.distance, self.size)
+        specific = not self.signed or self.twins.mean() < _MOST_OF_TWINS
+        return bool(self.agreement >= _LEAST_AGREEMENT and better and specific)
+
+    def frame(self) -> pd.DataFrame:
+        """Return one row per group: ``sample``, ``share``, ``predicted``, ``actual``."""
+        columns = ("sample", "share", "predicted", "actual")
+        return pd.DataFrame({name: getattr(self, name) for name in columns})
+
+    def plot(self, ax: Axes | None = None) -> AgreementDisplay:
+        """Draw predicted against actual change; return the Display."""
+        from explainers.plotting import AgreementDisplay
+
+        return AgreementDisplay.from_removal(self).plot(ax=ax)
+
+
+def removal(
+    explainer: InfluenceExplainer,
+    adata: AnnData,
+    *,
+    n_groups: int = 60,
+    n_untrained: int = 5,
+    random_state: int = 0,
+) -> Removal:
+    """Hide groups of similar cells, and compare the change with what influence predicts.
+
+    The groups are clusters of markers (k-means) in each sample. The check is true of any net,
+    trained or not, and no evidence of learning.
+
+    Parameters
+    ----------
+    explainer : InfluenceExplainer
+    adata : AnnData
+        Whole samples.
+    n_groups : int, default 60
+        Groups per sample; there is one prediction for each.
+    n_untrained : int, default 5
+        Number of untrained twins.
+    random_state : int, default 0
+
+    Returns
+    -------
+    Removal
+    """
+    require_explainer(explainer, InfluenceExplainer, what="removal")
+    samples = read(explainer, adata)
+    values = explainer.of_samples(adata, samples)
+    of_twins = [
+        of_untrained(explainer, random_state + i).of_samples(adata, samples)
+        for i in range(n_untrained)
+    ]
+    far = farthest(samples.x, list(samples.spans()))
+    group = _groups(samples, n_groups, random_state)
+    signed = explainer.plan().output is not None
+    rows = []
+    for s, changes in enumerate(explainer.changes_without(adata, samples, group)):
+        inside = slice(samples.offsets[s], samples.offsets[s + 1])
+        own = group[inside]
+        for g, change in enumerate(changes):
+            cells = own == g
+            rows.append(
+                {
+                    "sample": s,
+                    "share": cells.mean(),
+                    "actual": change,
+                    "predicted": values[inside][cells].sum() * 100 / len(own),
+                    "distance": far[inside][cells].mean(),
+                    **{
+                        f"twin{i}": twin[inside][cells].sum() * 100 / len(own)
+                        for i, twin in enumerate(of_twins)
+                    },
+                }
+            )
+    table = pd.DataFrame(rows).dropna()
+    size = table["actual"].abs()
+
+    def agreement(name: str, other: pd.Series) -> float:
+        parts = table.groupby("sample").indices.values()
+        return float(
+            np.mean([correlation(table[name].to_numpy()[i], other.to_numpy()[i]) for i in parts])
+        )
+
+    return Removal(
+        predicted=table["predicted"].to_numpy(),
+        actual=table["actual"].to_numpy(),
+        share=table["share"].to_numpy(),
+        sample=table["sample"].to_numpy(),
+        agreement=agreement("predicted", table["actual"]),
+        twins=np.array([agreement(f"twin{i}", table["actual"]) for i in range(n_untrained)]),
+        distance=agreement("distance", size),
+        size=agreement("share", size),
+        signed=signed,
+    )
+
+
+def _groups(samples: Samples, n_groups: int, seed: int) -> np.ndarray:
+    """Cluster of each cell among those of its sample."""
+    found = np.empty(len(samples.x), dtype=int)
+    for start, stop in samples.spans():
+        x = samples.x[start:stop]
+        z = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
+        n = min(n_groups, len(x))
+        found[start:stop] = MiniBatchKMeans(n, n_init=1, random_state=seed).fit_predict(z)
+    return found
