@@ -1,9 +1,9 @@
 """What the explanations show on real samples, with controls, and what they cost.
 
-Run ``python benchmarks/explanations.py specialisation`` (or ``layers``, ``directions``,
-``context``, ``cost``, ``checks``, ``pictures``, ``all``). Models are trained on the binary label
-alone, with default parameters but those given, and everything is measured on cells they have not
-seen, except for ``layers``.
+Run ``python benchmarks/explanations.py influence`` (or ``controls``, ``specialisation``,
+``layers``, ``directions``, ``context``, ``cost``, ``checks``, ``pictures``, ``all``). Models are
+trained on the binary label alone, with default parameters but those given and without members, and
+everything is measured on cells they have not seen, except for ``layers``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import f1_score
 
 from explainers import (
+    AnyChange,
     AttentionExplainer,
     GradientExplainer,
+    InfluenceExplainer,
+    Share,
     faithfulness,
     plotting,
     specialisation,
 )
+from explainers.faithfulness._removal import clusters_of
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
+from fcm_estimators.inference import read_samples
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,
     Compensation,
@@ -61,6 +67,8 @@ def trained(name, seed, train, label_key, pos_label):
         head_evenness=HEAD_EVENNESS,
         n_heads=N_HEADS,
         hidden_dim=HIDDEN_DIM,
+        n_members=0,
+        validation_fraction=None,
         random_state=seed,
     ).fit(train)
     if path is not None:
@@ -112,6 +120,125 @@ def blood(seed):
     return trained("blood", seed, train, "is_b", "B"), test
 
 
+@functools.cache
+def controls_of(name, seed):
+    """Untrained and label-permuted twins of a model."""
+    return faithfulness.twins(DATA[name](seed)[0], TRAINING[name](seed)[0])
+
+
+def influence(seeds, n_samples=3):
+    """Influence against what hiding groups of cells really changes, beside other explanations."""
+    rows = []
+    for name, make in DATA.items():
+        for seed in seeds:
+            clf, test = make(seed)
+            chosen = test.obs["sample"].unique()[:n_samples]
+            test = test[test.obs["sample"].isin(chosen)].copy()
+            positive = clf.pos_label
+            other = next(c for c in clf.classes_ if c != positive)
+            cases = {
+                f"log-odds of {positive}, all cells": (positive, None),
+                f"log-odds of {positive}, cells called so": (positive, positive),
+                f"log-odds of {other}, cells called so": (other, other),
+                f"share called {positive}": (Share(positive), None),
+                "any change, 16 probes": (AnyChange(16), None),
+                "any change, 4 probes": (AnyChange(4), None),
+            }
+            for case, (target, of) in cases.items():
+                explainer = InfluenceExplainer(clf, target, of=of)
+                start = time.perf_counter()
+                explainer.attribute(test)
+                seconds = time.perf_counter() - start
+                found = faithfulness.removal(explainer, test)
+                rows.append(
+                    {
+                        "data": name,
+                        "seed": seed,
+                        "target": case,
+                        "influence": found.agreement,
+                        "twins": found.twins.mean(),
+                        "distance": found.distance,
+                        "size": found.size,
+                        "correct": found.correct,
+                        "seconds": seconds,
+                    }
+                )
+                show(rows[-1:])
+            rows += _attention_as_influence(name, seed, clf, test)
+    table = pd.DataFrame(rows).drop(columns="seed")
+    print(table.groupby(["data", "target"], sort=False).mean().round(3).to_string())
+
+
+def _attention_as_influence(name, seed, clf, test):
+    """Rank correlation of received attention, summed over groups, with any change."""
+    explainer = InfluenceExplainer(clf, AnyChange())
+    samples = read_samples(clf, test)
+    group = clusters_of(samples, 60, 0)
+    layers = [
+        AttentionExplainer(clf, net_layer=layer).attribute(test).relative.mean(1)[samples.rows]
+        for layer in range(clf.n_layers)
+    ]
+    scores = {
+        "mean attention": np.mean(layers, axis=0),
+        "attention of the first layer": layers[0],
+        "attention of the last layer": layers[-1],
+        "rollout": AttentionExplainer(clf).rollout(test)[samples.rows],
+    }
+    found = {what: [] for what in scores}
+    for s, changes in enumerate(explainer.changes_without(test, samples, group)):
+        rows = slice(samples.offsets[s], samples.offsets[s + 1])
+        for what, score in scores.items():
+            summed = np.bincount(group[rows], score[rows])
+            found[what].append(spearmanr(summed, changes)[0])
+    return [
+        {"data": name, "seed": seed, "target": f"any change, by {what}", "influence": np.mean(v)}
+        for what, v in found.items()
+    ]
+
+
+def controls(seeds):
+    """Checks of learning beside their twins, for every layer."""
+    rows = []
+    for name, make in DATA.items():
+        for seed in seeds:
+            clf, test = make(seed)
+            some = np.random.default_rng(0).random(test.n_obs) < 20_000 / test.n_obs
+            part = test[some].copy()
+            part.obs["population"] = part.obs["others"].fillna(str(clf.pos_label))
+            twins = controls_of(name, seed)
+            other = make(seed + 1)[0]
+            for layer in range(clf.n_layers):
+                own, second = (AttentionExplainer(m, net_layer=layer) for m in (clf, other))
+                ablated = faithfulness.head_ablation(own, part, "population", twins=twins)
+                deleted = faithfulness.attention_deletion(own, part, twins=twins)
+                agreed = faithfulness.seed_agreement([own, second], part, twins=twins)
+                told = specialisation(own, part, "others", label_key=clf.label_key, twins=twins)
+                of_twins = np.concatenate([told.untrained, told.label_permuted])
+                for check, result, effect, trivial, control in (
+                    ("head ablation", ablated, ablated.effect, ablated.trivial, ablated.twins),
+                    ("deletion", deleted, deleted.effect, deleted.trivial, deleted.twins),
+                    ("seed agreement", agreed, agreed.agreement.mean(), np.nan, agreed.twins),
+                    ("specialisation", told, told.information, told.distance, of_twins),
+                ):
+                    rows.append(
+                        {
+                            "data": name,
+                            "seed": seed,
+                            "layer": layer,
+                            "check": check,
+                            "effect": effect,
+                            "trivial": trivial,
+                            "twins_mean": control.mean(),
+                            "twins_max": control.max(),
+                            "holds": result.holds,
+                        }
+                    )
+                show(rows[-4:])
+    table = pd.DataFrame(rows).drop(columns="seed")
+    keys = ["data", "check", "layer"]
+    print(table.groupby(keys, sort=False).mean().round(3).to_string())
+
+
 def layers(seeds, n_distortions=2):
     """Bits on distorted training samples, by which the layer to look at is chosen."""
     rows = []
@@ -133,6 +260,7 @@ def layers(seeds, n_distortions=2):
                         moved,
                         "others",
                         label_key=clf.label_key,
+                        twins=controls_of(name, seed),
                         n_permutations=1,
                     )
                     ratio = found.information / found.untrained.mean()
@@ -152,7 +280,11 @@ def specialised(seeds):
             f1 = f1_score(test.obs[given], clf.predict(test), pos_label=clf.pos_label)
             for layer in range(clf.n_layers):
                 result = specialisation(
-                    AttentionExplainer(clf, net_layer=layer), test, "others", label_key=given
+                    AttentionExplainer(clf, net_layer=layer),
+                    test,
+                    "others",
+                    label_key=given,
+                    twins=controls_of(name, seed),
                 )
                 rows.append(
                     {
@@ -163,14 +295,27 @@ def specialised(seeds):
                         "untrained": result.untrained.mean(),
                         "ratio": result.information / result.untrained.mean(),
                         "permuted_max": result.permuted.max(),
+                        "label_permuted": result.label_permuted.max(),
+                        "distance": result.distance,
                         "kmeans": result.kmeans,
+                        "holds": result.holds,
                         "f1": f1,
                     }
                 )
             show(rows[-clf.n_layers :])
     table = pd.DataFrame(rows)
     numbers = table.groupby(["data", "layer"])
-    summary = numbers[["bits", "untrained", "permuted_max", "kmeans", "f1"]].mean()
+    shown = [
+        "bits",
+        "untrained",
+        "label_permuted",
+        "permuted_max",
+        "distance",
+        "kmeans",
+        "holds",
+        "f1",
+    ]
+    summary = numbers[shown].mean()
     summary["lowest_ratio"] = numbers["ratio"].min()
     print(summary.round(4).to_string())
 
@@ -295,14 +440,17 @@ def checks(seeds):
     part.obs["population"] = part.obs["others"].fillna("blast")
     attention = AttentionExplainer(clf, net_layer=0)
     others = [AttentionExplainer(marrow(seed)[0], net_layer=0) for seed in seeds]
-    results = {"head ablation": faithfulness.head_ablation(attention, part, "population")}
-    results["deletion, attention"] = faithfulness.deletion(attention, part)
+    twins = controls_of("all494", seeds[0])
+    results = {
+        "head ablation": faithfulness.head_ablation(attention, part, "population", twins=twins),
+        "deletion, attention": faithfulness.attention_deletion(attention, part, twins=twins),
+    }
     results["parameter randomisation, attention"] = faithfulness.parameter_randomisation(
         attention, part
     )
     results["sensitivity, attention"] = faithfulness.sensitivity(attention, part)
     if len(others) > 1:
-        results["seed agreement"] = faithfulness.seed_agreement(others, part)
+        results["seed agreement"] = faithfulness.seed_agreement(others, part, twins=twins)
     for mode in ("own", "set", "context"):
         gradient = GradientExplainer(clf, target="blast", mode=mode)
         results[f"deletion, {mode}"] = faithfulness.deletion(gradient, part)
@@ -315,7 +463,8 @@ def checks(seeds):
         if mode != "context":
             results[f"completeness, {mode}"] = faithfulness.completeness(gradient, part)
     for name, result in results.items():
-        print(f"{name:36s} {'holds' if result.holds else 'FAILS'}")
+        passed = result.correct if hasattr(result, "correct") else result.holds
+        print(f"{name:36s} {'holds' if passed else 'FAILS'}")
 
 
 def pictures(seeds, n_shown=8_000):
@@ -345,10 +494,19 @@ def pictures(seeds, n_shown=8_000):
             gradient.summary(test, "population")
         ),
         "head_ablation": plotting.HeadMatrixDisplay.from_head_ablation(
-            faithfulness.head_ablation(attention, shown, "population")
+            faithfulness.head_ablation(
+                attention, shown, "population", twins=controls_of("all494", seeds[0])
+            )
         ),
         "specialisation": plotting.HeadMatrixDisplay.from_specialisation(
-            specialisation(attention, test, "others", label_key="cell_type", n_permutations=20)
+            specialisation(
+                attention,
+                test,
+                "others",
+                label_key="cell_type",
+                twins=controls_of("all494", seeds[0]),
+                n_permutations=20,
+            )
         ),
         "deletion": plotting.CurveDisplay.from_deletion(faithfulness.deletion(gradient, shown)),
         "randomisation": plotting.CurveDisplay.from_parameter_randomisation(
@@ -372,6 +530,8 @@ def show(rows):
 
 if __name__ == "__main__":
     parts = {
+        "influence": influence,
+        "controls": controls,
         "layers": layers,
         "specialisation": specialised,
         "directions": directions,

@@ -118,7 +118,7 @@ def removal(
         for i in range(n_untrained)
     ]
     far = farthest(samples.x, list(samples.spans()))
-    group = _groups(samples, n_groups, random_state)
+    group = clusters_of(samples, n_groups, random_state)
     signed = explainer.plan().output is not None
     rows = []
     for s, changes in enumerate(explainer.changes_without(adata, samples, group)):
@@ -161,7 +161,7 @@ def removal(
     )
 
 
-def _groups(samples: Samples, n_groups: int, seed: int) -> np.ndarray:
+def clusters_of(samples: Samples, n_groups: int, seed: int) -> np.ndarray:
     """Cluster of each cell among those of its sample."""
     found = np.empty(len(samples.x), dtype=int)
     for start, stop in samples.spans():
