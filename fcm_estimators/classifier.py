@@ -17,20 +17,17 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy.special import logit
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
+from fcm_estimators._base.annotating import write_classes
+from fcm_estimators._base.deciding import Rules, as_tensor, novelty_of
 from fcm_estimators._base.estimator import SetEstimator
-from fcm_estimators._base.held_out import HeldOut, Judged
+from fcm_estimators._base.held_out import HeldOut
 from fcm_estimators._base.members import (
-    Agreement,
     against_rest,
-    agreement_table,
-    usual_excess,
-    warn_of_disagreement,
 )
 from fcm_estimators._base.panels import (
     Decided,
@@ -46,19 +43,13 @@ from fcm_estimators._base.plans import (
     training_plan,
 )
 from fcm_estimators._base.reading import fitted_net, read_to_fit, read_to_predict
-from fcm_estimators._base.running import kept_outputs, outputs_of, stream_through
+from fcm_estimators._base.running import outputs_of
 from fcm_estimators._base.state import with_prefix
-from fcm_estimators._cells.results import Field, Sink, Writable, column_names
-from fcm_estimators._cells.rows import SampleCells, by_block
+from fcm_estimators._cells.results import Writable, column_names
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, read_labels
-from fcm_estimators._checks import listed
 from fcm_estimators._fitting.calibration import (
-    best_f1_threshold,
-    best_temperature,
     calibrated,
     called,
-    counts_are_right,
-    false_positive_threshold,
     mean_keeping_shift,
 )
 from fcm_estimators._fitting.class_loss import CellLoss
@@ -91,9 +82,6 @@ _EPS = 1e-2
 _DAYS, _DAYS_WITHOUT = 16, 4
 # A member is trained for this share of the epochs.
 _MEMBER_EPOCHS = 0.4
-# A sample is warned of if its share of unknown cells exceeds both this share and so many times the
-# largest share in a training sample.
-_MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN = 0.05, 1.5
 
 
 class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]  # sklearn: no types
@@ -448,55 +436,28 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         )
         cells = LabelledCells(z.astype(np.float32), codes[known], samples.sample_of_cell[known])
         self.novelty_, test = fit_novelty(cells, folds or [valid], augmentation_of(self), seed)
-        self._decided(held_out, fitted_net(self), self.novelty_, _DAYS, seed).adopt(self)
+        rules = Rules(
+            classes,
+            self.pos_label_,
+            self.threshold,
+            self.false_positive_rate,
+            augmentation_of(self),
+            seed,
+        )
+        rules.decided(held_out, fitted_net(self), self.novelty_, _DAYS).adopt(self)
         self.missing_markers_ = []
         self.decided_without_ = {
-            self.markers_[marker]: self._decided(
+            self.markers_[marker]: rules.decided(
                 held_out.without(marker),
                 fitted_net(self).without([marker]),
                 test.threshold_for(self.novelty_, [marker]),
                 _DAYS_WITHOUT,
-                seed,
             )
             for marker in (hideable(self.markers_) if self.missing_markers == "mask" else ())
         }
         n_patients = len(np.unique(samples.patients.astype(str)))
         if n_patients < FEW_PATIENTS:
             warnings.warn(few_patients(n_patients), UserWarning, stacklevel=5)
-
-    def _decided(
-        self, held_out: HeldOut, net: SetModule, novelty: Novelty, n_days: int, seed: int
-    ) -> Decided:
-        """What held-out patients determine, for all markers or without some.
-
-        Parameters
-        ----------
-        held_out : HeldOut
-        net : SetModule
-            The net itself.
-        novelty : Novelty
-        n_days : int
-            Distortions of the held-out samples for the temperature.
-        seed : int
-        """
-        samples = held_out.samples
-        strange = _novelty_of(novelty, net, _as_tensor(samples.x)) > novelty.threshold
-        usual = max(float(strange[i:j].mean()) for i, j in samples.spans())
-        judged = held_out.judged() if held_out.has_labels else None
-        threshold = self._choose_threshold(judged)
-        if judged is None:
-            ones = np.ones(len(self.classes_))
-            return Decided(threshold, 1.0, ones, None, novelty.threshold, usual)
-        predicted = called(judged.logits, threshold, self._positive)
-        days = held_out.judged_on_other_days(augmentation_of(self), seed, n_days)
-        return Decided(
-            threshold,
-            _choose_temperature(judged, days),
-            usual_excess(judged.logits, predicted, judged.codes, judged.sample),
-            self._performance(samples, judged, predicted),
-            novelty.threshold,
-            usual,
-        )
 
     def _train_member(
         self,
@@ -572,37 +533,6 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             fixed=fixed,
         )
 
-    def _choose_threshold(self, judged: Judged | None) -> float | None:
-        """Log-odds of the positive class from which a cell is positive."""
-        if self.pos_label_ is None:
-            return None
-        rate = self.false_positive_rate
-        if rate is not None and judged is None:
-            raise InvalidInputError(
-                "false_positive_rate needs held-out patients, and there are none. Pass samples of "
-                "2 or more patients with n_members, or a number as threshold."
-            )
-        if rate is None and self.threshold != "f1":
-            return float(logit(self.threshold))
-        if judged is None:
-            return 0.0
-        log_odds = self._log_odds(judged.logits)
-        positive = judged.codes == self._positive
-        if rate is not None:
-            return false_positive_threshold(log_odds, positive, rate)
-        return best_f1_threshold(log_odds, positive, judged.sample)
-
-    def _performance(self, samples: Samples, judged: Judged, predicted: np.ndarray) -> Performance:
-        """Agreement of held-out predictions with the labels."""
-        return Performance.of(
-            self.classes_[judged.codes],
-            self.classes_[predicted],
-            judged.sample,
-            samples.patients.astype(str)[judged.sample],
-            self.classes_.tolist(),
-            self.pos_label_,
-        )
-
     # -- prediction ---------------------------------------------------------------------------
 
     def without(self, markers: list[str]) -> Self:
@@ -663,7 +593,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
     def _is_unknown(self, x: np.ndarray) -> np.ndarray:
         """Cells that are unlike any in training, bool of shape (n,)."""
-        score = _novelty_of(self.novelty_, fitted_net(self), _as_tensor(x))
+        score = novelty_of(self.novelty_, fitted_net(self), as_tensor(x))
         return score > self.novelty_.threshold
 
     def predict(self, X: CellData, groups: PerCell = None) -> np.ndarray:
@@ -874,78 +804,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
                 "n_members=0 or on a single patient."
             )
         keys = ClassKeys(key_added)
-        write = partial(self._write, keys=keys, disputed=disputed)
+        write = partial(write_classes, self, keys=keys, disputed=disputed)
         found: AnnData | None = self._annotate(data, keys, copy, write)
         return found
-
-    def _write(
-        self, cells: list[SampleCells], sink: Sink, keys: ClassKeys, disputed: bool
-    ) -> Entries:
-        names = column_names(self.classes_)
-        rejects = self.unknown == "reject"
-        all_analysed = sum(len(part.rows) for part in cells) == sink.n_cells
-        categories = names + [UNKNOWN] * rejects + [NOT_ANALYSED] * (not all_analysed)
-        label = sink.categorical(keys.label, categories, fill=len(categories) - 1)
-        probabilities = sink.table(keys.probabilities, names)
-        novelty, unknown = sink.numbers(keys.novelty), sink.mask(keys.unknown)
-        positive = None if self.pos_label_ is None else self._positive
-        n_unknown, agreements = [], []
-        for part in cells:
-            outputs = kept_outputs(fitted_net(self), part)
-            shift = mean_keeping_shift(outputs.blocks, self.temperature_)
-            n_unknown.append(0)
-            if self.members_:
-                agreements.append(
-                    Agreement(
-                        self.members_, part, len(names), positive, self.decide, self.usual_excess_
-                    )
-                )
-            for start, stop, z in outputs.spans():
-                rows, x = part.rows[start:stop], part.source.read(start, stop)
-                score = _novelty_of(self.novelty_, fitted_net(self), x)
-                strange = score > self.novelty_.threshold
-                logits = z.numpy(force=True)
-                codes = self.decide(logits)
-                if self.members_:
-                    agreements[-1].add(x, logits)
-                label.write(rows, np.where(strange, len(names), codes) if rejects else codes)
-                shares = calibrated(z, self.temperature_, shift)
-                probabilities.write(rows, shares.numpy(force=True))
-                novelty.write(rows, score)
-                unknown.write(rows, strange)
-                n_unknown[-1] += int(strange.sum())
-        if disputed:
-            self._write_disputed(cells, sink.mask(keys.disputed))
-        samples = [part.name for part in cells]
-        _warn_of_unknown(
-            samples, n_unknown, [len(part.rows) for part in cells], self.novelty_.usual
-        )
-        record: Entries = {
-            "classes": self.classes_.tolist(),
-            "missing_markers": self.missing_markers_,
-            "tested": not self.missing_markers_ or self.performance_ is not None,
-            "pos_label": None if self.pos_label_ is None else str(self.pos_label_),
-            "threshold": self.threshold_,
-            "novelty_threshold": self.novelty_.threshold,
-        }
-        if self.members_:
-            table = agreement_table(samples, agreements, names, positive)
-            warn_of_disagreement(table, stacklevel=5)
-            record["members"] = {name: table[name].to_numpy() for name in table}
-        return record
-
-    def _write_disputed(self, cells: list[SampleCells], field: Field) -> None:
-        """Write which cells not all members give the same class."""
-        for part in cells:
-            first, differ = None, np.zeros(len(part.rows), dtype=bool)
-            for member in self.members_:
-                outputs = stream_through(member, part).outputs()
-                codes = np.concatenate(
-                    [self.decide(z).astype(np.int32) for _, _, z in by_block(outputs)]
-                )
-                first = codes if first is None else first
-                differ |= codes != first
-            field.write(part.rows, differ)
 
     # -- save and load ------------------------------------------------------------------------
 
@@ -1018,37 +879,3 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             for number in range(state["n_members"])
         ]
         self.novelty_ = Novelty.restored(state["novelty"], with_prefix(tensors, "novelty"))
-
-
-def _as_tensor(x: np.ndarray) -> Tensor:
-    """Cells as a tensor; a copy if the array is read-only, of which torch warns."""
-    return torch.from_numpy(np.require(x, requirements="W"))
-
-
-def _novelty_of(novelty: Novelty, net: SetModule, x: Tensor) -> np.ndarray:
-    """Novelty of cells in the units of the data."""
-    return novelty.score(net.standardise(x.to(net.input_mean))).numpy(force=True)
-
-
-def _choose_temperature(judged: Judged, days: Judged) -> float:
-    """The best temperature on distorted cells, if the counts of undistorted cells stay right."""
-    found = best_temperature(days.logits, days.codes, days.sample)
-    kept = counts_are_right(judged.logits, judged.codes, judged.sample, found)
-    return found if kept else 1.0
-
-
-def _warn_of_unknown(
-    samples: list[Hashable], n_unknown: list[int], n_cells: list[int], usual: float
-) -> None:
-    """Warn of samples with many more cells than usual that are unlike any in training."""
-    limit = max(_MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN * usual)
-    shares = {s: k / n for s, k, n in zip(samples, n_unknown, n_cells, strict=True)}
-    found = [f"{s} ({share:.0%})" for s, share in shares.items() if share > limit]
-    if found:
-        warnings.warn(
-            f"{len(found)} of {len(samples)} sample(s) have many cells that are unlike any in "
-            f"training (at most {usual:.1%} in training samples): {listed(found, 5)}. Their "
-            "classes are guesses; look at them before you use the result.",
-            UserWarning,
-            stacklevel=5,
-        )

@@ -314,10 +314,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         copy: bool,
         write: Callable[[list[SampleCells], Sink], Entries],
     ) -> Any:
-        """Write results into an AnnData or a store; return the copy if ``copy`` is True.
-
-        ``write`` writes the results for some cells, and returns entries of the run record.
-        """
+        """Write results by ``write``, which returns entries of the run record; return the copy."""
         require_fitted(self)
         data = copy_if_asked(data, copy)
         with opened(data, keys) as (source, sink):

@@ -42,7 +42,13 @@ class ReadsSamples(Protocol):
     net_: PackedNet
 
 
-def require_fitted(estimator: ReadsSamples) -> None:
+class Fitted(Protocol):
+    """A fitted estimator."""
+
+    net_: PackedNet
+
+
+def require_fitted(estimator: Fitted) -> None:
     """Raise NotFittedError before ``fit`` or ``load``."""
     if not hasattr(estimator, "net_"):
         raise NotFittedError(
@@ -50,7 +56,7 @@ def require_fitted(estimator: ReadsSamples) -> None:
         )
 
 
-def fitted_net(estimator: ReadsSamples) -> SetModule:
+def fitted_net(estimator: Fitted) -> SetModule:
     """The trained net of a fitted estimator."""
     require_fitted(estimator)
     return cast(SetModule, estimator.net_.module_)
