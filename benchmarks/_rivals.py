@@ -124,8 +124,8 @@ class Boosting:
         Train on 16 differently distorted copies of each sample (half of them left as measured, as
         in the draws of the net), with as many cells in all as without.
     may_hide : sequence of int
-        Markers that are missing, as NaN, in half of 16 copies, as in the draws of a net that can
-        do without markers.
+        Markers that are missing, as NaN, in a quarter of 16 copies, as in the draws of a net that
+        can do without markers.
     """
 
     def __init__(self, prepare, distorted, seed=0, may_hide=()):

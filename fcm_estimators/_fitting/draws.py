@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from fcm_estimators._fitting.augmentation import Augmentation
 
 # Share of the draws in which markers are hidden, and the chance that no further one is.
-_SHARE_WITH_HIDDEN, _LAST_HIDDEN = 0.5, 0.7
+_SHARE_WITH_HIDDEN, _LAST_HIDDEN = 0.25, 0.7
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DrawPlan:
         sample has such cells. Added cells are not in the context.
     augmentation : Augmentation or None
     may_hide : sequence of int
-        Markers that may be hidden, as NaN, in half of the draws of a sample.
+        Markers that may be hidden, as NaN, in a quarter of the draws of a sample.
     """
 
     n_steps: int
@@ -43,7 +43,7 @@ class DrawPlan:
     may_hide: Sequence[int] = ()
 
     def hidden(self, rng: np.random.Generator) -> np.ndarray:
-        """Markers that are hidden in a draw: none in half of the draws, at most half of them."""
+        """Markers that are hidden in a draw: mostly none, at most half of them."""
         if not self.may_hide or rng.random() >= _SHARE_WITH_HIDDEN:
             return np.empty(0, dtype=np.intp)
         n_hidden = min(rng.geometric(_LAST_HIDDEN), max(1, len(self.may_hide) // 2))
