@@ -156,8 +156,8 @@ def few_patients(n_patients: int) -> str:
     )
     return (
         f"The training data are of {_patients(n_patients)}: {unseen}. Predictions for a new "
-        f"patient may be wrong although nothing looks unusual. Train on {FEW_PATIENTS} or more, and "
-        "check new patients by hand."
+        f"patient may be wrong although nothing looks unusual. Train on {FEW_PATIENTS} or more, "
+        "and check new patients by hand."
     )
 
 
