@@ -855,8 +855,8 @@ def weights_of(clf):
 
 
 def calibrate_with(monkeypatch, temperature):
-    monkeypatch.setattr("fcm_estimators.classifier.best_temperature", lambda *_: temperature)
-    monkeypatch.setattr("fcm_estimators.classifier.counts_are_right", lambda *_: True)
+    monkeypatch.setattr("fcm_estimators._base.deciding.best_temperature", lambda *_: temperature)
+    monkeypatch.setattr("fcm_estimators._base.deciding.counts_are_right", lambda *_: True)
 
 
 def test_calibration_leaves_the_trained_weights_alone(cohort, monkeypatch):

@@ -412,8 +412,8 @@ def test_probabilities_are_fitted_to_held_out_cells_as_on_several_days(
         seen.update(logits=logits, codes=codes, sample=sample)
         return 2.0
 
-    monkeypatch.setattr("fcm_estimators.classifier.best_temperature", spy)
-    monkeypatch.setattr("fcm_estimators.classifier.counts_are_right", lambda *_: True)
+    monkeypatch.setattr("fcm_estimators._base.deciding.best_temperature", spy)
+    monkeypatch.setattr("fcm_estimators._base.deciding.counts_are_right", lambda *_: True)
     data = toy_cohort(8)
     clf = ReluFormerClassifier(
         label_key="cell_type", sample_key="sample", augmentation=augmentation, **QUICK

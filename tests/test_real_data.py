@@ -19,6 +19,7 @@ from fcm_estimators.preprocessing import (
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Channels that are not read. .APC-Cy7-A.:UserWarning")
 @pytest.mark.real_data
 def test_blasts_of_the_unseen_half_are_found_inside_the_intact_gate():
     prepare = make_pipeline(Compensation(), LogicleTransform(), LinearTransform())
