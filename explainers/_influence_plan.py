@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,8 +82,7 @@ class InfluencePlan:
         """The targets among the cells of a sample; ``chosen`` unless a class is named."""
         if self.label is None:
             return chosen
-        net, model = fitted_net(self.estimator), self.estimator
-        assert isinstance(model, ReluFormerClassifier)  # noqa: S101  only these have a label
+        net, model = fitted_net(self.estimator), cast(ReluFormerClassifier, self.estimator)
         blocks = by_block(stream(net, cells).outputs())
         return np.concatenate([model.decide(logits) == self.label for _, _, logits in blocks])
 
@@ -177,9 +176,9 @@ class InfluencePlan:
 
     def counted(self, value: Tensor, outputs: Tensor) -> np.ndarray:
         """Value of each cell for exact changes: a share counts the calls themselves."""
-        output, model = self.output, self.estimator
+        output = self.output
         if isinstance(output, ClassOutput) and output.kind == "share":
-            assert isinstance(model, ReluFormerClassifier)  # noqa: S101  it has classes
+            model = cast(ReluFormerClassifier, self.estimator)
             calls = model.decide(outputs.numpy(force=True)) == output.positive
             return np.asarray(calls, dtype=np.float64)
         return np.asarray(value.double().numpy(force=True))

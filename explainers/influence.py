@@ -19,6 +19,7 @@ from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.inference import (
     CellData,
+    CellStore,
     PerCell,
     SampleCells,
     Samples,
@@ -61,8 +62,8 @@ class InfluenceExplainer:
         without the cell's own membership. A label means its log-odds against the rest, None the
         log-odds of the positive class. ``AnyChange()`` is unsigned, over all outputs.
     of : class of the model, bool array, obs column, cell name or number, default None
-        The target cells. The name of a class means the cells that the model gives this class.
-        None: all cells.
+        The target cells. The name of a class means the cells that the model gives this class; it
+        must not also be a column. None: all cells.
     key_added : str, default "influence"
 
     References
@@ -205,7 +206,7 @@ class InfluenceExplainer:
         plan, keys = self.plan(), InfluenceKeys(self.key_added)
         with open_data(data, keys) as (source, sink):
             parts = read_cells(self.estimator, source)
-            chosen = chosen_cells(source, None if plan.label is not None else self.of)
+            chosen = chosen_cells(source, self._named_cells(plan, source))
             field = sink.numbers(keys.values)
             for part in parts:
                 for start, stop, values in plan.blocks(part, part.pick(chosen)):
@@ -270,7 +271,8 @@ class InfluenceExplainer:
         adata : AnnData
             Whole samples.
         population : str
-            Column of ``obs`` or of ``obsm["gates"]``; it replaces ``of``.
+            Column of ``obs`` or of ``obsm["gates"]``; it replaces ``of``. Cells without a
+            population are neither hidden nor targets.
         confidence : float, default 0.95
 
         Returns
@@ -328,9 +330,20 @@ class InfluenceExplainer:
         return plan
 
     def _chosen(self, plan: InfluencePlan, X: CellData, samples: Samples) -> np.ndarray:
-        of = None if plan.label is not None else self.of
-        mask: np.ndarray = target_cells(X, of, samples.n_rows)[samples.rows]
-        return mask
+        mask: np.ndarray = target_cells(X, self._named_cells(plan, X), samples.n_rows)
+        return np.asarray(mask[samples.rows])
+
+    def _named_cells(self, plan: InfluencePlan, data: CellData | CellStore) -> Any:
+        """The choice of target cells, None if it is a class of the model."""
+        if plan.label is None:
+            return self.of
+        columns = data.obs.columns if isinstance(data, AnnData) else ()
+        if self.of in (data.root["obs"] if isinstance(data, CellStore) else columns):
+            raise InvalidInputError(
+                f"of={self.of!r} is a class of the model and a column of obs. Pass a mask of the "
+                "cells, or rename the column."
+            )
+        return None
 
     def _parts(self, samples: Samples) -> list[SampleCells]:
         return cells_in_memory(samples, fitted_net(self.estimator).input_mean.device)

@@ -202,6 +202,8 @@ def test_several_missing_markers_give_no_residual_disease(fitted, new):
         positive, denominator=np.ones(less.n_obs, bool), denominator_name="all", tested=False
     )
     assert list(table["status"]) == ["not tested"]
+    assert table[["fraction", "ci_low", "ci_high"]].isna().all(axis=None)
+    assert table["numerator"].iloc[0] == positive.sum() > 0
 
 
 @pytest.mark.parametrize("missing", [["FSC-A"], NAMES[:3]])
@@ -243,6 +245,8 @@ def test_a_store_a_table_and_explanations_without_a_marker(fitted, new, tmp_path
     table = less.to_df().assign(sample=less.obs["sample"])
     with pytest.warns(UserWarning, match="lack 'CD34'"):
         np.testing.assert_array_equal(fitted.predict(table), small.predict(less))
+    with pytest.raises(MarkerMismatchError, match=r"clf.without\(\[...\]\)"):
+        GradientExplainer(fitted).explain(less)
     GradientExplainer(small).explain(less)
     assert less.layers["gradient"].shape == less.shape
 
@@ -274,7 +278,7 @@ def test_commands_do_without_a_marker(tmp_path):
     assert list(table["missing_markers"]) == ["CD34"]
     done = call("report", tmp_path / "out" / "less.h5ad", "-o", tmp_path / "report.html")
     assert done.exit_code == 0, done.output
-    assert "CD34" in (tmp_path / "report.html").read_text()
+    assert "The data lack &#39;CD34&#39;" in (tmp_path / "report.html").read_text()
 
 
 def call(*arguments):

@@ -71,10 +71,10 @@ def probed_change(
     n_probes : int
     generator : torch.Generator
     """
-    total = new_rows()
+    total, stream = new_rows(), new_stream()
     n_targets = max(int(cells.sum()), 1)
-    for _ in range(n_probes):
-        stream, found = new_stream(), new_rows()
+    for number in range(n_probes):
+        stream, found = (new_stream() if number else stream), new_rows()
 
         def signs(start: int, stop: int, outputs: Tensor) -> Tensor:
             shape, scale = outputs.shape, math.sqrt(n_targets * outputs.shape[1])
@@ -86,6 +86,6 @@ def probed_change(
         for start, stop, _ in stream.chunks():
             square = found.get(start, stop).square() / n_probes
             total.put(start, total.get(start, stop) + square)
-    for start, stop, _ in new_stream().chunks():
+    for start, stop, _ in stream.chunks():
         total.put(start, total.get(start, stop).sqrt())
     return total

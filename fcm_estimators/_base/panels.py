@@ -45,18 +45,6 @@ class Decided:
     novelty_threshold: float
     novelty_usual: float
 
-    @classmethod
-    def of(cls, model: Any) -> Self:
-        """What a model has determined."""
-        return cls(
-            model.threshold_,
-            model.temperature_,
-            model.usual_excess_,
-            model.performance_,
-            model.novelty_.threshold,
-            model.novelty_.usual,
-        )
-
     def adopt(self, model: Any) -> None:
         """Let a model decide in this way."""
         model.threshold_, model.temperature_ = self.threshold, self.temperature

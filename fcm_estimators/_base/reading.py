@@ -18,7 +18,7 @@ from fcm_estimators._cells.samples import CellData, PerCell, Samples, Source, re
 from fcm_estimators._cells.store import CellStore, sample_rows
 from fcm_estimators._checks import listed
 from fcm_estimators._fitting.net import PackedNet
-from fcm_estimators.exceptions import InvalidInputError, NotFittedError
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, NotFittedError
 from fcm_estimators.io.kinds import kind_of_name
 from fcm_estimators.nn import SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState, recorded_states, require_states
@@ -119,7 +119,15 @@ def read_to_predict(estimator: ReadsSamples, X: CellData, groups: PerCell = None
         )
     # Only the split of the training data needs patients; new data may lack them.
     source = dataclasses.replace(_source(estimator), patient_key=None)
-    samples = read_samples(X, source, markers=estimator.markers_, groups=groups)
+    try:
+        samples = read_samples(X, source, markers=estimator.markers_, groups=groups)
+    except MarkerMismatchError as error:
+        if getattr(estimator, "missing_markers", "error") == "error":
+            raise
+        raise MarkerMismatchError(
+            f"{error} If the data lack a marker, explain them with the model without it: "
+            "clf.without([...])."
+        ) from error
     require_state(estimator, X)
     return samples
 

@@ -241,6 +241,8 @@ def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time
 
 def _warn_beyond_range(segment: Segment, out: np.ndarray, columns: Sequence[int]) -> None:
     """Tell which floats lie far beyond ``$PnR``, which bounds integers only."""
+    if set(segment.layout.kinds) == {"I"}:
+        return
     highest = np.fmax.reduce(out, axis=0)
     notes = Notes(segment.path.name)
     for channel, kind, column in zip(segment.channels, segment.layout.kinds, columns, strict=True):

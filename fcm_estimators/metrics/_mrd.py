@@ -128,7 +128,8 @@ def mrd_table(
         ``ci_high``, ``lod`` (20 / denominator), ``lloq`` (50 / denominator) and ``status``, the
         first of these that is true:
 
-        1. ``not tested``: ``tested`` is False. No conclusion can be drawn from the fraction.
+        1. ``not tested``: ``tested`` is False. Cells are counted; the fraction and its interval
+           are NaN, because nobody knows how far they could be relied on.
         2. ``members disagree``: the sample is ``uncertain``. The fraction may be wrong by a
            factor of two or more; it is neither quantifiable nor negative.
         3. ``insufficient events``: there is no cell in the denominator; or fewer than 20 cells are
@@ -199,6 +200,8 @@ def mrd_table(
         },
         index=names,
     )
+    if not tested:
+        table[["fraction", "ci_low", "ci_high"]] = np.nan
     for name, values in counts.items():
         table[name] = values
         table[name.replace("n_", "n_positive_", 1)] = of_positive[name]

@@ -221,6 +221,12 @@ def test_what_cannot_be_explained_is_told(clf, cohort):
         InfluenceExplainer(clf, LogOdds("granulocyte")).attribute(cohort)
     with pytest.raises(MissingKeyError, match="neither an obs column"):
         InfluenceExplainer(clf, of="granulocyte").attribute(cohort)
+    both = cohort.copy()
+    both.obs["blast"] = both.obs["chosen"]
+    with pytest.raises(InvalidInputError, match="a class of the model and a column of obs"):
+        InfluenceExplainer(clf, of="blast").attribute(both)
+    with pytest.raises(InvalidInputError, match="a class of the model and a column of obs"):
+        InfluenceExplainer(clf, of="blast").explain(both)
     with pytest.raises(InvalidInputError, match="no direction"):
         InfluenceExplainer(clf, AnyChange()).hide(cohort, "chosen")
     reg = PolygonRegressor(**{**FAST, "gates": GATES, "max_epochs": 1}).fit(gated_cohort(4, 100))
