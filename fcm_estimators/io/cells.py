@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from threading import Lock
 
 import anndata as ad
@@ -36,21 +37,24 @@ def cell_names(samples: Sequence[str], n_events: Sequence[int]) -> np.ndarray:
     >>> cell_names(["a", "b"], [2, 1]).tolist()
     ['a:0', 'a:1', 'b:0']
     """
-    names = np.empty(sum(n_events), dtype=object)
+    blocks = (
+        block
+        for sample, count in zip(samples, n_events, strict=True)
+        for block in _named_blocks(sample, count)
+    )
+    return np.fromiter(chain.from_iterable(blocks), dtype=object, count=sum(n_events))
+
+
+def _named_blocks(sample: str, count: int) -> Iterator[list[str]]:
     # One text for a block, cut into names, is cheaper than a name at a time.
     endings = "".join(f"{_BETWEEN}{event:0{_DIGITS}d}" for event in range(_BLOCK))
-    first = 0
-    for sample, count in zip(samples, n_events, strict=True):
-        for start in range(0, count, _BLOCK):
-            size = min(_BLOCK, count - start)
-            if start == 0 or _BETWEEN in sample:
-                block = [f"{sample}:{event}" for event in range(start, start + size)]
-            else:
-                begin = f"{_BETWEEN}{sample}:{start // _BLOCK}"
-                block = endings.replace(_BETWEEN, begin).split(_BETWEEN)[1 : size + 1]
-            names[first : first + size] = block
-            first += size
-    return names
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        if start == 0 or _BETWEEN in sample:
+            yield [f"{sample}:{event}" for event in range(start, start + size)]
+        else:
+            begin = f"{_BETWEEN}{sample}:{start // _BLOCK}"
+            yield endings.replace(_BETWEEN, begin).split(_BETWEEN)[1 : size + 1]
 
 
 def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
@@ -69,12 +73,14 @@ def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
     """
     kind = np.min_scalar_type(-len(samples))
     codes = np.repeat(np.arange(len(samples), dtype=kind), n_events)
+    events = [np.arange(n, dtype=np.int64) for n in n_events]
     return pd.DataFrame(
         {
             "sample": pd.Categorical.from_codes(codes, categories=pd.Index(samples)),
-            "event": np.concatenate([np.arange(n, dtype=np.int64) for n in n_events]),
+            "event": events[0] if len(events) == 1 else np.concatenate(events),
         },
         index=pd.Index(cell_names(samples, n_events), dtype=object),
+        copy=False,
     )
 
 
