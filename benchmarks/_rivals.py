@@ -23,7 +23,8 @@ from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.class_loss import CellLoss
 from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
-from fcm_estimators._fitting.split import marker_scale, patient_folds, split_patients
+from fcm_estimators._fitting.scale import marker_scale
+from fcm_estimators._fitting.split import patient_folds, split_patients
 from fcm_estimators._fitting.trainer import TrainingPlan, train_net
 
 # Trees see this many cells of each training sample, in so many distorted copies.
@@ -165,17 +166,17 @@ class Boosting:
     def _rows(self, samples, codes, chosen):
         """Cells of some samples as the trees see them, and their classes."""
         rng = np.random.default_rng(self.seed)
-        mean, scale = marker_scale(samples)
+        scale = marker_scale(samples)
         n_copies = _COPIES if self.distorted or self.may_hide else 1
         plan = DrawPlan(1, 1, 1, 0.0, None, self.may_hide)
         spans, found = _spans(samples), []
         for start, stop in (spans[s] for s in chosen):
-            z = (samples.x[start:stop] - mean) / scale
+            z = scale.standardised(samples.x[start:stop])
             size = min(_CELLS // n_copies, len(z))
             for _ in range(n_copies):
                 moved = Augmentation().distort(z, rng) if self.distorted else z
                 rows = rng.choice(len(z), size, replace=False)
-                x = self.prepare((moved * scale + mean).astype(np.float32))[rows]
+                x = self.prepare(scale.restored(moved).astype(np.float32))[rows]
                 x[:, plan.hidden(rng)] = np.nan
                 found.append((x, codes[start:stop][rows]))
         return tuple(np.concatenate(part) for part in zip(*found, strict=True))
@@ -203,17 +204,16 @@ class Trained:
     def fit(self, samples, codes):
         own = ReluFormerClassifier()
         n_classes = int(codes.max()) + 1
-        mean, scale = marker_scale(samples)
+        scale = marker_scale(samples)
         torch.manual_seed(self.seed)
         self.net = self.make(samples.x.shape[1], n_classes)
-        self.net.mean.copy_(torch.from_numpy(mean))
-        self.net.scale.copy_(torch.from_numpy(scale))
+        self.net.mean.copy_(torch.from_numpy(scale.mean))
+        self.net.scale.copy_(torch.from_numpy(scale.sd))
         augmentation = Augmentation() if self.distorted else None
         draws = SampleDraws(
             samples.x,
             codes,
             samples.offsets,
-            mean=mean,
             scale=scale,
             n_classes=n_classes,
             plan=DrawPlan(own.steps_per_epoch, 4, own.cells_per_sample, 0.1, augmentation),

@@ -14,6 +14,8 @@ from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 from fcm_estimators.exceptions import listed as listed
 from fcm_estimators.exceptions import require_key as require_key
 
+_ROWS_AT_ONCE = 64
+
 
 def marker_positions(
     wanted: Sequence[str], present: Sequence[str], owner: str = "this model"
@@ -121,6 +123,20 @@ def _antigen(name: str) -> str:
     if tokens and re.match(r"cd\d", tokens[0]):
         tokens = _CLONES.sub(" ", " ".join(tokens)).split()
     return "".join(tokens)
+
+
+def column_extremes(x: np.ndarray) -> np.ndarray:
+    """Smallest and largest value of every column, shape (2, M), without NaN."""
+    at_once = len(x) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+    found = []
+    for extreme in (np.fmin, np.fmax):
+        rest = x[at_once:]
+        if at_once:
+            # Long rows are compared much faster than short ones.
+            long = np.ascontiguousarray(x[:at_once]).reshape(-1, _ROWS_AT_ONCE * x.shape[1])
+            rest = np.concatenate([extreme.reduce(long, axis=0).reshape(-1, x.shape[1]), rest])
+        found.append(extreme.reduce(rest, axis=0))
+    return np.stack(found)
 
 
 def require_finite(x: np.ndarray, markers: Sequence[str]) -> None:

@@ -66,7 +66,8 @@ from fcm_estimators._fitting.class_targets import (
 from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._fitting.novelty import LabelledCells, Novelty, fit_novelty
 from fcm_estimators._fitting.performance import FEW_PATIENTS, Performance, few_patients
-from fcm_estimators._fitting.split import marker_scale, patient_folds, split_patients
+from fcm_estimators._fitting.scale import MarkerScale, marker_scale
+from fcm_estimators._fitting.split import patient_folds, split_patients
 from fcm_estimators._fitting.trainer import train_net
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
@@ -431,9 +432,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         nets = zip(self.members_, folds, strict=True) if folds else [(fitted_net(self), valid)]
         held_out = HeldOut(samples, codes, list(nets))
         known = codes >= 0
-        z = (samples.x[known] - start.input_mean.numpy(force=True)) / start.input_scale.numpy(
-            force=True
-        )
+        z = MarkerScale.in_net(start).standardised(samples.x[known])
         cells = LabelledCells(z.astype(np.float32), codes[known], samples.sample_of_cell[known])
         self.novelty_, test = fit_novelty(cells, folds or [valid], augmentation_of(self), seed)
         rules = Rules(
@@ -479,9 +478,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         module = copy.deepcopy(start)
         if not self._continues():
             module = self._new_module(own_seed)
-            mean, scale = marker_scale(samples.take(chosen))
-            module.input_mean.copy_(torch.from_numpy(mean))
-            module.input_scale.copy_(torch.from_numpy(scale))
+            marker_scale(samples.take(chosen)).put_into(module)
         draws = self._draws(samples, codes, chosen, module, own_seed)
         state = None
         if checkpoint is not None:
@@ -520,8 +517,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             part.x,
             codes_of(samples, codes, chosen),
             part.offsets,
-            mean=module.input_mean.numpy(force=True),
-            scale=module.input_scale.numpy(force=True),
+            scale=MarkerScale.in_net(module),
             n_classes=len(self.classes_),
             plan=draw_plan(
                 self,

@@ -42,6 +42,7 @@ from fcm_estimators._fitting.gate_targets import (
     strata,
     within_parents,
 )
+from fcm_estimators._fitting.scale import MarkerScale
 from fcm_estimators._fitting.split import split_patients
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
@@ -357,8 +358,7 @@ class PolygonRegressor(SetEstimator):
             part.x,
             codes[rows],
             part.offsets,
-            mean=module.input_mean.numpy(force=True),
-            scale=module.input_scale.numpy(force=True),
+            scale=MarkerScale.in_net(module),
             n_classes=len(self.gates_) + 1,
             plan=draw_plan(self, len(chosen) if fixed else 0, _MIN_GATE_FRACTION),
             seed=seed,

@@ -12,6 +12,7 @@ import pooch
 import pytest
 
 from fcm_estimators._cells.samples import Samples
+from fcm_estimators._fitting.scale import MarkerScale
 
 
 def data_home(folder):
@@ -21,6 +22,12 @@ def data_home(folder):
     if home is None and not path.exists():
         pytest.skip(f"{path} is not there; set FCM_DATA_HOME to a folder that has {folder}")
     return path
+
+
+def plain_scale(n_markers):
+    """Mean 0, SD 1 and no limits."""
+    values = [0.0, 1.0, -np.inf, np.inf]
+    return MarkerScale(*(np.full(n_markers, value, dtype=np.float32) for value in values))
 
 
 MARKERS = ["CD10", "CD19", "CD34", "CD45"]

@@ -30,7 +30,8 @@ from explainers import AttentionExplainer
 from fcm_estimators import FcmError, ReluFormerClassifier
 from fcm_estimators._base.plans import draw_plan
 from fcm_estimators._fitting.class_targets import class_presence, codes_of, encode_labels, recode
-from fcm_estimators._fitting.split import marker_scale, split_patients
+from fcm_estimators._fitting.scale import marker_scale
+from fcm_estimators._fitting.split import split_patients
 from fcm_estimators._fitting.trainer import WarmUpCosine
 from fcm_estimators.exceptions import (
     InvalidInputError,
@@ -365,7 +366,7 @@ def test_whichever_class_it_is_that_one_sample_has_stays_in_training(seed, rare,
 def test_scale_is_the_spread_within_samples_each_of_which_counts_once(seed, sizes):
     rng = np.random.default_rng(seed)
     blocks = [rng.uniform(0.5, 2) * rng.normal(size=(n + 1, 4)) for n in sizes]
-    mean, scale = marker_scale(packed(*blocks))
+    mean, scale, _, _ = marker_scale(packed(*blocks))
     np.testing.assert_allclose(mean, np.mean([b.mean(0) for b in blocks], 0), rtol=1e-5, atol=1e-6)
     alone = [marker_scale(packed(block))[1] for block in blocks]
     np.testing.assert_allclose(alone[0], blocks[0].std(0), rtol=1e-5)
@@ -373,11 +374,11 @@ def test_scale_is_the_spread_within_samples_each_of_which_counts_once(seed, size
     # A shift between samples moves the mean and is no spread.
     shifts = 10 * rng.normal(size=(len(blocks), 4))
     moved = [block + shift for block, shift in zip(blocks, shifts, strict=True)]
-    moved_mean, moved_scale = marker_scale(packed(*moved))
+    moved_mean, moved_scale, _, _ = marker_scale(packed(*moved))
     np.testing.assert_allclose(moved_scale, scale, rtol=1e-5)
     np.testing.assert_allclose(moved_mean, mean + shifts.mean(0), rtol=1e-5, atol=1e-5)
     # It does not matter how many cells of a sample were measured.
-    more_mean, more_scale = marker_scale(packed(np.tile(blocks[0], (7, 1)), *blocks[1:]))
+    more_mean, more_scale, _, _ = marker_scale(packed(np.tile(blocks[0], (7, 1)), *blocks[1:]))
     np.testing.assert_allclose(more_scale, scale, rtol=1e-5)
     np.testing.assert_allclose(more_mean, mean, rtol=1e-5, atol=1e-6)
     # Each marker has its own; one without spread has 1.

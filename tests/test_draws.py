@@ -14,6 +14,7 @@ from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.calibration import best_f1_threshold, false_positive_threshold
 from fcm_estimators._fitting.class_loss import CellLoss
 from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
+from tests.helpers import plain_scale
 
 seeds = st.integers(0, 2**31 - 1)
 NONE = Augmentation(1, 0, 0, 0, 0, 0, 0, 0)
@@ -24,7 +25,7 @@ def draws(y, offsets, *, cells=50, top_up=0.0, augmentation=None, seed=0, n_clas
     x = np.column_stack([np.arange(len(y)), np.ones(len(y))]).astype(np.float32)
     plan = DrawPlan(5, 2, cells, top_up, augmentation)
     return SampleDraws(
-        x, y, offsets, mean=np.zeros(2, "f4"), scale=np.ones(2, "f4"), n_classes=n_classes,
+        x, y, offsets, scale=plain_scale(2), n_classes=n_classes,
         plan=plan, seed=seed, **kwargs,
     )  # fmt: skip
 
@@ -80,14 +81,14 @@ def test_draws_are_the_same_in_any_unit_of_the_markers(seed):
     mean, scale = (rng.uniform(low, 5, 3).astype(np.float32) for low in (-5, 0.1))
     plan = DrawPlan(1, 2, 30, 0.0, Augmentation(1.0))
 
-    def drawn(x, mean, scale):
+    def drawn(x, scale):
         data = SampleDraws(
-            x, np.zeros(60, int), [0, 60], mean=mean, scale=scale, n_classes=1, plan=plan, seed=seed
+            x, np.zeros(60, int), [0, 60], scale=scale, n_classes=1, plan=plan, seed=seed
         )
         return data[0][0]["x"].numpy()
 
-    plain = drawn(z, np.zeros(3, "f4"), np.ones(3, "f4"))
-    in_units = drawn(z * scale + mean, mean, scale)
+    plain = drawn(z, plain_scale(3))
+    in_units = drawn(z * scale + mean, plain_scale(3)._replace(mean=mean, sd=scale))
     np.testing.assert_allclose((in_units - mean) / scale, plain, rtol=1e-3, atol=1e-3)
 
 

@@ -26,6 +26,7 @@ from fcm_estimators._fitting.gate_targets import (
     within_parents,
 )
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
+from tests.helpers import plain_scale
 from tests.test_polygons import FAST, gated_cohort
 
 seeds = st.integers(0, 2**32 - 1)
@@ -154,7 +155,7 @@ def test_points_lie_in_the_plane_of_their_gate_and_teach_of_it_alone(seed):
     probes = Probes(gate, place, place[:, 0] < place[:, 1])
     draws = GateDraws(
         x, np.zeros(40, int), [0, 40],
-        mean=np.zeros(5, "f4"), scale=np.ones(5, "f4"), n_classes=3,
+        scale=plain_scale(5), n_classes=3,
         plan=DrawPlan(1, 1, 20, 0.0, None), seed=seed, axes=axes, probes=[probes],
         target=np.zeros((40, 3), "i8"),
     )  # fmt: skip

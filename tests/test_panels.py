@@ -23,7 +23,7 @@ from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 from fcm_estimators.inference import read_samples
 from fcm_estimators.metrics import classification_table, mrd_table
 from fcm_estimators.nn import ReluFormer
-from tests.helpers import toy_cohort
+from tests.helpers import plain_scale, toy_cohort
 
 QUICK = {
     "sample_key": "sample",
@@ -90,9 +90,7 @@ def test_whole_markers_of_a_sample_are_hidden():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(400, 5)).astype(np.float32), rng.integers(2, size=400)
     plan = DrawPlan(100, 2, 50, 0.1, None, may_hide=(1, 3, 4))
-    draws = SampleDraws(
-        x, y, [0, 200, 400], mean=np.zeros(5), scale=np.ones(5), n_classes=2, plan=plan, seed=0
-    )
+    draws = SampleDraws(x, y, [0, 200, 400], scale=plain_scale(5), n_classes=2, plan=plan, seed=0)
     n_hidden = []
     for step in range(100):
         inputs, _ = draws[step]

@@ -19,6 +19,7 @@ from sklearn.utils import check_random_state
 from torch import nn
 
 from fcm_estimators._base.cards import Cards, make_cards, training_record
+from fcm_estimators._base.clipping import clipped_values, warn_of_clipped
 from fcm_estimators._base.files import SavedState, read_model, to_json, write_model
 from fcm_estimators._base.panels import suited_to
 from fcm_estimators._base.plans import checkpoint_in, training_plan
@@ -37,13 +38,13 @@ from fcm_estimators._base.state import (
     with_prefix,
 )
 from fcm_estimators._cells.results import ResultKeys, Sink, copy_if_asked, opened, run_record
-from fcm_estimators._cells.rows import SampleCells
+from fcm_estimators._cells.rows import SampleCells, cells_in_memory
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, model_names
 from fcm_estimators._checks import marker_positions
 from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators._fitting.reference import Reference, subsamples
-from fcm_estimators._fitting.split import marker_scale
+from fcm_estimators._fitting.scale import marker_scale
 from fcm_estimators._fitting.trainer import ready_net, train_net
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
@@ -138,9 +139,10 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             module.forget_calibration()
             return module
         module = self._new_module(seed)
-        mean, scale = marker_scale(samples)
-        module.input_mean.copy_(torch.from_numpy(mean))
-        module.input_scale.copy_(torch.from_numpy(scale))
+        marker_scale(samples).put_into(module)
+        cells = cells_in_memory(samples, module.input_mean.device)
+        clipped = clipped_values(module, samples.markers, cells)
+        warn_of_clipped(clipped, len(cells), stacklevel=7, where="the other cells of training")
         return module
 
     def _new_module(self, seed: int) -> SetModule:
@@ -322,11 +324,12 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             names = np.array([part.name for part in cells], dtype=object)
             distances = self.reference_.warn(names, [part.glance for part in cells], stacklevel=4)
             entries = write(cells, sink)
-            sink.commit(keys, self._record(distances, entries))
+            clipped = clipped_values(fitted_net(self), self.markers_, cells)
+            sink.commit(keys, self._record(distances, clipped, entries))
         return data if copy else None
 
-    def _record(self, distances: pd.DataFrame, entries: Entries) -> Entries:
-        """Run record for ``uns``, with the cards and the distances from training."""
+    def _record(self, distances: pd.DataFrame, clipped: pd.DataFrame, entries: Entries) -> Entries:
+        """Run record for ``uns``, with the cards, distances from training and clipped values."""
         found = distances.reset_index()
         distance = {
             "sample": found["sample"].astype(str).to_numpy(dtype=object),
@@ -343,6 +346,11 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             sample_key=self.sample_key,
             cards=json.dumps(self.cards()),
             distance=distance,
+            clipped={
+                "sample": clipped["sample"].astype(str).to_numpy(dtype=object),
+                "marker": clipped["marker"].to_numpy(dtype=object),
+                "cells": clipped["cells"].to_numpy(dtype=np.int64),
+            },
             **entries,
         )
 

@@ -24,8 +24,8 @@ from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import ModelFormatError
 
 FORMAT = "fcm-estimators model"
-# Version 3 stores the members and the novelty of a classifier.
-FORMAT_VERSION = 3
+# Version 3 stores the members and the novelty of a classifier, version 4 the limits of the inputs.
+FORMAT_VERSION = 4
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 
 

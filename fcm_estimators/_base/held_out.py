@@ -11,6 +11,7 @@ from fcm_estimators._base.running import outputs_of
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._fitting.augmentation import Augmentation, distorted_samples
 from fcm_estimators._fitting.class_targets import codes_of
+from fcm_estimators._fitting.scale import MarkerScale
 from fcm_estimators.nn import SetModule
 
 # Number of cells in each sample of a distorted copy of the held-out samples.
@@ -101,8 +102,7 @@ class HeldOut:
             part, rows = self.samples.take(chosen).thinned(_CELLS_PER_COPY)
             codes = codes_of(self.samples, self.codes, chosen)[rows]
             if augmentation is not None:
-                mean, scale = (b.numpy(force=True) for b in (net.input_mean, net.input_scale))
-                part = distorted_samples(part, mean, scale, augmentation, rng)
+                part = distorted_samples(part, MarkerScale.in_net(net), augmentation, rng)
             known = codes >= 0
             sample = np.array(chosen)[part.sample_of_cell]
             yield Judged(outputs_of(net, part)[known], codes[known], sample[known])

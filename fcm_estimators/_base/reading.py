@@ -9,9 +9,11 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
+import torch
 from anndata import AnnData
 from sklearn.utils.validation import validate_data
 
+from fcm_estimators._base.clipping import clipped_values, warn_of_clipped
 from fcm_estimators._base.running import net_for
 from fcm_estimators._cells.rows import SampleCells, cells_in_memory, cells_in_store
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, Source, read_samples
@@ -25,6 +27,7 @@ from fcm_estimators.preprocessing.recorded import MarkerState, recorded_states, 
 
 # Transformed values (logicle, arcsinh, scaled scatter) are below this number.
 _LARGEST_TRANSFORMED = 1e4
+_FEW_VALUES = 1e-3
 
 
 class ReadsSamples(Protocol):
@@ -129,7 +132,13 @@ def read_to_predict(estimator: ReadsSamples, X: CellData, groups: PerCell = None
             "clf.without([...])."
         ) from error
     require_state(estimator, X)
+    _warn_of_clipped(estimator, cells_in_memory(samples, torch.device("cpu")))
     return samples
+
+
+def _warn_of_clipped(estimator: ReadsSamples, cells: list[SampleCells]) -> None:
+    found = clipped_values(fitted_net(estimator), estimator.markers_, cells)
+    warn_of_clipped(found, len(cells), stacklevel=5)
 
 
 def read_cells(estimator: ReadsSamples, data: AnnData | CellStore) -> list[SampleCells]:
@@ -155,7 +164,11 @@ def _read_store(estimator: ReadsSamples, store: CellStore) -> list[SampleCells]:
     require_state(estimator, AnnData(np.zeros((0, len(store.var)), np.float32), var=store.var))
     net = net_for(fitted_net(estimator), store.values(estimator.layer).dtype)
     rows = sample_rows(store, estimator.sample_key, estimator.subset_key)
-    return cells_in_store(store, rows, estimator.markers_, columns, estimator.layer, net.input_mean)
+    cells = cells_in_store(
+        store, rows, estimator.markers_, columns, estimator.layer, net.input_mean
+    )
+    _warn_of_clipped(estimator, cells)
+    return cells
 
 
 def require_state(estimator: ReadsSamples, X: CellData) -> None:
@@ -190,16 +203,17 @@ def _has_names(X: CellData) -> bool:
 
 def _warn_of_raw_values(samples: Samples) -> None:
     """Warn of markers whose values look untransformed. Scatter may be linear."""
-    high = samples.x.max(axis=0)
+    # A few wild values tell nothing of the scale.
+    many = (samples.x > _LARGEST_TRANSFORMED).mean(axis=0) > _FEW_VALUES
     raw = [
-        f"{marker} (up to {value:,.0f})"
-        for marker, value in zip(samples.markers, high, strict=True)
-        if value > _LARGEST_TRANSFORMED and kind_of_name(str(marker)) != "scatter"
+        f"{marker} (up to {samples.x[:, i].max():,.0f})"
+        for i, marker in enumerate(samples.markers)
+        if many[i] and kind_of_name(str(marker)) != "scatter"
     ]
     if raw:
         warnings.warn(
             f"{len(raw)} of {len(samples.markers)} markers look untransformed: {listed(raw, 5)}. "
-            "The model would be trained on raw values, where a few bright cells set the scale. "
+            "The model would be trained on raw values, where bright cells set the scale. "
             "Transform them first (fcm_estimators.preprocessing.standard_steps).",
             UserWarning,
             stacklevel=7,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import BLOCK
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators._fitting.trainer import ready_net
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn import SetModule
 from fcm_estimators.nn.sources import Rows, Stored
 from fcm_estimators.nn.streaming import Stream
@@ -73,6 +74,7 @@ def kept_outputs(net: SetModule, cells: SampleCells) -> KeptOutputs:
     store = FileRows if cells.in_file else Stored.new
     rows: Rows | None = None
     for start, _, outputs in stream_through(net, cells).outputs():
+        _require_finite_outputs(outputs, cells.name)
         if rows is None:
             rows = store(len(cells.rows), outputs.shape[1], outputs)
         rows.put(start, outputs)
@@ -82,12 +84,20 @@ def kept_outputs(net: SetModule, cells: SampleCells) -> KeptOutputs:
 def outputs_of(net: SetModule, samples: Samples) -> np.ndarray:
     """Outputs of all cells, sample by sample, in the dtype of ``samples.x``."""
     cast = net_for(net, samples.x.dtype)
-    parts = [
-        outputs.cpu().numpy()
-        for cells in cells_in_memory(samples, net.input_mean.device)
-        for _, _, outputs in stream_through(cast, cells).outputs()
-    ]
+    parts = []
+    for cells in cells_in_memory(samples, net.input_mean.device):
+        for _, _, outputs in stream_through(cast, cells).outputs():
+            _require_finite_outputs(outputs, cells.name)
+            parts.append(outputs.cpu().numpy())
     return np.concatenate(parts)
+
+
+def _require_finite_outputs(outputs: Tensor, sample: Hashable) -> None:
+    if not bool(outputs.isfinite().all()):
+        raise InvalidInputError(
+            f"The net gives values that are not finite (NaN or infinity) for sample {sample}: its "
+            "weights are damaged, or they overflow in the precision of the data. Train again."
+        )
 
 
 def new_module(make: Callable[[], SetModule], seed: int) -> SetModule:

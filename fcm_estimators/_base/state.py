@@ -15,6 +15,8 @@ from fcm_estimators._types import Entries
 from fcm_estimators.nn import SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState
 
+_LIMITS = ("input_lowest", "input_highest")
+
 
 class FittedAttributes(Protocol):
     """Attributes that every fitted estimator has, apart from its net."""
@@ -94,4 +96,9 @@ def module_with_weights(
         raise ValueError("the weights are those of another net")
     module = make()
     module.load_state_dict(tensors)
+    # Only the limits of inputs may be infinite.
+    for name, tensor in tensors.items():
+        bad = tensor.isnan() if name in _LIMITS else ~tensor.isfinite()
+        if bad.any():
+            raise ValueError(f"{name} holds NaN or infinite numbers")
     return module

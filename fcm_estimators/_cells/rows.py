@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import BLOCK, CellStore, Rows, StoredValues, as_index, close_rows
-from fcm_estimators._checks import require_finite
+from fcm_estimators._checks import column_extremes, require_finite
 from fcm_estimators.nn.sources import CellSource, PackedCells, Piece
 
 # Largest number of cells per sample that are compared with the training samples.
@@ -38,6 +38,8 @@ class SampleCells:
     source : CellSource
     glance : ndarray of shape (n, M)
         Some of the cells, evenly spaced.
+    extremes : ndarray of shape (2, M)
+        Smallest and largest value of each marker.
     in_file : bool
         Whether the cells are read from a store. Nothing of their size is then kept in memory.
     """
@@ -46,6 +48,7 @@ class SampleCells:
     rows: Rows
     source: CellSource
     glance: np.ndarray
+    extremes: np.ndarray
     in_file: bool
 
     def pick(self, values: np.ndarray) -> np.ndarray:
@@ -67,6 +70,7 @@ def cells_in_memory(samples: Samples, device: torch.device) -> list[SampleCells]
                 range(first, last) if no_gaps else rows,
                 PackedCells(torch.from_numpy(x).to(device)),
                 x[even_slice(len(x))],
+                column_extremes(x),
                 in_file=False,
             )
         )
@@ -102,7 +106,7 @@ def cells_in_store(
     found = []
     for name, sample_rows in rows.items():
         source = _StoredCells(store.values(layer), sample_rows, columns, markers, like)
-        found.append(SampleCells(name, sample_rows, source, source.checked(), in_file=True))
+        found.append(SampleCells(name, sample_rows, source, *source.checked(), in_file=True))
     return found
 
 
@@ -132,13 +136,14 @@ class _StoredCells:
             self._cells = self._load(self._held.start, self._held.stop)
         return self._cells[start - self._held.start : stop - self._held.start]
 
-    def checked(self) -> np.ndarray:
-        """Read and check all cells once; return some of them, evenly spaced."""
-        some, step = [], even_slice(self.n_cells).step
+    def checked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read and check all cells once; return some, evenly spaced, and the extreme values."""
+        some, extremes, step = [], [], even_slice(self.n_cells).step
         for start in range(0, self.n_cells, BLOCK):
-            block = self.read(start, min(start + BLOCK, self.n_cells))
-            some.append(block[-start % step :: step].numpy(force=True).copy())
-        return np.concatenate(some)
+            block = self.read(start, min(start + BLOCK, self.n_cells)).numpy(force=True)
+            some.append(block[-start % step :: step].copy())
+            extremes.append(column_extremes(block))
+        return np.concatenate(some), column_extremes(np.concatenate(extremes))
 
     def pieces(self, start: int, stop: int) -> list[Piece]:
         """The whole chunk, which belongs to one sample."""

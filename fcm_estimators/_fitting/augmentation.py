@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fcm_estimators._cells.samples import Samples
+from fcm_estimators._fitting.scale import MarkerScale
 
 # Knots of the monotone warp in training SD. Beyond them the end slopes continue.
 _KNOTS = np.array([-1.5, -0.75, 0.0, 0.75, 1.5, 2.25])
@@ -117,8 +118,7 @@ class Augmentation:
 
 def distorted_samples(
     samples: Samples,
-    mean: np.ndarray,
-    scale: np.ndarray,
+    scale: MarkerScale,
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> Samples:
@@ -127,13 +127,12 @@ def distorted_samples(
     Parameters
     ----------
     samples : Samples
-    mean, scale : ndarray of shape (M,)
-        Mean and SD of the training samples.
+    scale : MarkerScale
     augmentation : Augmentation
     rng : numpy Generator
     """
     always = replace(augmentation, probability=1.0)
-    z = (samples.x - mean) / scale
+    z = scale.standardised(samples.x)
     parts = [always.distort(z[start:stop], rng) for start, stop in samples.spans()]
-    x = (np.concatenate(parts) * scale + mean).astype(samples.x.dtype, copy=False)
+    x = scale.restored(np.concatenate(parts)).astype(samples.x.dtype, copy=False)
     return replace(samples, x=x)

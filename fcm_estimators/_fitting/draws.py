@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fcm_estimators._fitting.augmentation import Augmentation
+from fcm_estimators._fitting.scale import MarkerScale
 
 # Share of the draws in which markers are hidden, and the chance that no further one is.
 _SHARE_WITH_HIDDEN, _LAST_HIDDEN = 0.25, 0.7
@@ -70,8 +71,8 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
     y : ndarray of int of shape (N,)
         Class codes, -1 without label.
     offsets : ndarray of shape (S + 1,)
-    mean, scale : ndarray of shape (M,)
-        Mean and SD of the training samples. The SD is the unit of the augmentation.
+    scale : MarkerScale
+        Its SD is the unit of the augmentation.
     n_classes : int
     plan : DrawPlan
     seed : int
@@ -87,8 +88,7 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
         y: np.ndarray,
         offsets: Sequence[int],
         *,
-        mean: np.ndarray,
-        scale: np.ndarray,
+        scale: MarkerScale,
         n_classes: int,
         plan: DrawPlan,
         seed: int,
@@ -97,7 +97,7 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
     ) -> None:
         self.x, self.y, self.offsets = x, y, offsets
         self.target = y if target is None else target
-        self.mean, self.scale = mean, scale
+        self.scale = scale
         self.n_classes, self.plan, self.seed, self.fixed = n_classes, plan, seed, fixed
         self.epoch = 0
 
@@ -125,8 +125,8 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
         extra, log_ratio = self._top_up(y, chosen, expected, rng)
         x, target = self._look_up(s, start + np.concatenate([chosen, extra]), rng)
         if plan.augmentation is not None:
-            z = (x - self.mean) / self.scale
-            x = plan.augmentation.distort(z, rng) * self.scale + self.mean
+            z = self.scale.standardised(x)
+            x = self.scale.restored(plan.augmentation.distort(z, rng))
         x[:, plan.hidden(rng)] = np.nan
         weight = np.zeros(len(x), dtype=np.float32)
         weight[: len(chosen)] = 1

@@ -1,4 +1,4 @@
-"""Split of the samples into training and validation, and the scale of the markers."""
+"""Split of the samples into training and validation."""
 
 from __future__ import annotations
 
@@ -94,17 +94,3 @@ def patient_folds(
 
     best = min((folds(candidate) for candidate in range(_CANDIDATES)), key=missing)
     return [fold.tolist() for fold in best]
-
-
-def marker_scale(samples: Samples) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and SD of each marker within samples; each sample has equal weight.
-
-    The SD is that of cells around the mean of their sample, so shifts between samples do not
-    increase it. A marker without spread gets scale 1.
-    """
-    blocks = [samples.x[start:stop] for start, stop in samples.spans()]
-    mean = np.mean([block.mean(0, dtype=np.float64) for block in blocks], axis=0)
-    variance = np.mean([block.var(0, dtype=np.float64) for block in blocks], axis=0)
-    scale = np.sqrt(variance)
-    flat = scale <= 1e-12 * np.maximum(1.0, np.abs(mean))
-    return mean.astype(np.float32), np.where(flat, 1.0, scale).astype(np.float32)

@@ -105,9 +105,11 @@ class ReluFormerLayer(nn.Module):
 class SetModule(nn.Module):
     """Encoder of whole samples that standardises its input; base class of the two models.
 
-    The module standardises its inputs (buffers ``input_mean`` and ``input_scale``), so gradients
-    are per unit of the caller's values and the state dict is the complete model. Subclasses
-    compute their outputs from the encoded cells in :meth:`read_out`.
+    The module clips its inputs (buffers ``input_lowest`` and ``input_highest``) and standardises
+    them (``input_mean`` and ``input_scale``), so gradients are per unit of the caller's values and
+    the state dict is the complete model. Contexts are means over cells; without limits, one wild
+    value would move them. A clipped value has gradient 0. Subclasses compute their outputs from
+    the encoded cells in :meth:`read_out`.
 
     Parameters
     ----------
@@ -129,6 +131,8 @@ class SetModule(nn.Module):
 
     input_mean: Tensor
     input_scale: Tensor
+    input_lowest: Tensor
+    input_highest: Tensor
     stand_in: nn.Parameter | None
 
     def __init__(
@@ -149,6 +153,8 @@ class SetModule(nn.Module):
             )
         self.register_buffer("input_mean", torch.zeros(n_markers))
         self.register_buffer("input_scale", torch.ones(n_markers))
+        self.register_buffer("input_lowest", torch.full((n_markers,), -torch.inf))
+        self.register_buffer("input_highest", torch.full((n_markers,), torch.inf))
         vectors = nn.Parameter(torch.zeros(n_markers, n_markers)) if stand_ins else None
         self.register_parameter("stand_in", vectors)
         self.hidden_dim, self.n_heads, self.eps = hidden_dim, n_heads, eps
@@ -170,8 +176,8 @@ class SetModule(nn.Module):
         self.forget_calibration()
 
     def standardise(self, x: Tensor) -> Tensor:
-        """Standardise cells by the mean and SD of the training data."""
-        z = (x - self.input_mean) / self.input_scale
+        """Clip cells, and standardise them by the mean and SD of the training data."""
+        z = (x.clamp(self.input_lowest, self.input_highest) - self.input_mean) / self.input_scale
         if self.stand_in is None:
             return z
         missing = torch.isnan(z)
@@ -191,7 +197,9 @@ class SetModule(nn.Module):
         vectors = cast(Tensor, self.stand_in)
         kept = [i for i in range(len(self.input_mean)) if i not in set(markers)]
         net = copy.deepcopy(self)
-        net.input_mean, net.input_scale = self.input_mean[kept], self.input_scale[kept]
+        for name, values in self.named_buffers(recurse=False):
+            if name.startswith("input_"):
+                setattr(net, name, values[kept])
         net.stand_in = None
         first = cast(ReluFormerLayer, net.layers[0])
         for linear in (first.query, first.key, first.value):
