@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import wasserstein_distance
+from scipy.stats import rankdata, wasserstein_distance
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._fitting.calibration import best_temperature
@@ -19,7 +19,7 @@ from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simul
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import classification_table, mrd_table, reliability_table, summarize
 from fcm_estimators.preprocessing import ArcsinhTransform
-from fcm_estimators.quality import flag_quality, quality_table
+from fcm_estimators.quality import _keys, _mean_ranks, _Raw, flag_quality, quality_table
 from tests.helpers import MARKERS, packed, toy_cohort
 
 QUICK = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 2, "steps_per_epoch": 5, "n_members": 0}
@@ -475,3 +475,21 @@ def test_reliability_leaves_out_unknown_cells_and_refuses_nonsense():
 
 def test_toy_markers_are_those_of_the_reference(fitted):
     assert fitted.check_sample(toy_cohort(1)).loc["s0"].index.tolist() == MARKERS
+
+
+@pytest.mark.parametrize("kind", ["fluorescence", "integers", "narrow", "few values", "wild"])
+def test_ranks_by_keys_are_ranks(kind):
+    rng = np.random.default_rng(0)
+    values = {
+        "fluorescence": 100 * np.sinh(rng.normal(2, 3, 20_000)),
+        "integers": rng.integers(0, 1 << 18, 20_000),
+        "narrow": 100_000 + rng.normal(size=20_000),
+        "few values": rng.choice([-3.0, -0.0, 0.0, 5.0], 20_000),
+        "wild": np.r_[rng.normal(size=19_999), 1e30],
+    }[kind].astype(np.float32)[:, None]
+    part = _Raw(
+        values, None, ["CD3"], ["FL1-A"], *(np.array([v]) for v in ("fluorescence", 1, 1, 9))
+    )
+    (keys,) = _keys(part, np.array([0]))
+    error = _mean_ranks(keys)[keys] - rankdata(values) / (len(values) + 1)
+    assert np.abs(error).max() < 0.005
