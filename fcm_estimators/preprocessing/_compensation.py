@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import flowutils
@@ -22,7 +23,7 @@ from fcm_estimators.io.record import get_spillover
 from fcm_estimators.preprocessing import _state
 
 # Values (N, C) and spillover matrix (C, C) to new values (N, C).
-_Function = Callable[[np.ndarray, np.ndarray], np.ndarray]
+_Function = Callable[..., np.ndarray]
 
 
 # scikit-learn has no types, so mypy sees its classes as Any.
@@ -172,12 +173,10 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         detectors = list(parts[0][1].columns)
         markers = _markers_of(adata, detectors)
         _refuse_state(adata, markers, compensated=not compensated)
-        values = _state.read_values(adata, markers)
-        for rows, matrix in parts:
-            # Channels are matched by name: the files of a cohort may order them differently.
-            square = matrix.loc[detectors, detectors].to_numpy()
-            values[rows] = function(values[rows], square)
-        return _state.processed_copy(adata, markers, values, compensated=compensated)
+        # Channels are matched by name: the files of a cohort may order them differently.
+        squares = [(rows, matrix.loc[detectors, detectors].to_numpy()) for rows, matrix in parts]
+        steps = [(rows, partial(function, spill_matrix=square)) for rows, square in squares]
+        return _state.processed_copy(adata, markers, steps, compensated=compensated)
 
     def _matrices(self, adata: AnnData) -> list[tuple[np.ndarray, pd.DataFrame]]:
         """Rows and matrix of each sample; all matrices cover the same channels."""

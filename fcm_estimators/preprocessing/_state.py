@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,11 @@ from fcm_estimators._checks import require_finite
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 from fcm_estimators.io.kinds import is_compensated
 
+Rows: TypeAlias = slice | np.ndarray
+Function: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+# Their values, in float64, stay in the cache.
+_ROWS_AT_ONCE = 1 << 14
 RAW_LAYER = "raw"
 UNTRANSFORMED = "none"
 
@@ -75,43 +81,103 @@ def require_markers(adata: AnnData, markers: Sequence[str]) -> None:
         )
 
 
-def read_values(adata: AnnData, markers: Sequence[str]) -> np.ndarray:
-    """Values of ``markers``, float64, (N, len(markers)); InvalidInputError if not finite."""
-    values = np.asarray(adata.X[:, adata.var_names.get_indexer(list(markers))], dtype=np.float64)
-    require_finite(values, markers)
+def finite_column(adata: AnnData, marker: str) -> np.ndarray:
+    """Values of a marker, float64; InvalidInputError if not finite."""
+    values = np.asarray(adata.X[:, adata.var_names.get_loc(marker)], dtype=np.float64)
+    require_finite(values[:, None], [marker])
     return values
 
 
 def processed_copy(
     adata: AnnData,
     markers: Sequence[str],
-    values: np.ndarray,
+    parts: Sequence[tuple[Rows, Function]],
     *,
     transforms: dict[str, str] | None = None,
     compensated: bool | None = None,
 ) -> AnnData:
     """Copy ``adata`` with new float32 values of ``markers``, and record their state.
 
-    Sets the following fields of the copy: ``X`` (float32), ``layers["raw"]`` (float32, unless it
-    exists), ``var["transform"]`` and ``var["compensated"]``.
+    Sets the fields that :func:`process` sets, in the copy.
+
+    Raises
+    ------
+    InvalidInputError
+        A value is not finite, before or after.
     """
-    before = as_float32(adata.X)
-    new = as_float32(values)
-    state = recorded_transforms(adata)
-    flags = recorded_compensation(adata)
+    _require_finite_values(adata, markers)
+    out = adata.copy()
+    process(out, markers, parts, transforms=transforms, compensated=compensated)
+    return out
+
+
+def process(
+    adata: AnnData,
+    markers: Sequence[str],
+    parts: Sequence[tuple[Rows, Function]],
+    *,
+    transforms: dict[str, str] | None = None,
+    compensated: bool | None = None,
+) -> None:
+    """Replace values of ``markers`` by float32 values, and record their state.
+
+    Sets the following fields: ``X`` (float32), ``layers["raw"]`` (float32, unless it exists),
+    ``var["transform"]`` and ``var["compensated"]``.
+
+    Parameters
+    ----------
+    adata : AnnData
+        Changed in place, also if an error occurs.
+    markers : sequence of K str
+    parts : sequence of (slice or ndarray of int, callable)
+        Rows, and a function from their values, (n, K) in float64 and Fortran order, to the new
+        ones. It is called with some of the rows at a time.
+    transforms, compensated
+        State to record for the markers.
+    """
+    columns = adata.var_names.get_indexer(list(markers))
+    _require_finite_values(adata, markers)
+    if adata.X.dtype != np.float32:
+        adata.X = as_float32(adata.X)
+    if RAW_LAYER not in adata.layers:
+        adata.layers[RAW_LAYER] = adata.X.copy()
+    x = adata.X
+    for rows, function in parts:
+        for block in _blocks(rows, adata.n_obs):
+            values = np.ascontiguousarray(x[block][:, columns].T, dtype=np.float64)
+            x[_cells(block, columns)] = as_float32(function(values.T))
+    state, flags = recorded_transforms(adata), recorded_compensation(adata)
     if transforms is not None:
         state.update(pd.Series(transforms, dtype=object))
     if compensated is not None:
         flags[list(markers)] = compensated
+    adata.var["compensated"] = flags.to_numpy(dtype=bool)
+    adata.var["transform"] = state
 
-    out = adata.copy()
-    if RAW_LAYER not in out.layers:
-        out.layers[RAW_LAYER] = before.copy()
-    before[:, adata.var_names.get_indexer(list(markers))] = new
-    out.X = before
-    out.var["compensated"] = flags.to_numpy(dtype=bool)
-    out.var["transform"] = state
-    return out
+
+def _blocks(rows: Rows, n_rows: int) -> Iterator[Rows]:
+    """Some of the rows at a time; a slice if they follow each other."""
+    if isinstance(rows, slice):
+        first, last, _ = rows.indices(n_rows)
+    else:
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        if last - first != len(rows):
+            yield from (rows[i : i + _ROWS_AT_ONCE] for i in range(0, len(rows), _ROWS_AT_ONCE))
+            return
+    for start in range(first, last, _ROWS_AT_ONCE):
+        yield slice(start, min(start + _ROWS_AT_ONCE, last))
+
+
+def _cells(rows: Rows, columns: np.ndarray) -> tuple[Any, np.ndarray]:
+    return (rows, columns) if isinstance(rows, slice) else np.ix_(rows, columns)
+
+
+def _require_finite_values(adata: AnnData, markers: Sequence[str]) -> None:
+    columns = adata.var_names.get_indexer(list(markers))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in _blocks(slice(None), adata.n_obs):
+            if not np.isfinite(adata.X[block].sum(axis=0, dtype=np.float64)[columns]).all():
+                require_finite(adata.X[:, columns], markers)
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from fcm_estimators.exceptions import (
@@ -92,12 +93,11 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         ProcessingStateError
             If a marker is already transformed.
         """
-        values = self._read(X)
+        self._check(X)
         _refuse_transformed(X, list(self.transforms_))
-        for column, (marker, scale) in zip(values.T, self.transforms_.items(), strict=True):
-            column[:] = _named(marker, scale.transform, column)
         recorded = {marker: str(scale) for marker, scale in self.transforms_.items()}
-        return _state.processed_copy(X, list(recorded), values, transforms=recorded)
+        forward = {marker: scale.transform for marker, scale in self.transforms_.items()}
+        return self._processed(X, forward, recorded)
 
     def inverse_transform(self, X: AnnData) -> AnnData:
         """Transform the fitted markers back to linear values, with the precision of float32.
@@ -124,7 +124,7 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
         ProcessingStateError
             If the recorded scale of a marker is not the fitted one.
         """
-        values = self._read(X)
+        self._check(X)
         recorded = _state.recorded_transforms(X)
         different = {
             marker: recorded[marker]
@@ -137,20 +137,33 @@ class _ScaleTransformer(TransformerMixin, BaseEstimator, ABC, auto_wrap_output_k
                 f"{ {m: str(self.transforms_[m]) for m in different} }. Invert with the "
                 "transformer that was applied."
             )
-        for column, (marker, scale) in zip(values.T, self.transforms_.items(), strict=True):
-            column[:] = _named(marker, scale.inverse, column)
-        markers = list(self.transforms_)
-        none = dict.fromkeys(markers, _state.UNTRANSFORMED)
-        return _state.processed_copy(X, markers, values, transforms=none)
+        back = {marker: scale.inverse for marker, scale in self.transforms_.items()}
+        return self._processed(X, back, dict.fromkeys(back, _state.UNTRANSFORMED))
 
-    def _read(self, adata: AnnData) -> np.ndarray:
-        """Values of the fitted markers, after checks of the data and the fit."""
+    def _processed(
+        self,
+        adata: AnnData,
+        functions: Mapping[str, Callable[[ArrayLike], np.ndarray]],
+        recorded: dict[str, str],
+    ) -> AnnData:
+        """A copy with the values that each marker's function gives."""
+
+        def apply(values: np.ndarray) -> np.ndarray:
+            for column, (marker, function) in zip(values.T, functions.items(), strict=True):
+                column[:] = _named(marker, function, column)
+            return values
+
+        return _state.processed_copy(
+            adata, list(functions), [(slice(None), apply)], transforms=recorded
+        )
+
+    def _check(self, adata: AnnData) -> None:
+        """Check the data and the fit."""
         if not hasattr(self, "transforms_"):
             name = type(self).__name__
             raise NotFittedError(f"This {name} is not fitted yet. Call fit or fit_transform first.")
         _state.check_adata(adata)
         _state.require_markers(adata, list(self.transforms_))
-        return _state.read_values(adata, list(self.transforms_))
 
     def _choose_markers(self, adata: AnnData) -> list[str]:
         name = type(self).__name__
@@ -287,8 +300,8 @@ class LogicleTransform(_ScaleTransformer, auto_wrap_output_keys=None):  # type: 
                 raise InvalidInputError(f'W={self.W!r}; expected a number, a dict or "fit".')
             # This checks T, M and A before they are used.
             limits = [Logicle(T=t, W=max(0.0, -self.A), M=self.M, A=self.A) for t in tops]
-            values = _state.read_values(adata, markers)
-            widths = [_fitted_width(x, s) for x, s in zip(values.T, limits, strict=True)]
+            columns = (_state.finite_column(adata, marker) for marker in markers)
+            widths = [_fitted_width(x, s) for x, s in zip(columns, limits, strict=True)]
         else:
             widths = _per_marker("W", self.W, markers)
         pairs = zip(tops, widths, strict=True)

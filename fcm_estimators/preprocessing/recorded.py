@@ -99,9 +99,8 @@ def bring_to(adata: AnnData, states: Mapping[str, MarkerState]) -> AnnData:
             f"is {described(present[wrong[0]])}, but should be {described(states[wrong[0]])}. "
             "Read the raw files again."
         )
-    out = adata
+    out = adata.copy() if not spilled else Compensation().fit_transform(adata)
     if spilled:
-        out = Compensation().fit_transform(out)
         states_now = recorded_states(out, spilled)
         if left := [m for m in spilled if not states_now[m][1]]:
             raise ProcessingStateError(
@@ -110,8 +109,12 @@ def bring_to(adata: AnnData, states: Mapping[str, MarkerState]) -> AnnData:
             )
     new = {m: s[0] for m, s in todo.items() if s[0] != _state.UNTRANSFORMED}
     if new:
-        values = _state.read_values(out, list(new))
-        for column, text in zip(values.T, new.values(), strict=True):
-            column[:] = parse_transform(text).transform(np.ascontiguousarray(column))
-        out = _state.processed_copy(out, list(new), values, transforms=new)
-    return out.copy() if out is adata else out
+        scales = [parse_transform(text) for text in new.values()]
+
+        def transform(values: np.ndarray) -> np.ndarray:
+            for column, scale in zip(values.T, scales, strict=True):
+                column[:] = scale.transform(column)
+            return values
+
+        _state.process(out, list(new), [(slice(None), transform)], transforms=new)
+    return out
