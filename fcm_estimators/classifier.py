@@ -68,6 +68,7 @@ from fcm_estimators._fitting.novelty import LabelledCells, Novelty, fit_novelty
 from fcm_estimators._fitting.performance import FEW_PATIENTS, Performance, few_patients
 from fcm_estimators._fitting.scale import MarkerScale, marker_scale
 from fcm_estimators._fitting.split import patient_folds, split_patients
+from fcm_estimators._fitting.threads import own_threads
 from fcm_estimators._fitting.trainer import train_net
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
@@ -357,6 +358,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     # -- fit ----------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    @own_threads()
     def fit(
         self,
         X: CellData,
@@ -592,6 +594,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         score = novelty_of(self.novelty_, fitted_net(self), as_tensor(x))
         return score > self.novelty_.threshold
 
+    @own_threads()
     def predict(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Class of each cell.
 
@@ -641,6 +644,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         predicted[self._is_unknown(samples.x)] = UNKNOWN if is_text else np.nan
         return predicted
 
+    @own_threads()
     def predict_proba(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Probability of each class for each cell.
 
@@ -668,6 +672,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         shift = mean_keeping_shift(lambda: [z], self.temperature_)
         return calibrated(z, self.temperature_, shift).numpy()
 
+    @own_threads()
     def decision_function(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Scores whose sign (two classes) or largest entry gives the predicted class.
 
@@ -732,6 +737,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         copy: Literal[False] = ...,
     ) -> None: ...
 
+    @own_threads()
     def annotate(
         self,
         data: Writable,

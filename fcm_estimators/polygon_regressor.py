@@ -44,6 +44,7 @@ from fcm_estimators._fitting.gate_targets import (
 )
 from fcm_estimators._fitting.scale import MarkerScale
 from fcm_estimators._fitting.split import split_patients
+from fcm_estimators._fitting.threads import own_threads
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
@@ -222,6 +223,7 @@ class PolygonRegressor(SetEstimator):
     # -- fit ----------------------------------------------------------------------------------
 
     @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    @own_threads()
     def fit(
         self,
         X: CellData,
@@ -370,6 +372,7 @@ class PolygonRegressor(SetEstimator):
 
     # -- prediction ---------------------------------------------------------------------------
 
+    @own_threads()
     def predict(self, X: CellData, groups: PerCell = None) -> np.ndarray:
         """Vertices of each polygon of each sample.
 
@@ -396,6 +399,7 @@ class PolygonRegressor(SetEstimator):
         """
         return self._polygons(read_to_predict(self, X, groups))
 
+    @own_threads()
     def predict_gates(self, X: CellData, groups: PerCell = None) -> dict[Hashable, GatingTree]:
         """Gating tree of each sample.
 
@@ -416,6 +420,7 @@ class PolygonRegressor(SetEstimator):
             for name, vertices in zip(samples.names.tolist(), polygons, strict=True)
         }
 
+    @own_threads()
     def predict_membership(self, X: CellData, groups: PerCell = None) -> pd.DataFrame:
         """Cells inside each predicted gate and its predicted parents.
 
@@ -485,6 +490,7 @@ class PolygonRegressor(SetEstimator):
         self, data: Writable, *, key_added: str = ..., copy: Literal[False] = ...
     ) -> None: ...
 
+    @own_threads()
     def annotate(
         self, data: Writable, *, key_added: str = GateKeys.key, copy: bool = False
     ) -> AnnData | None:
@@ -538,6 +544,7 @@ class PolygonRegressor(SetEstimator):
                 flags.write(part.rows[start:stop], self._plan.members(tree, x))
         return {"gates": GatingTree.to_uns(trees)}
 
+    @own_threads()
     def score(self, X: CellData, y: PerCell = None, groups: PerCell = None) -> float:
         """Mean F1 of the cells inside, over samples and gates with a polygon.
 
@@ -579,6 +586,7 @@ class PolygonRegressor(SetEstimator):
         groups = samples.names[samples.sample_of_cell]
         return gate_agreement(truth, self._members(samples), groups=groups)
 
+    @own_threads()
     def trace_gates(
         self, X: CellData, y: PerCell = None, groups: PerCell = None
     ) -> dict[Hashable, GatingTree]:

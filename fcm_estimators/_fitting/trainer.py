@@ -124,6 +124,7 @@ def make_net(
     *,
     patience: int | None = None,
     checkpoint: Callback | None = None,
+    trained: bool = True,
 ) -> PackedNet:
     """Make the skorch net that trains a module.
 
@@ -137,6 +138,8 @@ def make_net(
         restored. Default: no validation.
     checkpoint : Callback, optional
         Callback that saves the state of the other callbacks. It is called after them.
+    trained : bool, default True
+        False for a net that only predicts.
     """
     accelerate = plan.device == ACCELERATE
     # Each process takes one batch in n_processes.
@@ -161,12 +164,13 @@ def make_net(
     if plan.verbose:
         callbacks.append(("bar", ProgressBar()))
     make = accelerated_net if accelerate else PackedNet
+    optimizer: Entries = {"optimizer": NoOptimizer}
+    if trained:
+        optimizer = {"optimizer": torch.optim.AdamW, "optimizer__weight_decay": _WEIGHT_DECAY}
     net: PackedNet = make(
         module,
         criterion=criterion,
-        optimizer=torch.optim.AdamW,
         lr=plan.learning_rate,
-        optimizer__weight_decay=_WEIGHT_DECAY,
         max_epochs=plan.max_epochs,
         batch_size=None,
         iterator_train=DataLoader,
@@ -177,15 +181,26 @@ def make_net(
         verbose=0,
         head_diversity=plan.head_diversity,
         head_evenness=plan.head_evenness,
+        **optimizer,
     )
     net.initialize()
     return net
 
 
+class NoOptimizer:
+    """Stands in for the optimizer of a net that is not trained.
+
+    An optimizer of torch loads its compiler, which takes longer than a prediction.
+    """
+
+    def __init__(self, params: object, lr: float) -> None:
+        pass
+
+
 def ready_net(module: nn.Module, device: str) -> PackedNet:
     """Net of a trained module, on a device."""
     plan = TrainingPlan(device="auto" if device == ACCELERATE else device)
-    return make_net(module.eval(), nn.Identity(), plan)
+    return make_net(module.eval(), nn.Identity(), plan, trained=False)
 
 
 def train_net(
