@@ -26,6 +26,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(reason)
 
 
+@pytest.fixture(params=["short", pytest.param("whole", marks=pytest.mark.slow)])
+def training(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Length of trainings: short, to see that code runs, or whole, to see what it gives."""
+    if request.param == "short":
+        from fcm_estimators import PolygonRegressor, ReluFormerClassifier
+
+        for estimator in (PolygonRegressor, ReluFormerClassifier):
+            defaults = estimator.__init__.__kwdefaults__
+            few = {"max_epochs": 1, "steps_per_epoch": 5, "n_members": 2}
+            for name in defaults.keys() & few.keys():
+                monkeypatch.setitem(defaults, name, few[name])
+    return str(request.param)
+
+
 @functools.cache
 def _why_unavailable() -> str:
     from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof

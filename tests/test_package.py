@@ -74,18 +74,18 @@ def test_wheel_installs_and_imports_both_packages(tmp_path):
     assert loaded.count(str(tmp_path / "env")) == 2
 
 
-def test_readme_examples_run_as_they_stand(tmp_path, monkeypatch, capsys):
+def test_readme_examples_run_as_they_stand(training, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     first, explaining, gating = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     assert 10 <= len(first.strip().splitlines()) <= 15
     names = {"__name__": "readme"}
     # The blasts of the patient that is left out are unlike all others.
-    with (
-        pytest.warns(UserWarning, match="as far from the training samples"),
-        pytest.warns(UserWarning, match="are of 2 patients"),
-    ):
+    far = "as far from the training samples"
+    with pytest.warns(UserWarning) as told:
         exec(compile(first, "README.md", "exec"), names)
+    assert any(far in str(w.message) for w in told)
+    assert any("are of 2 patients" in str(w.message) for w in told)
     assert "f1" in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").exists()
     with warnings.catch_warnings():
@@ -94,16 +94,19 @@ def test_readme_examples_run_as_they_stand(tmp_path, monkeypatch, capsys):
         exec(compile(explaining, "README.md", "exec"), names)
     assert {"attention_head", "gradient_norm"} <= set(names["test"].obs)
     assert "X_umap" in names["shown"].obsm
-    with pytest.warns(UserWarning, match="as far from the training samples"):
+    with pytest.warns(UserWarning) as told:
         exec(compile(gating, "README.md", "exec"), names)
-    assert names["reg"].score(names["test"]) > 0.9
+    assert any(far in str(w.message) for w in told)
+    if training == "whole":
+        assert names["reg"].score(names["test"]) > 0.9
     assert (tmp_path / "gates.xml").stat().st_size > 1000
     # The page on large samples goes on from there.
     names["test"].write_h5ad("trial.h5ad")
     page = (ROOT / "docs" / "large-samples.md").read_text()
     stores, _, own_code = re.findall(r"```python\n(.*?)```", page, flags=re.S)
-    with pytest.warns(UserWarning, match="as far from the training samples"):
+    with pytest.warns(UserWarning) as told:
         exec(compile(stores, "large-samples.md", "exec"), names)
+    assert any(far in str(w.message) for w in told)
     trial = anndata.read_h5ad("trial.h5ad")
     assert (trial.obs["reluformer"] == names["test"].obs["reluformer"]).mean() > 0.999
     assert {"attention_head", "gradient_norm"} <= set(trial.obs)

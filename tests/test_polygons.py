@@ -737,6 +737,7 @@ def test_cells_outside_of_the_subset_are_not_gated(cohort):
     reg.annotate(adata)
 
 
+@pytest.mark.filterwarnings("ignore:.* far beyond all training data")
 def test_an_empty_parent_is_counted_as_nan(cohort, fitted):
     adata = gated_cohort(2, seed=3)
     adata.obsm["gates"].loc[:, :] = False

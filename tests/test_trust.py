@@ -235,6 +235,7 @@ def test_no_centroid_is_the_measurement_of_a_cell():
     assert (nearest > 1e-3).all()
 
 
+@pytest.mark.filterwarnings("ignore:.* far beyond all training data")
 @pytest.mark.filterwarnings("ignore:1 of 2 sample.s. are more than 1.5 times as far")
 @pytest.mark.filterwarnings("ignore:The members of the model")
 def test_unknown_cells_are_flagged_or_rejected_and_told(fitted, tmp_path):
