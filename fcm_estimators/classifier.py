@@ -23,7 +23,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from fcm_estimators._base.annotating import write_classes
-from fcm_estimators._base.deciding import Rules, as_tensor, novelty_of
+from fcm_estimators._base.deciding import Rules, novelty_of
 from fcm_estimators._base.estimator import SetEstimator
 from fcm_estimators._base.held_out import HeldOut
 from fcm_estimators._base.members import (
@@ -46,6 +46,7 @@ from fcm_estimators._base.reading import fitted_net, read_to_fit, read_to_predic
 from fcm_estimators._base.running import outputs_of
 from fcm_estimators._base.state import with_prefix
 from fcm_estimators._cells.results import Writable, column_names
+from fcm_estimators._cells.rows import as_tensor
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, read_labels
 from fcm_estimators._fitting.calibration import (
     calibrated,

@@ -475,12 +475,11 @@ def _dead(part: _Raw, dye: str | None) -> np.ndarray | str:
         return float(density[high] - density[low])
 
     # A broad lower population must not take the brightest events, so one limit separates the two.
-    ends = means[low], means[high]
-    if brighter(ends[0]) >= 0:
-        limit = ends[0]
-    elif brighter(ends[1]) <= 0:
-        limit = ends[1]
+    if brighter(means[low]) >= 0:
+        limit = means[low]
+    elif brighter(means[high]) <= 0:
+        limit = means[high]
     else:
-        limit = brentq(brighter, *ends)
+        limit = brentq(brighter, means[low], means[high])
     dead: np.ndarray = values > _ARCSINH_COFACTOR * np.sinh(limit)
     return dead

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 
 import pytest
 
@@ -19,6 +20,9 @@ settings.load_profile("default")
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip real-data tests where the data cannot be had; fail where they were promised."""
+    # scanpy's neighbours, in an earlier test, give torch as many threads as there are cores.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # A hook and no fixture: it has to come before the fixtures that read the data.
     if item.get_closest_marker("real_data") and "FCM_DATA_HOME" not in os.environ:
         reason = _why_unavailable()

@@ -35,7 +35,8 @@ def clipped_values(
         for start in range(0, len(part.rows), BLOCK):
             x = part.source.read(start, min(start + BLOCK, len(part.rows))).numpy(force=True)
             counts += ((x < lowest) | (x > highest)).sum(axis=0)
-        rows += [(part.name, markers[m], int(counts[m])) for m in np.flatnonzero(counts)]
+        found = zip(markers, counts.tolist(), strict=True)
+        rows += [(part.name, marker, n) for marker, n in found if n]
     return pd.DataFrame(rows, columns=["sample", "marker", "cells"])
 
 

@@ -6,13 +6,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.special import logit
 from torch import Tensor
 
 from fcm_estimators._base.held_out import HeldOut, Judged
 from fcm_estimators._base.members import usual_excess
 from fcm_estimators._base.panels import Decided
+from fcm_estimators._cells.rows import as_tensor
 from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.calibration import (
     best_f1_threshold,
@@ -129,8 +129,3 @@ def _temperature(judged: Judged, days: Judged) -> float:
 def novelty_of(novelty: Novelty, net: SetModule, x: Tensor) -> np.ndarray:
     """Novelty of cells in the units of the data."""
     return novelty.score(net.standardise(x.to(net.input_mean))).numpy(force=True)
-
-
-def as_tensor(x: np.ndarray) -> Tensor:
-    """Cells as a tensor; a copy if the array is read-only, of which torch warns."""
-    return torch.from_numpy(np.require(x, requirements="W"))

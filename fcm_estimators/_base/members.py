@@ -199,6 +199,8 @@ def warn_of_disagreement(table: pd.DataFrame, stacklevel: int) -> None:
 
 def against_rest(logits: np.ndarray) -> np.ndarray:
     """Log-odds of each class against all others together, shape (n, C)."""
+    if logits.shape[1] == 2:
+        return np.asarray(logits - logits[:, ::-1])
     z = torch.from_numpy(logits)
     others = [[k for k in range(z.shape[1]) if k != c] for c in range(z.shape[1])]
     rest = torch.stack([torch.logsumexp(z[:, columns], 1) for columns in others], 1)

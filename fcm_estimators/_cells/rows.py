@@ -68,13 +68,18 @@ def cells_in_memory(samples: Samples, device: torch.device) -> list[SampleCells]
             SampleCells(
                 name,
                 range(first, last) if no_gaps else rows,
-                PackedCells(torch.from_numpy(x).to(device)),
+                PackedCells(as_tensor(x).to(device)),
                 x[even_slice(len(x))],
                 column_extremes(x),
                 in_file=False,
             )
         )
     return found
+
+
+def as_tensor(x: np.ndarray) -> Tensor:
+    """Cells as a tensor; a copy if the array is read-only, of which torch warns."""
+    return torch.from_numpy(np.require(x, requirements="W"))
 
 
 def cells_in_store(

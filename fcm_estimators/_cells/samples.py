@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -187,7 +187,7 @@ def read_samples(
     ids = _sample_ids(data, source, groups)
     patients = ids
     if source.patient_key is not None:
-        patients = column(data, source.patient_key, "patient_key")
+        patients = _coded(_values(data, source.patient_key, "patient_key"))
         _require_complete(patients, "patient id", source.patient_key)
     names = _marker_names(data, source)
     kinds_known = isinstance(data, AnnData) and "kind" in data.var
@@ -210,13 +210,16 @@ def read_samples(
         raise InvalidInputError(
             f"subset_key={source.subset_key!r} leaves 0 of {n_rows} cells to analyse."
         )
-    codes, sample_names = pd.factorize(ids[rows])
-    order = np.argsort(codes, kind="stable")
-    rows = rows[order]
+    codes, present = pd.factorize(ids.codes[rows])
+    sample_names = ids.names[present]
+    if (codes[1:] < codes[:-1]).any():
+        rows = rows[np.argsort(codes, kind="stable")]
     counts = np.bincount(codes)
     offsets = [0, *np.cumsum(counts).tolist()]
-    patient_of_sample = np.asarray(patients)[rows[offsets[:-1]]]
-    _require_one_patient(np.asarray(patients)[rows], patient_of_sample, counts, sample_names)
+    first = patients.codes[rows[offsets[:-1]]]
+    patient_of_sample = patients.names[first]
+    if patients is not ids:
+        _require_one_patient(patients.codes[rows], first, counts, sample_names)
     x = _matrix(data, source, rows, positions)
     require_finite(x, wanted)
     if markers is None and kinds_known:
@@ -251,6 +254,30 @@ def column(data: Any, key: Hashable, what: str) -> np.ndarray:
     return values
 
 
+class _Ids(NamedTuple):
+    """Ids of all rows as codes, -1 if missing, and the names of the codes."""
+
+    codes: np.ndarray
+    names: np.ndarray
+
+
+def _coded(values: Any) -> _Ids:
+    if isinstance(values, (pd.Series, pd.Categorical)) and isinstance(
+        values.dtype, pd.CategoricalDtype
+    ):
+        found = pd.Categorical(values)
+        return _Ids(np.asarray(found.codes), found.categories.to_numpy())
+    codes, names = pd.factorize(np.asarray(values))
+    return _Ids(codes, np.asarray(names))
+
+
+def _values(data: Any, key: Hashable, what: str) -> Any:
+    """One column, as :func:`column`; a categorical column stays one."""
+    if isinstance(data, AnnData) and key in data.obs:
+        return data.obs[key]
+    return column(data, key, what)
+
+
 def _plain(values: pd.Series) -> np.ndarray:
     if isinstance(values.dtype, pd.CategoricalDtype):
         return values.astype(object).to_numpy()
@@ -269,34 +296,36 @@ def _subset(data: Any, source: Source) -> np.ndarray | None:
     return as_flags(inside, f"subset_key={key!r}")
 
 
-def _sample_ids(data: Any, source: Source, groups: PerCell) -> np.ndarray:
+def _sample_ids(data: Any, source: Source, groups: PerCell) -> _Ids:
     if groups is not None:
         if source.sample_key is not None:
             raise InvalidInputError(
                 f"Sample ids were given twice: groups= and sample_key={source.sample_key!r}. "
                 "Pass one of them."
             )
-        ids: np.ndarray = column_or_1d(
+        given: np.ndarray = column_or_1d(
             np.asarray(groups) if not isinstance(groups, pd.Series) else _plain(groups)
         )
-        if len(ids) != data.shape[0]:
+        if len(given) != data.shape[0]:
             raise InvalidInputError(
-                f"groups has {len(ids)} entries for {data.shape[0]} cells; one per cell is needed."
+                f"groups has {len(given)} entries for {data.shape[0]} cells; one per cell is "
+                "needed."
             )
+        ids = _coded(given)
         _require_complete(ids, "sample id", "groups")
         return ids
     if source.sample_key is None:
-        return np.zeros(data.shape[0], dtype=np.intp)
-    ids = column(data, source.sample_key, "sample_key")
+        return _Ids(np.zeros(data.shape[0], dtype=np.intp), np.zeros(1, dtype=np.intp))
+    ids = _coded(_values(data, source.sample_key, "sample_key"))
     _require_complete(ids, "sample id", source.sample_key)
     return ids
 
 
-def _require_complete(ids: np.ndarray, what: str, where: Hashable) -> None:
-    n_missing = int(pd.isna(ids).sum())
+def _require_complete(ids: _Ids, what: str, where: Hashable) -> None:
+    n_missing = int((ids.codes < 0).sum())
     if n_missing:
         raise InvalidInputError(
-            f"{n_missing} of {len(ids)} cells have no {what} (NaN) in {where!r}. Every cell "
+            f"{n_missing} of {len(ids.codes)} cells have no {what} (NaN) in {where!r}. Every cell "
             "needs one. Remove those cells or fill the column."
         )
 
@@ -373,7 +402,7 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
     all_rows = len(rows) == len(block) and (np.diff(rows) == 1).all()
     all_columns = np.array_equal(positions, np.arange(block.shape[1]))
     picked = block if all_rows else block[rows]
-    picked = picked if all_columns else picked[:, positions]
+    picked = picked if all_columns else np.take(picked, positions, axis=1)
     return np.ascontiguousarray(picked, dtype=dtype)
 
 

@@ -203,9 +203,12 @@ def mean_keeping_shift(blocks: Callable[[], Iterable[Tensor]], temperature: floa
     Tensor of shape (C,), float64
         0 for the most frequent class. All 0 if the temperature is 1.
     """
+    if temperature == 1:
+        some = next(iter(blocks()), torch.zeros(0, 0))
+        return torch.zeros(some.shape[1], dtype=torch.float64, device=some.device)
     wanted, _ = _expected_cells(blocks, 1.0, None)
     shift = torch.zeros_like(wanted)
-    if temperature == 1 or len(wanted) == 0:
+    if len(wanted) == 0:
         return shift
     wanted = wanted.clamp_min(_LEAST_EXPECTED)
     free = torch.arange(len(wanted)) != wanted.argmax().cpu()

@@ -52,7 +52,8 @@ class MarkerScale(NamedTuple):
 
     def restored(self, z: np.ndarray) -> np.ndarray:
         """Undo :meth:`standardised` for values within the limits."""
-        return z * self.sd + self.mean
+        x: np.ndarray = z * self.sd + self.mean
+        return x
 
 
 def marker_scale(samples: Samples) -> MarkerScale:
@@ -97,4 +98,5 @@ def _bounded(block: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
     lowest, highest = (low - beyond).astype(block.dtype), (high + beyond).astype(block.dtype)
     if (block.min(0) >= lowest).all() and (block.max(0) <= highest).all():
         return block
-    return np.clip(block, lowest, highest)
+    bounded: np.ndarray = np.clip(block, lowest, highest)
+    return bounded

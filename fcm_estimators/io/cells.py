@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from threading import Lock
 
@@ -96,5 +97,18 @@ def assembled(x: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData
     obs, var : DataFrame
         With unique indices.
     """
-    with _setting, ad.settings.override(check_uniqueness=False):
+    with names_not_compared():
         return ad.AnnData(X=x, obs=obs, var=var)
+
+
+def copied(adata: ad.AnnData) -> ad.AnnData:
+    """A copy, without another search for repeated names."""
+    with names_not_compared():
+        return adata.copy()
+
+
+@contextmanager
+def names_not_compared() -> Iterator[None]:
+    """Let AnnData not look for repeated names of cells."""
+    with _setting, ad.settings.override(check_uniqueness=False):
+        yield

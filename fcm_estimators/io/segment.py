@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._checks import column_extremes
 from fcm_estimators.exceptions import FcsError, InvalidInputError
 from fcm_estimators.io.beckman import (
     compensated_parameters,
@@ -32,8 +33,6 @@ from fcm_estimators.io.text import Content, DataSet, data_sets, number, parsed_n
 _MOST_DECADES = 38
 # Floats above this many times $PnR are told.
 _FAR_BEYOND = 2.0
-# Rows that are compared as one.
-_ROWS_AT_ONCE = 64
 # float32 holds no odd whole number above this.
 _LARGEST_WHOLE = 1 << 24
 
@@ -245,7 +244,7 @@ def _warn_beyond_range(segment: Segment, out: np.ndarray, columns: Sequence[int]
     """Tell which floats lie far beyond ``$PnR``, which bounds integers only."""
     if set(segment.layout.kinds) == {"I"}:
         return
-    highest = _highest(out)
+    _, highest = column_extremes(out)
     notes = Notes(segment.path.name)
     for channel, kind, column in zip(segment.channels, segment.layout.kinds, columns, strict=True):
         if column < 0 or kind == "I" or channel.kind in ("time", "other"):
@@ -254,16 +253,6 @@ def _warn_beyond_range(segment: Segment, out: np.ndarray, columns: Sequence[int]
             what = f"{channel.name} (up to {highest[column]:.3g}, $PnR {channel.range:.3g})"
             notes.group("with floats far beyond $PnR, which is no bound for floats.", what)
     notes.warn()
-
-
-def _highest(out: np.ndarray) -> np.ndarray:
-    """Largest value of every column, without NaN. Long rows are quicker to compare than short."""
-    at_once = len(out) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
-    together = out[:at_once].reshape(-1, _ROWS_AT_ONCE * out.shape[1])
-    if not at_once or not np.shares_memory(together, out):
-        return np.fmax.reduce(out, axis=0)
-    rows = np.fmax.reduce(together, axis=0).reshape(_ROWS_AT_ONCE, -1)
-    return np.fmax.reduce(np.concatenate([rows, out[at_once:]]), axis=0)
 
 
 def _store(

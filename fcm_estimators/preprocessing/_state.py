@@ -12,6 +12,7 @@ from scipy.sparse import issparse
 
 from fcm_estimators._checks import require_finite
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
+from fcm_estimators.io.cells import copied
 from fcm_estimators.io.kinds import is_compensated
 
 Rows: TypeAlias = slice | np.ndarray
@@ -106,7 +107,7 @@ def processed_copy(
         A value is not finite, before or after.
     """
     _require_finite_values(adata, markers)
-    out = adata.copy()
+    out = copied(adata)
     process(out, markers, parts, transforms=transforms, compensated=compensated)
     return out
 
@@ -168,7 +169,7 @@ def _blocks(rows: Rows, n_rows: int) -> Iterator[Rows]:
         yield slice(start, min(start + _ROWS_AT_ONCE, last))
 
 
-def _cells(rows: Rows, columns: np.ndarray) -> tuple[Any, np.ndarray]:
+def _cells(rows: Rows, columns: np.ndarray) -> Any:
     return (rows, columns) if isinstance(rows, slice) else np.ix_(rows, columns)
 
 

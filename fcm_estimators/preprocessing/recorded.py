@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import ProcessingStateError
+from fcm_estimators.io.cells import copied
 from fcm_estimators.preprocessing import _state
 from fcm_estimators.preprocessing._compensation import Compensation
 from fcm_estimators.preprocessing.scales import parse_transform
@@ -99,7 +100,7 @@ def bring_to(adata: AnnData, states: Mapping[str, MarkerState]) -> AnnData:
             f"is {described(present[wrong[0]])}, but should be {described(states[wrong[0]])}. "
             "Read the raw files again."
         )
-    out = adata.copy() if not spilled else Compensation().fit_transform(adata)
+    out = copied(adata) if not spilled else Compensation().fit_transform(adata)
     if spilled:
         states_now = recorded_states(out, spilled)
         if left := [m for m in spilled if not states_now[m][1]]:
