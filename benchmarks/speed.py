@@ -15,6 +15,7 @@ import os
 import platform
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import anndata
@@ -27,10 +28,12 @@ from _peers import InducedSetTransformer, PublishedReluFormer, SoftmaxTransforme
 
 from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import ReluFormerClassifier
+from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.inference import FileRows, with_net
 from fcm_estimators.nn import ReluFormer, streamed
 from fcm_estimators.nn.sources import PackedCells, Stored
 from fcm_estimators.nn.streaming import Stream
+from fcm_estimators.preprocessing import Compensation, LogicleTransform
 
 N_MARKERS, N_CLASSES = 11, 2
 # Softmax attention of more cells takes minutes.
@@ -349,15 +352,20 @@ def gpu(repeats):
         }
         if n <= 1_000_000:
             tasks["published"] = lambda x=x: PublishedReluFormer(net)(x)
+        with torch.no_grad():
+            exact = streamed(net, x).outputs
         for name, task in tasks.items():
             with torch.no_grad():
-                seconds = _on_gpu(task, repeats)
+                seconds, found = _on_gpu(task, repeats), task()
+            difference = torch.softmax(found.float(), 1) - torch.softmax(exact, 1)
             rows.append(
                 {
                     "cells": n,
                     "net": name,
                     "million_cells_per_s": n / seconds / 1e6,
                     "share_of_bandwidth": moved * n / seconds / bandwidth,
+                    "same_class": (found.argmax(1) == exact.argmax(1)).double().mean().item(),
+                    "probability_off_by": difference.abs().max().item(),
                 }
             )
     x = torch.randn(SOFTMAX_CELLS, N_MARKERS, device=device)
@@ -366,6 +374,23 @@ def gpu(repeats):
     rate = SOFTMAX_CELLS / seconds / 1e6
     rows.append({"cells": SOFTMAX_CELLS, "net": "softmax", "million_cells_per_s": rate})
     show(pd.DataFrame(rows))
+    show(pd.DataFrame([{"device": name, **_fit_seconds(name)} for name in ("cpu", "cuda")]))
+
+
+def _fit_seconds(device):
+    """Seconds of a fit of the default size, without members, on a simulated cohort."""
+    cohort = simulate_cohort(8, 20_000, random_state=0)
+    ready = LogicleTransform().fit_transform(Compensation().fit_transform(cohort))
+    clf = ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", pos_label="blast", n_members=0,
+        validation_fraction=None, max_epochs=5, device=device, random_state=0,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        clf.fit(ready)
+    seconds = clf.history_["seconds"].to_numpy()
+    loss = clf.history_["train_loss"].iloc[-1]
+    return {"seconds_per_epoch": np.median(seconds[1:]), "loss": loss}
 
 
 def _on_gpu(task, repeats):

@@ -12,7 +12,9 @@ from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._cells.rows import FileRows
 from fcm_estimators._fitting import net as _training
 from fcm_estimators.nn import PolygonFormer, ReluFormer, streamed
-from fcm_estimators.nn.sources import PackedCells, Stored
+from fcm_estimators.nn._kernels import Kernels, _normalised
+from fcm_estimators.nn.relu_attention import PARTIAL_ROWS
+from fcm_estimators.nn.sources import PackedCells, Piece, Stored
 from fcm_estimators.nn.streaming import Stream, streamed_contexts
 from tests.helpers import toy_cohort
 
@@ -192,3 +194,30 @@ def test_large_batches_train_by_chunk_as_small_ones_do(monkeypatch):
         ).fit(cohort)
         weights.append(torch.cat([p.flatten() for p in clf.net_.module_.parameters()]))
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_layer_norm_for_gpus_is_the_layer_norm(dtype):
+    torch.manual_seed(0)
+    h = 5 * torch.randn(300, 32, dtype=dtype) + 3
+    weight, bias = torch.randn(2, 32, dtype=dtype)
+    expected = torch.nn.functional.layer_norm(h, [32], weight, bias, 1e-5)
+    torch.testing.assert_close(_normalised(h, weight, bias, 1e-5), expected)
+
+
+def test_sums_for_gpus_are_the_sums():
+    torch.manual_seed(0)
+    net, n = ReluFormer(3, 2).double(), 2 * PARTIAL_ROWS + 500
+    x, pieces = (
+        torch.randn(n, 3).double(),
+        [Piece(0, 0, PARTIAL_ROWS + 7), Piece(1, PARTIAL_ROWS + 7, n)],
+    )
+    found = []
+    for on_gpu in (False, True):
+        kernels = Kernels(list(net.layers), n, net.input_mean)
+        kernels._on_gpu = on_gpu
+        sums = kernels.zero_sums(2)
+        with torch.no_grad():
+            kernels.add(sums, kernels.project(0, x), pieces, None)
+        found.append(sums)
+    torch.testing.assert_close(*found)
