@@ -207,17 +207,13 @@ def test_the_layer_norm_for_gpus_is_the_layer_norm(dtype):
 
 def test_sums_for_gpus_are_the_sums():
     torch.manual_seed(0)
-    net, n = ReluFormer(3, 2).double(), 2 * PARTIAL_ROWS + 500
-    x, pieces = (
-        torch.randn(n, 3).double(),
-        [Piece(0, 0, PARTIAL_ROWS + 7), Piece(1, PARTIAL_ROWS + 7, n)],
-    )
-    found = []
+    first, n = PARTIAL_ROWS + 7, 2 * PARTIAL_ROWS + 500
+    net, x, found = ReluFormer(3, 2).double(), torch.randn(n, 3).double(), []
     for on_gpu in (False, True):
         kernels = Kernels(list(net.layers), n, net.input_mean)
         kernels._on_gpu = on_gpu
         sums = kernels.zero_sums(2)
         with torch.no_grad():
-            kernels.add(sums, kernels.project(0, x), pieces, None)
+            kernels.add(sums, kernels.project(0, x), [Piece(0, 0, first), Piece(1, first, n)], None)
         found.append(sums)
     torch.testing.assert_close(*found)
