@@ -213,7 +213,7 @@ def sample_codes(ids: Any, where: object) -> tuple[np.ndarray, pd.Index]:
             f"{n_missing} of {len(codes)} cells have no sample id (NaN) in {where!r}. Every cell "
             "belongs to one; remove those cells or fill the column."
         )
-    return codes, pd.Index(names, name="sample")
+    return codes, pd.Index(np.asarray(names), name="sample")
 
 
 def rows_by_sample(adata: AnnData, sample_key: str | None) -> dict[str, np.ndarray]:

@@ -22,6 +22,10 @@ from fcm_estimators.nn.sources import Rows, Stored
 from fcm_estimators.nn.streaming import Stream
 
 
+# Intermediate values of more bytes are kept in a temporary file, which takes hardly longer.
+_MOST_BYTES = 64 << 20
+
+
 def net_for(net: SetModule, dtype: np.dtype) -> SetModule:
     """The net in the precision of the data; a cast copy if the precision differs."""
     wanted = torch.float64 if dtype == np.float64 else torch.float32
@@ -37,11 +41,14 @@ def stream_through(
 ) -> Stream:
     """Stream of the cells of one sample through a net, in the precision of the cells.
 
-    For cells in a store, intermediate values are kept in temporary files. ``weight``, of shape
-    (N,), is the weight of each cell in the contexts.
+    Where they would need much memory, and for cells in a store, intermediate values are kept in a
+    temporary file. ``weight``, of shape (N,), is the weight of each cell in the contexts.
     """
-    store = FileRows if cells.in_file else Stored.new
     cast = net_for(net, cells.glance.dtype)
+    n_kept = len(cast.layers) if keep_layers else 1
+    n_bytes = len(cells.rows) * cast.hidden_dim * cells.glance.itemsize * n_kept
+    in_memory = n_bytes <= _MOST_BYTES or cast.input_mean.device.type != "cpu"
+    store = Stored.new if in_memory and not cells.in_file else FileRows
     return Stream(cast, cells.source, weight=weight, keep_layers=keep_layers, store=store)
 
 

@@ -18,8 +18,9 @@ def per_cell(values: ArrayLike | pd.Series, name: str, n_cells: int | None = Non
     Raises InvalidInputError if it is not one-dimensional or not of length ``n_cells``.
     """
     # Lists pass through pandas: np.asarray would turn ["a", nan] into the strings "a" and "nan".
+    # Nor does it meet a Series, whose names of cells it would look through.
     if isinstance(values, pd.Series | pd.Index | pd.Categorical):
-        array = np.asarray(values)
+        array = np.asarray(values.array if isinstance(values, pd.Series) else values)
     else:
         array = np.asarray(pd.Series(values)) if isinstance(values, list) else np.asarray(values)
     if array.ndim != 1:
@@ -44,6 +45,8 @@ def samples_of(groups: ArrayLike | None, n_cells: int) -> tuple[np.ndarray, pd.I
     """
     if groups is None:
         return np.zeros(n_cells, dtype=np.intp), pd.Index(["all"], name="sample")
+    if isinstance(groups, pd.Series | pd.Categorical) and len(groups) == n_cells:
+        return sample_codes(groups, "groups")
     return sample_codes(per_cell(groups, "groups", n_cells), "groups")
 
 

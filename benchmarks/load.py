@@ -1,0 +1,165 @@
+"""From an FCS file to the annotated h5ad: time of each step, memory, start-up.
+
+Run ``python benchmarks/load.py path`` (or ``memory``, ``start``, ``all``) ``[--events 1000000]``.
+Times of ``path`` are CPU seconds, least of the repeats, beside the net's own time in the same
+process; ``start`` is the wall time of a process of its own. Memory is the peak of a process of its
+own above what it held before the step (Linux), less what the step leaves behind, in MB and in
+multiples of X, the float32 events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from reading import status
+
+from fcm_estimators import ReluFormerClassifier, write_fcs
+from fcm_estimators.cohort import annotate_files
+from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.io import read_fcs
+from fcm_estimators.models import load_model
+from fcm_estimators.nn import streamed
+from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
+from fcm_estimators.quality import flag_quality
+
+
+def make(folder, n_events):
+    """A small model, a large file and a small one."""
+    raw = simulate_cohort(6, 3000, n_patients=6, random_state=0)
+    for step in (Compensation(), LogicleTransform(), LinearTransform()):
+        raw = step.fit_transform(raw)
+    ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", pos_label="blast", max_epochs=4, n_members=3,
+        steps_per_epoch=20, random_state=0,
+    ).fit(raw).save(folder / "model")  # fmt: skip
+    for name, n in (("large", n_events), ("small", 2000)):
+        write_fcs(simulate_cohort(1, n, random_state=9), folder / f"{name}.fcs")
+
+
+def steps(folder, file="large"):
+    """Name and function of each step; each takes what the last one gave."""
+    model = load_model(folder / "model", device="cpu")
+    return {
+        "read": lambda _: read_fcs(folder / f"{file}.fcs"),
+        "quality": lambda adata: flag_quality(adata) or adata,
+        "prepare": model.prepare,
+        "annotate": lambda adata: model.annotate(adata) or adata,
+        "write": lambda adata: adata.write_h5ad(folder / "out.h5ad"),
+    }
+
+
+def path(folder, repeats):
+    """CPU seconds of each step, of the whole command, and of the net alone."""
+    best = {}
+    model, ready = load_model(folder / "model", device="cpu"), None
+    for _ in range(repeats):
+        adata = None
+        for name, step in steps(folder).items():
+            start, adata = time.process_time(), step(adata)
+            best[name] = min(best.get(name, np.inf), time.process_time() - start)
+            ready = adata if name == "prepare" else ready
+        start = time.process_time()
+        table = annotate_files(
+            folder / "model", [folder / "large.fcs"], folder / "out", resume=False, n_workers=0
+        )
+        best["all, with counts and checksums"] = min(
+            best.get("all, with counts and checksums", np.inf), time.process_time() - start
+        )
+        assert table["status"].tolist() == ["done"]
+        x = torch.from_numpy(np.ascontiguousarray(ready[:, model.markers_].X))
+        with torch.no_grad():
+            start = time.process_time()
+            streamed(model.net_.module_, x)
+        best["the net alone"] = min(best.get("the net alone", np.inf), time.process_time() - start)
+    print("| step | CPU s | times the net |\n|---|---|---|")
+    for name, seconds in best.items():
+        print(f"| {name} | {seconds:.2f} | {seconds / best['the net alone']:.1f} |", flush=True)
+
+
+def _memory_of(folder, wanted):
+    """Size of X, and peak during a step above what was held before and what is left behind."""
+    warnings.simplefilter("ignore")
+    for file in ("small", "large"):
+        adata = None
+        for name, step in steps(folder, file).items():
+            if name == wanted and file == "large":
+                break
+            adata = step(adata)
+    before = status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    result = step(adata)
+    peak, after = status("VmHWM"), status("VmRSS")
+    size = (result if adata is None else adata).X.nbytes
+    return size, peak - before, peak - max(after, before)
+
+
+def memory(folder, repeats):
+    """Memory of each step beyond what it is given and leaves."""
+    print("| step | peak, MB | beyond input and result, MB | times X |\n|---|---|---|---|")
+    context = multiprocessing.get_context("spawn")
+    for name in steps(folder):
+        with context.Pool(1) as pool:
+            size, peak, beyond = pool.apply(_memory_of, (folder, name))
+        print(
+            f"| {name} | {peak / 1e6:.0f} | {beyond / 1e6:.0f} | {beyond / size:.2f} |", flush=True
+        )
+
+
+START = {
+    "third-party imports": "import torch, anndata, sklearn",
+    "with our imports and the model": (
+        "import torch, anndata, sklearn; from fcm_estimators.models import load_model; "
+        "load_model('model')"
+    ),
+    "fcm annotate of 2,000 events": (
+        "from fcm_estimators.cli import app; "
+        "app(['annotate', 'model', 'small.fcs', '-o', 'started', '--redo'])"
+    ),
+}
+
+
+def start(folder, repeats):
+    """Wall seconds of a process, taken in turns."""
+    best = dict.fromkeys(START, np.inf)
+    for _ in range(repeats):
+        for name, code in START.items():
+            begun = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=folder, capture_output=True, check=True
+            )
+            best[name] = min(best[name], time.perf_counter() - begun)
+    print("| process | s |\n|---|---|")
+    for name, seconds in best.items():
+        print(f"| {name} | {seconds:.2f} |", flush=True)
+
+
+def main():
+    parts = {f.__name__: f for f in (path, memory, start)}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=[*parts, "all"])
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print(
+        f"{options.events:,} events, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), options.events)
+        for name, part in parts.items():
+            if options.what in (name, "all"):
+                print(f"-- {name}", flush=True)
+                part(Path(folder), options.repeats)
+
+
+if __name__ == "__main__":
+    main()
