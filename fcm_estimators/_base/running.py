@@ -21,7 +21,6 @@ from fcm_estimators.nn import SetModule
 from fcm_estimators.nn.sources import Rows, Stored
 from fcm_estimators.nn.streaming import Stream
 
-
 # Intermediate values of more bytes are kept in a temporary file, which takes hardly longer.
 _MOST_BYTES = 64 << 20
 
