@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier, read_fcs, write_fcs
 from fcm_estimators.cohort import annotate_files, read_file, read_files
+from fcm_estimators.cohort.executor import executor
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import (
     InvalidInputError,
@@ -287,6 +288,30 @@ def test_a_dying_worker_loses_nothing(folder, serial, client, tmp_path):
     pd.testing.assert_frame_equal(comparable(table), comparable(serial))
     assert same_results(tmp_path, folder / "serial") == N_FILES
     assert not list(tmp_path.glob(".*.part"))
+
+
+def deadly(number):
+    """Kill the process of one job, and with it all others that it shares a pool with."""
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 2:
+        raise ValueError("wrong\nfile")
+    return number, os.getpid()
+
+
+def test_a_process_that_is_killed_costs_no_other_job():
+    jobs = [(deadly, (number,)) for number in range(4)]
+    with executor(None, 2, len(jobs)) as run:
+        found = {position: (result, error) for position, result, error in run(jobs)}
+    assert [found[i][0][0] for i in (0, 3)] == [0, 3]
+    assert os.getpid() not in {found[i][0][1] for i in (0, 3)}
+    assert found[2] == (None, "ValueError: wrong file")
+    assert "also with this file alone" in found[1][1]
+
+
+def test_one_job_needs_no_other_process():
+    with executor(None, None, 1) as run:
+        assert list(run([(os.getpid, ())])) == [(0, os.getpid(), "")]
 
 
 def test_assembly_on_a_cluster_is_that_in_one_process(folder, client):

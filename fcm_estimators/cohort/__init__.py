@@ -1,7 +1,7 @@
-"""Process many files at once, on the cores of one machine or on a cluster, through Dask.
+"""Process many files at once, on the cores of one machine or on a Dask cluster.
 
-:func:`read_files` assembles training data, :func:`annotate_files` applies a model. Both need the
-extra ``cohort``: ``pip install "fcm-estimators[cohort]"``.
+:func:`read_files` assembles training data, :func:`annotate_files` applies a model. A cluster needs
+the extra ``cohort``: ``pip install "fcm-estimators[cohort]"``.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ def annotate_files(
         Cluster to use. It must have access to all paths, and its workers should have one thread
         each. Default: processes on this machine.
     n_workers : int, optional
-        Number of processes if no client is given; 0 uses the current process. Default: one per
-        core.
+        Number of processes if no client is given; 0 and 1 use the current process, as one file
+        does. Default: one per core. Functions that are passed are then imported by the processes.
     progress : callable, optional
         Called with the first row of each file when the file is done.
 

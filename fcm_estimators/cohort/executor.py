@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fcm_estimators.exceptions import FcmError, InvalidInputError
+from fcm_estimators.exceptions import FcmError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -28,29 +30,9 @@ def executor(
     if client is not None:
         yield partial(_run_on_client, client)
         return
-    if n_workers == 0:
-        yield in_turn
-        return
-    try:
-        import distributed
-    except ImportError as error:
-        raise InvalidInputError(
-            "Several processes need Dask: install fcm-estimators[cohort], or pass n_workers=0 to "
-            "process one file after the other."
-        ) from error
-    count = min(n_workers or os.cpu_count() or 1, n_jobs)
-    dask: Any = distributed  # has no annotations
-    with (
-        dask.LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=logging.ERROR,
-        ) as cluster,
-        dask.Client(cluster) as own_client,
-    ):
-        yield partial(_run_on_client, own_client)
+    count = min(os.cpu_count() or 1 if n_workers is None else n_workers, n_jobs)
+    # A process costs more than a small file.
+    yield in_turn if count <= 1 else partial(_in_processes, count)
 
 
 def in_turn(jobs: list[Call]) -> Iterator[Outcome]:
@@ -61,6 +43,53 @@ def in_turn(jobs: list[Call]) -> Iterator[Outcome]:
         except Exception as error:  # noqa: BLE001 - becomes the error of this job
             outcome = None, error_text(error)
         yield position, *outcome
+
+
+def _in_processes(count: int, jobs: list[Call]) -> Iterator[Outcome]:
+    """Run jobs in new processes of this machine, which talk to this one by pipes alone.
+
+    The death of a worker, by the kernel when memory is short, breaks the pool. Jobs that did not
+    finish are then repeated, each in a process of its own, so the death costs at most one job.
+    """
+    context = multiprocessing.get_context("spawn")
+    left = dict(enumerate(jobs))
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread) as pool:
+        futures = {pool.submit(f, *arguments): i for i, (f, arguments) in left.items()}
+        try:
+            for future in as_completed(futures):
+                outcome = _outcome_of(future)
+                if outcome is not None:
+                    del left[futures[future]]
+                    yield futures[future], *outcome
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    for position, (function, arguments) in left.items():
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_one_thread) as pool:
+            outcome = _outcome_of(pool.submit(function, *arguments))
+        yield position, *(outcome or (None, _DIED))
+
+
+_DIED = (
+    "The process died, also with this file alone. Is memory short? A script that starts workers "
+    "also needs if __name__ == '__main__': around what it does."
+)
+
+
+def _outcome_of(future: Future[Any]) -> tuple[Any, str] | None:
+    """Result and error of a job; None if its process died."""
+    try:
+        return future.result(), ""
+    except BrokenProcessPool:
+        return None
+    except Exception as error:  # noqa: BLE001 - becomes the error of this job
+        return None, error_text(error)
+
+
+def _one_thread() -> None:
+    """Let a worker use one thread: threads of several workers wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _run_on_client(client: Any, jobs: list[Call]) -> Iterator[Outcome]:

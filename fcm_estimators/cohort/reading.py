@@ -73,8 +73,8 @@ def read_files(
     client : dask.distributed.Client, optional
         Cluster to use. It must have access to the files. Default: processes on this machine.
     n_workers : int, optional
-        Number of processes if no client is given; 0 uses the current process. Default: one per
-        core.
+        Number of processes if no client is given; 0 and 1 use the current process, as one file
+        does. Default: one per core. Functions that are passed are then imported by the processes.
     on_error : {"raise", "skip"}, default "raise"
         "raise": raise one error that names the files that cannot be read (at most 10). "skip":
         leave these files out and list them in ``uns["cohort"]``.
