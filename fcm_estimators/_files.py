@@ -30,10 +30,9 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all, with mode 644."""
+    """Write a file completely or not at all."""
     with replaced_when_complete(path) as temporary:
         temporary.write_bytes(content)
-    path.chmod(0o644)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -60,7 +59,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of the files in a directory."""
+    """SHA-256 of a file, or of the names and contents of the files in a directory (zarr)."""
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,6 +24,12 @@ def data_home(folder):
     return path
 
 
+def weights_file(folder):
+    """The file of the weights in the directory of a model."""
+    (found,) = Path(folder).glob("model-*.safetensors")
+    return found
+
+
 def plain_scale(n_markers):
     """Mean 0, SD 1 and no limits."""
     values = [0.0, 1.0, -np.inf, np.inf]

@@ -42,7 +42,7 @@ from fcm_estimators.exceptions import (
 )
 from fcm_estimators.inference import read_samples
 from fcm_estimators.nn.relu_attention import head_overlap, head_unevenness
-from tests.helpers import MARKERS, packed, toy_cohort
+from tests.helpers import MARKERS, packed, toy_cohort, weights_file
 
 # Members are tested in test_trust.py.
 QUICK = {
@@ -510,7 +510,8 @@ def test_cards_say_what_was_trained_on_and_name_nobody(tmp_path):
 
 def test_saved_model_predicts_the_same(cohort, fitted, tmp_path):
     fitted.save(tmp_path / "m")
-    files = ["DATA_CARD.md", "MODEL_CARD.md", "model.json", "model.safetensors"]
+    weights = weights_file(tmp_path / "m").name
+    files = ["DATA_CARD.md", "MODEL_CARD.md", weights, "model.json"]
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == files
     loaded = ReluFormerClassifier.load(tmp_path / "m")
     np.testing.assert_array_equal(loaded.predict_proba(cohort), fitted.predict_proba(cohort))
@@ -541,7 +542,7 @@ def test_model_trained_on_cuda_loads_on_cpu(cohort, fitted, tmp_path):
 
 
 def damage(folder, how):
-    weights, text = folder / "model.safetensors", folder / "model.json"
+    weights, text = weights_file(folder), folder / "model.json"
     if how == "truncated weights":
         weights.write_bytes(weights.read_bytes()[:-10])
     elif how == "altered weights":
@@ -570,7 +571,7 @@ def damage(folder, how):
     [
         ("truncated weights", "checksum"),
         ("altered weights", "checksum"),
-        ("no weights", r"model\.safetensors cannot be read"),
+        ("no weights", r"safetensors cannot be read"),
         ("no description", r"No model at.*model\.json"),
         ("truncated description", "not valid JSON"),
         ("newer format", r"format version 99.*Update the package"),

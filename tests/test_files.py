@@ -1,13 +1,16 @@
 """Which files a cohort has, how they are called, and messages in the words of the command line."""
 
 import itertools
+import os
 import warnings
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer import Exit
 
+from fcm_estimators._files import write_whole
 from fcm_estimators.cli._running import errors_as_exit_status, in_words_of_commands
 from fcm_estimators.cohort.files import file_names, list_files, read_file
 from fcm_estimators.datasets import simulate_cohort
@@ -126,3 +129,44 @@ def test_warnings_are_one_line_in_the_words_of_the_commands(capsys):
         warnings.warn("Not read: 'CD3'; name it with markers=[...].", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == "Warning: Not read: 'CD3'; name it with --markers.\n"
     assert warnings.showwarning is before
+
+
+def test_an_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):
+    """Whatever file a kill comes before, the model is the old one or the new one, and whole."""
+    from fcm_estimators._base import files
+
+    old, new = (tensors_of(value) for value in (1.0, 2.0))
+    nothing = files.to_json({})
+    state, write = files.SavedState("Net", nothing, nothing), files.write_whole
+    files.write_model(tmp_path, old, state, {"Model card": {}})
+    identity = files.model_checksum(tmp_path)
+    for n_written in range(3):
+        left = iter([True] * n_written)
+
+        def interrupted(path, content, left=left):
+            if not next(left, False):
+                raise KeyboardInterrupt
+            write(path, content)
+
+        monkeypatch.setattr(files, "write_whole", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            files.write_model(tmp_path, new, state, {"Model card": {}})
+        found, _, _ = files.read_model(tmp_path, "Net")
+        assert found["a"].item() == (2.0 if n_written == 2 else 1.0)
+        assert (files.model_checksum(tmp_path) == identity) == (n_written < 2)
+    monkeypatch.setattr(files, "write_whole", write)
+    files.write_model(tmp_path, new, state, {"Model card": {}})
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def tensors_of(value):
+    return {"a": torch.full((1,), value)}
+
+
+def test_files_get_the_rights_that_the_user_wants(tmp_path):
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "secret", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600

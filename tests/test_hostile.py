@@ -9,6 +9,7 @@ import ast
 import contextlib
 import importlib.util
 import json
+import shutil
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -23,7 +24,7 @@ import fcm_estimators
 from fcm_estimators import FcmError, ReluFormerClassifier, read_fcs
 from fcm_estimators.exceptions import FcsError, ModelFormatError
 from fcm_estimators.models import load_model
-from tests.helpers import toy_cohort
+from tests.helpers import toy_cohort, weights_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,7 +141,7 @@ def saved(tmp_path_factory):
 def test_twisted_descriptions_of_models(saved, tmp_path, seed):
     described = json.loads((saved / "model.json").read_text())
     fuzz.twist(described, np.random.default_rng(seed))
-    (tmp_path / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    shutil.copy(weights_file(saved), tmp_path)
     (tmp_path / "model.json").write_text(json.dumps(described))
     with contextlib.suppress(FcmError):
         load_model(tmp_path)
@@ -154,7 +155,7 @@ def test_a_huge_net_is_refused_without_being_made(saved, tmp_path, name, value):
     for pair in described["params"]["pairs"]:
         if pair[0] == name:
             pair[1] = value
-    (tmp_path / "model.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    shutil.copy(weights_file(saved), tmp_path)
     (tmp_path / "model.json").write_text(json.dumps(described))
     with pytest.raises(ModelFormatError):
         load_model(tmp_path)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import anndata
 
+from tests.helpers import weights_file
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -87,7 +89,7 @@ def test_readme_examples_run_as_they_stand(training, tmp_path, monkeypatch, caps
     assert any(far in str(w.message) for w in told)
     assert any("are of 2 patients" in str(w.message) for w in told)
     assert "f1" in capsys.readouterr().out
-    assert (tmp_path / "model" / "model.safetensors").exists()
+    assert weights_file(tmp_path / "model").exists()
     with warnings.catch_warnings():
         # What UMAP and scanpy warn of is theirs.
         warnings.simplefilter("ignore")

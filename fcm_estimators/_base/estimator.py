@@ -391,7 +391,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the fitted model as a directory, without pickle.
 
-        ``model.safetensors`` and ``model.json`` hold the model. ``MODEL_CARD.md`` and
+        ``model.json`` and ``model-....safetensors``, the weights under the first digits of their
+        checksum, hold the model. ``MODEL_CARD.md`` and
         ``DATA_CARD.md`` describe it for people (:meth:`cards`); :meth:`load` does not read them.
 
         Parameters

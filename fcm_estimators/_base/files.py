@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +19,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fcm_estimators._base.cards import Cards, as_markdown
-from fcm_estimators._files import write_whole
+from fcm_estimators._files import checksum, write_whole
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import ModelFormatError
 
 FORMAT = "fcm-estimators model"
-# Version 3 stores the members and the novelty of a classifier, version 4 the limits of the inputs.
+# Version 3 stores the members and the novelty of a classifier, version 4 the limits of the inputs
+# and names the weights by their checksum.
 FORMAT_VERSION = 4
-_WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
+_DESCRIPTION = "model.json"
 
 
 class SavedState(NamedTuple):
@@ -48,6 +50,9 @@ def write_model(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], state: SavedState, cards: Cards
 ) -> None:
     """Write weights, description and cards. Each file is written whole or not at all.
+
+    The file of the weights is named by their checksum, and the description names it. A model is
+    replaced at the moment when its description is, so an interrupted save leaves the old one.
 
     Parameters
     ----------
@@ -71,8 +76,12 @@ def write_model(
         "fitted": state.fitted,
     }
     text = json.dumps(description, indent=1, sort_keys=True).encode()
-    write_whole(folder / _WEIGHTS, weights)
+    file = folder / _weights_name(description["weights_sha256"])
+    write_whole(file, weights)
     write_whole(folder / _DESCRIPTION, text)
+    for other in folder.glob(_weights_name("*")):
+        if other != file:
+            other.unlink(missing_ok=True)
     for name, sections in cards.items():
         file = folder / f"{name.upper().replace(' ', '_')}.md"
         write_whole(file, as_markdown(name, sections).encode())
@@ -109,17 +118,24 @@ def read_model(
             f"The model in {folder} is a {description.get('class')}; load it with "
             f"{description.get('class')}.load, not {class_name}.load."
         )
-    weights = _read(folder / _WEIGHTS, folder)
-    if hashlib.sha256(weights).hexdigest() != description.get("weights_sha256"):
+    expected = str(description.get("weights_sha256"))
+    if not re.fullmatch(r"[0-9a-f]{64}", expected):
         raise ModelFormatError(
-            f"{_WEIGHTS} in {folder} ({len(weights)} bytes) does not have the checksum in "
+            f"{_DESCRIPTION} in {folder} has no checksum of the weights; it is damaged. Copy the "
+            "model directory again."
+        )
+    file = folder / _weights_name(expected)
+    weights = _read(file, folder)
+    if hashlib.sha256(weights).hexdigest() != expected:
+        raise ModelFormatError(
+            f"{file.name} in {folder} ({len(weights)} bytes) does not have the checksum in "
             f"{_DESCRIPTION}; it is truncated or belongs to another model. Copy the directory "
             "again."
         )
     try:
         tensors = load_tensors(weights)
     except SafetensorError as error:
-        raise ModelFormatError(f"{_WEIGHTS} in {folder} cannot be read: {error}") from error
+        raise ModelFormatError(f"{file.name} in {folder} cannot be read: {error}") from error
     try:
         return tensors, from_json(description["params"]), from_json(description["fitted"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -127,6 +143,19 @@ def read_model(
             f"{_DESCRIPTION} in {folder} is incomplete or altered ({type(error).__name__}: "
             f"{error}). Copy the directory again, or train again."
         ) from error
+
+
+def model_checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 that identifies a saved model; "" if there is none.
+
+    The description holds the checksum of the weights, so cards and other files do not matter.
+    """
+    description = Path(path) / _DESCRIPTION
+    return checksum(description) if description.is_file() else ""
+
+
+def _weights_name(weights_sha256: str) -> str:
+    return f"model-{weights_sha256[:16]}.safetensors"
 
 
 def _require_known_version(folder: Path, description: Entries) -> None:
@@ -148,7 +177,7 @@ def _read(path: Path, folder: Path) -> bytes:
         found = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else "no such directory"
         raise ModelFormatError(
             f"No model at {folder}: {path.name} cannot be read ({error.strerror}); found {found}. "
-            f"A model directory holds {_WEIGHTS} and {_DESCRIPTION}; save() writes both."
+            f"A model directory holds {_DESCRIPTION} and its weights; save() writes both."
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anndata as ad
 import pandas as pd
 
+from fcm_estimators._base.files import model_checksum
 from fcm_estimators._cells.results import require_key_name
 from fcm_estimators._checks import listed
 from fcm_estimators._files import checksum, replaced_when_complete
@@ -124,14 +125,14 @@ def annotate_files(
     if not isinstance(model, str | os.PathLike):
         model.save(folder / "model")
         model = folder / "model"
-    model_checksum = checksum(Path(model)) if Path(model).is_dir() else ""
-    loaded = cached_model(str(model), model_checksum)
+    identity = model_checksum(model)
+    loaded = cached_model(str(model), identity)
     _require_denominator(denominator, gates, paths)
     keys = result_keys(loaded, key_added)
     require_key_name(keys.key)
     job = Job(
         model=str(Path(model).resolve()),
-        model_checksum=model_checksum,
+        model_checksum=identity,
         gates=gates if isinstance(gates, GatingTree | None) else str(Path(gates).resolve()),
         gates_checksum=_gates_checksum(gates),
         out=str(folder.resolve()),
@@ -197,4 +198,4 @@ def _gates_checksum(gates: GatingTree | PathName | None) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
     if not Path(gates).exists():
         raise InvalidInputError(f"gates: {gates} does not exist.")
-    return checksum(Path(gates))
+    return model_checksum(gates) if Path(gates).is_dir() else checksum(Path(gates))
