@@ -130,7 +130,7 @@ def specialisation(
             "cells; two or more are needed."
         )
     label, _ = pd.factorize(labels[known])
-    samples = read_samples(explainer.estimator, adata)
+    samples = read_samples(explainer.estimator, explainer.ready(adata))
     sample = samples.scatter(samples.sample_of_cell, -1)[known]
     strata = label * (sample.max() + 1) + sample
 

@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from sklearn.pipeline import Pipeline
 
 from explainers._attention_plan import AttentionPlan, Received, head_names
 from explainers._maths.attention import assigned_heads, population_attention, rollout
+from explainers._model import OfModel
 from explainers._populations import chosen_cells, population_labels, target_cells
 from fcm_estimators import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
@@ -20,6 +22,7 @@ from fcm_estimators.inference import (
     Writable,
     fitted_net,
     open_data,
+    own_threads,
     read_cells,
     read_samples,
     run_record,
@@ -31,7 +34,7 @@ from fcm_estimators.polygon_regressor import PolygonRegressor
 NO_HEAD = "none"
 
 
-class AttentionExplainer:
+class AttentionExplainer(OfModel):
     """Attention that each cell receives from each head, and the head that attends most to it.
 
     If a head attends to a population, this does not prove that the model needs it. Later layers
@@ -40,7 +43,7 @@ class AttentionExplainer:
 
     Parameters
     ----------
-    estimator : ReluFormerClassifier or PolygonRegressor
+    estimator : ReluFormerClassifier, PolygonRegressor, or a Pipeline that ends in one
         Fitted.
     net_layer : int, default -1
         Layer of the net whose attention is read; negative ones count from the last.
@@ -72,13 +75,13 @@ class AttentionExplainer:
 
     def __init__(
         self,
-        estimator: ReluFormerClassifier | PolygonRegressor,
+        estimator: ReluFormerClassifier | PolygonRegressor | Pipeline,
         *,
         net_layer: int = -1,
         queries: Any = None,
         key_added: str = AttentionKeys.key,
     ) -> None:
-        self.estimator = estimator
+        self._take(estimator)
         self.net_layer = net_layer
         self.queries = queries
         self.key_added = key_added
@@ -101,6 +104,7 @@ class AttentionExplainer:
         fitted_net(self.estimator)
         return AttentionPlan.of(self.estimator, self.net_layer, self.queries)
 
+    @own_threads()
     def attribute(self, X: CellData, *, groups: PerCell = None) -> Received:
         """Received attention as arrays.
 
@@ -122,11 +126,12 @@ class AttentionExplainer:
             The selection of queries is unknown.
         """
         plan = self.plan()
-        samples = read_samples(self.estimator, X, groups)
+        samples = read_samples(self.estimator, self.ready(X), groups)
         chosen = target_cells(X, plan.cells, samples.n_rows)[samples.rows]
         relative, absorbed = plan.of_samples(samples, chosen)
         return Received(samples.scatter(relative, np.nan), absorbed)
 
+    @own_threads()
     def explain(self, data: Writable) -> None:
         """Write received attention and the assigned head into an AnnData, or a store on disk.
 
@@ -156,7 +161,7 @@ class AttentionExplainer:
         """
         plan, keys, heads = self.plan(), AttentionKeys(self.key_added), self.heads
         with open_data(data, keys) as (source, sink):
-            parts = read_cells(self.estimator, source)
+            parts = read_cells(self.estimator, self.ready(source))
             chosen = chosen_cells(source, plan.cells)
             received = sink.table(keys.received(plan.net_layer), heads)
             head = sink.categorical(keys.head, [*heads, NO_HEAD])
@@ -184,6 +189,7 @@ class AttentionExplainer:
             samples=[str(name) for name in absorbed.index],
         )
 
+    @own_threads()
     def between(self, adata: AnnData, population: str) -> pd.DataFrame:
         """Attention from each population to each population, averaged over samples.
 
@@ -205,7 +211,7 @@ class AttentionExplainer:
         """
         plan = self.plan()
         plan.require_cells_as_queries()
-        samples = read_samples(self.estimator, adata)
+        samples = read_samples(self.estimator, self.ready(adata))
         labels = population_labels(adata, population)[samples.rows]
         names = [name for name in pd.unique(labels) if not pd.isna(name)]
         shares, sizes = [], []
@@ -231,6 +237,7 @@ class AttentionExplainer:
         )
         return flat.reset_index()
 
+    @own_threads()
     def rollout(self, X: CellData, *, groups: PerCell = None) -> np.ndarray:
         """Attention followed through all layers, from the queries to the input cells.
 
@@ -247,7 +254,7 @@ class AttentionExplainer:
         """
         plan = self.plan()
         plan.require_cells_as_queries()
-        samples = read_samples(self.estimator, X, groups)
+        samples = read_samples(self.estimator, self.ready(X), groups)
         chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
         parts = []
         for start, stop, stream in plan.streams(samples):

@@ -7,9 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from sklearn.pipeline import Pipeline
 
 from explainers._gradient_plan import GradientPlan, Integrated, Method, Plain, differentiable
 from explainers._maths.projection import project_arrows
+from explainers._model import OfModel
 from explainers._populations import chosen_cells, embedding_of, target_cells
 from explainers.summary import gradient_summary
 from explainers.targets import Target
@@ -23,6 +25,7 @@ from fcm_estimators.inference import (
     fitted_net,
     marker_columns,
     open_data,
+    own_threads,
     read_cells,
     read_samples,
     require_writable,
@@ -32,7 +35,7 @@ from fcm_estimators.keys import GradientKeys
 from fcm_estimators.polygon_regressor import PolygonRegressor
 
 
-class GradientExplainer:
+class GradientExplainer(OfModel):
     """Gradient of the output for a class or a gate with respect to the markers of each cell.
 
     The length of the gradient of a cell shows how much the cell matters. Its direction is the
@@ -55,7 +58,7 @@ class GradientExplainer:
 
     Parameters
     ----------
-    estimator : ReluFormerClassifier or PolygonRegressor
+    estimator : ReluFormerClassifier, PolygonRegressor, or a Pipeline that ends in one
         Fitted.
     target : label, LogOdds, Probability, Vertex or GateSize, default None
         Output to explain. A label means its log-odds against the rest. None means the log-odds of
@@ -92,7 +95,7 @@ class GradientExplainer:
 
     def __init__(
         self,
-        estimator: ReluFormerClassifier | PolygonRegressor,
+        estimator: ReluFormerClassifier | PolygonRegressor | Pipeline,
         target: Target | Any = None,
         *,
         mode: Literal["own", "set", "context"] | None = None,
@@ -100,7 +103,7 @@ class GradientExplainer:
         units: Literal["layer", "sd"] = "layer",
         key_added: str = GradientKeys.key,
     ) -> None:
-        self.estimator = estimator
+        self._take(estimator)
         self.target = target
         self.mode = mode
         self.method = method
@@ -121,6 +124,7 @@ class GradientExplainer:
         fitted_net(self.estimator)
         return GradientPlan.of(self.estimator, self.target, self.mode, self.method, self.units)
 
+    @own_threads()
     def attribute(self, X: CellData, *, groups: PerCell = None, cells: Any = None) -> np.ndarray:
         """Gradient of each cell, as an array.
 
@@ -145,10 +149,11 @@ class GradientExplainer:
         """
         plan = self.plan()
         plan.require_targets(cells)
-        samples = read_samples(self.estimator, X, groups)
+        samples = read_samples(self.estimator, self.ready(X), groups)
         chosen = target_cells(X, cells, samples.n_rows)[samples.rows]
         return samples.scatter(plan.of_samples(samples, chosen), np.nan)
 
+    @own_threads()
     def explain(self, data: Writable, *, cells: Any = None) -> None:
         """Write the gradient of each cell into an AnnData, or into a store on disk.
 
@@ -186,7 +191,7 @@ class GradientExplainer:
                 "methods, read the sample into memory."
             )
         with open_data(data, keys) as (source, sink):
-            parts = read_cells(self.estimator, source)
+            parts = read_cells(self.estimator, self.ready(source))
             chosen = chosen_cells(source, cells)
             columns = marker_columns(self.estimator, sink.var_names)
             names = sink.var_names[columns].tolist()
@@ -206,7 +211,7 @@ class GradientExplainer:
         """Run record for ``uns``."""
         targets = "all cells" if cells is None else cells if isinstance(cells, str) else "mask"
         return run_record(
-            {k: v for k, v in vars(self).items() if k != "estimator"},
+            self._settings(),
             version=__version__,
             explained=plan.output.name,
             mode=plan.mode,
@@ -241,6 +246,7 @@ class GradientExplainer:
             random_state=random_state,
         )
 
+    @own_threads()
     def project(
         self, adata: AnnData, basis: str = "umap", *, n_neighbors: int = 50, step: float = 0.5
     ) -> None:
@@ -285,7 +291,7 @@ class GradientExplainer:
             raise InvalidInputError(
                 "Integrated gradients are contributions, not a direction. Use method='plain'."
             )
-        samples = read_samples(self.estimator, adata)
+        samples = read_samples(self.estimator, self.ready(adata))
         if n_neighbors < len(samples.markers) or len(samples.x) <= len(samples.markers):
             raise InvalidInputError(
                 f"n_neighbors={n_neighbors} with {len(samples.x)} cells: there must be at least "

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy.stats import t as student_t
+from sklearn.pipeline import Pipeline
 
 from explainers._influence_plan import InfluencePlan
 from explainers._maths.outputs import SizeOutput
+from explainers._model import OfModel
 from explainers._populations import chosen_cells, population_labels, target_cells
 from explainers.targets import AnyChange, Target
 from fcm_estimators import __version__
@@ -27,6 +29,7 @@ from fcm_estimators.inference import (
     cells_in_memory,
     fitted_net,
     open_data,
+    own_threads,
     read_cells,
     read_samples,
     run_record,
@@ -38,7 +41,7 @@ from fcm_estimators.polygon_regressor import PolygonRegressor
 SMALL_GROUP = 0.02
 
 
-class InfluenceExplainer:
+class InfluenceExplainer(OfModel):
     """Influence of each cell on an output: what would change if such cells were not there.
 
     A cell reaches other cells only through its weight in the contexts. The influence of cell j is
@@ -55,7 +58,7 @@ class InfluenceExplainer:
 
     Parameters
     ----------
-    estimator : ReluFormerClassifier or PolygonRegressor
+    estimator : ReluFormerClassifier, PolygonRegressor, or a Pipeline that ends in one
         Fitted.
     target : label, LogOdds, Probability, Share, AnyChange, Vertex or GateSize, default None
         Output to explain: its mean over the target cells; a vertex as it is; the size of a gate,
@@ -89,13 +92,13 @@ class InfluenceExplainer:
 
     def __init__(
         self,
-        estimator: ReluFormerClassifier | PolygonRegressor,
+        estimator: ReluFormerClassifier | PolygonRegressor | Pipeline,
         target: Target | AnyChange | Any = None,
         *,
         of: Any = None,
         key_added: str = InfluenceKeys.key,
     ) -> None:
-        self.estimator = estimator
+        self._take(estimator)
         self.target = target
         self.of = of
         self.key_added = key_added
@@ -113,6 +116,7 @@ class InfluenceExplainer:
         fitted_net(self.estimator)
         return InfluencePlan.of(self.estimator, self.target, self.of)
 
+    @own_threads()
     def attribute(self, X: CellData, *, groups: PerCell = None) -> np.ndarray:
         """Influence of each cell, as an array.
 
@@ -133,7 +137,7 @@ class InfluenceExplainer:
         As :meth:`plan` and ``predict``; InvalidInputError, MissingKeyError
             The selection of cells is unknown.
         """
-        samples = read_samples(self.estimator, X, groups)
+        samples = read_samples(self.estimator, self.ready(X), groups)
         return samples.scatter(self.of_samples(X, samples), np.nan)
 
     def of_samples(self, X: CellData, samples: Samples) -> np.ndarray:
@@ -179,6 +183,7 @@ class InfluenceExplainer:
                 for g in range(own.max() + 1)
             ]
 
+    @own_threads()
     def explain(self, data: Writable) -> None:
         """Write the influence of each cell into an AnnData, or into a store on disk.
 
@@ -205,7 +210,7 @@ class InfluenceExplainer:
         """
         plan, keys = self.plan(), InfluenceKeys(self.key_added)
         with open_data(data, keys) as (source, sink):
-            parts = read_cells(self.estimator, source)
+            parts = read_cells(self.estimator, self.ready(source))
             chosen = chosen_cells(source, self._named_cells(plan, source))
             field = sink.numbers(keys.values)
             for part in parts:
@@ -222,6 +227,7 @@ class InfluenceExplainer:
             )
             sink.commit(keys, record)
 
+    @own_threads()
     def hide(self, X: CellData, cells: Any, *, groups: PerCell = None) -> pd.DataFrame:
         """Hide some cells exactly, and tell how the target changes. One prediction per sample.
 
@@ -245,7 +251,7 @@ class InfluenceExplainer:
             The target is AnyChange, whose change has no direction.
         """
         plan = self._with_direction()
-        samples = read_samples(self.estimator, X, groups)
+        samples = read_samples(self.estimator, self.ready(X), groups)
         hidden = target_cells(X, cells, samples.n_rows)[samples.rows]
         chosen = self._chosen(plan, X, samples)
         rows = []
@@ -261,6 +267,7 @@ class InfluenceExplainer:
         columns = ["n_hidden", "before", "without", "change", "switched"]
         return pd.DataFrame(rows, pd.Index(samples.names, name="sample"), columns)
 
+    @own_threads()
     def between(self, adata: AnnData, population: str, *, confidence: float = 0.95) -> pd.DataFrame:
         """Hide each population exactly, and tell what this does to the cells of each population.
 
@@ -290,7 +297,7 @@ class InfluenceExplainer:
             The population is unknown.
         """
         plan = self._with_direction()
-        samples = read_samples(self.estimator, adata)
+        samples = read_samples(self.estimator, self.ready(adata))
         labels = population_labels(adata, population)[samples.rows]
         names = [name for name in pd.unique(labels) if not pd.isna(name)]
         tables, shares = [], []

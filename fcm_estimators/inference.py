@@ -23,6 +23,7 @@ from fcm_estimators._cells.samples import CellData, PerCell, Samples, model_name
 from fcm_estimators._cells.store import CellStore
 from fcm_estimators._checks import as_flags, marker_positions
 from fcm_estimators._fitting.gate_targets import soft_gates
+from fcm_estimators._fitting.threads import own_threads
 
 __all__ = [
     "CellData",
@@ -40,6 +41,7 @@ __all__ = [
     "marker_columns",
     "net_for",
     "open_data",
+    "own_threads",
     "read_cells",
     "read_labels",
     "read_samples",

@@ -45,7 +45,7 @@ def require_classifier(explainer: Explainer, what: str) -> None:
 
 def read(explainer: Explainer | InfluenceExplainer, adata: AnnData) -> Samples:
     """Samples in the form in which the estimator of the explainer reads them."""
-    return read_samples(explainer.estimator, adata)
+    return read_samples(explainer.estimator, explainer.ready(adata))
 
 
 def explained(

@@ -76,7 +76,7 @@ def write_model(
         "fitted": state.fitted,
     }
     text = json.dumps(description, indent=1, sort_keys=True).encode()
-    file = folder / _weights_name(description["weights_sha256"])
+    file = folder / _weights_name(str(description["weights_sha256"]))
     write_whole(file, weights)
     write_whole(folder / _DESCRIPTION, text)
     for other in folder.glob(_weights_name("*")):
