@@ -24,6 +24,8 @@ from fcm_estimators.cohort import annotate_files, read_files
 from fcm_estimators.cohort.files import PathName
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.gating.gate_files import TREE_ENDINGS
+from fcm_estimators.io.record import file_digests
 from fcm_estimators.keys import AttentionKeys, GateKeys, GradientKeys
 from fcm_estimators.labels import LabelSource
 from fcm_estimators.metrics import classification_table, reliability_table, summarize
@@ -152,11 +154,12 @@ def train_model(
             pos_label = _named_class(adata.obs[labels.label_key], labels)
         model = ReluFormerClassifier(label_key=labels.label_key, pos_label=pos_label, **common)
     else:
-        if labels.gates is None or Path(labels.gates).suffix.lower() not in (".xml", ".wsp"):
+        if labels.gates is None or Path(labels.gates).suffix.lower() not in TREE_ENDINGS:
             raise InvalidInputError(
                 "A model learns gates from a tree. Give a Gating-ML file or a FlowJo workspace."
             )
-        tree = labels.tree(str(adata.obs["sample"].iloc[0]))
+        sample = str(adata.obs["sample"].iloc[0])
+        tree = labels.tree(sample, file_digests(adata).get(sample, ""))
         model = PolygonRegressor(tree, **common)
     # Distributed training keeps no state.
     model.fit(adata, checkpoint=None if model.device == "accelerate" else state)
