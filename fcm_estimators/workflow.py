@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,7 +120,7 @@ def train_model(
 
     if kind not in ("classifier", "gates"):
         raise InvalidInputError(f'kind must be "classifier" or "gates", got {kind!r}.')
-    labels = labels or LabelSource()
+    labels = _with_subset(labels or LabelSource(), params.get("subset_key"))
     folder = Path(out)
     state = folder / _TRAINING
     if (folder / "model.json").exists() and not overwrite:
@@ -168,6 +168,13 @@ def train_model(
         model.history_.to_csv(temporary, index=False)
     shutil.rmtree(state, ignore_errors=True)
     return model
+
+
+def _with_subset(labels: LabelSource, subset: object) -> LabelSource:
+    """Let the source read the gate whose cells a model reads, if its file has it."""
+    if labels.gates is None or not isinstance(subset, str) or subset not in labels.gate_names():
+        return labels
+    return replace(labels, also=(*labels.also, subset))
 
 
 def _require_labels(adata: AnnData, key: str) -> None:
@@ -262,7 +269,7 @@ def evaluate_files(
     adata = read_files(
         files,
         steps=model if model.preprocessing_ else (),
-        label=labels,
+        label=None if labels is None else _with_subset(labels, getattr(model, "subset_key", None)),
         client=client,
         n_workers=n_workers,
         progress=progress,

@@ -20,6 +20,8 @@ _OPTIONS = {
     "markers": "--markers",
     "gates": "--gates",
     "classes": "--class",
+    "only": "--gate",
+    "labels": "--labels",
     "label_key": "--label-key",
     "within": "--within",
     "event_column": "--event-column",

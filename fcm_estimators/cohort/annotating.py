@@ -147,7 +147,7 @@ def annotate_files(
         model_checksum=model_checksum,
         gates=gates if isinstance(gates, GatingTree | None) else str(Path(gates).resolve()),
         gates_checksum=_gates_checksum(gates),
-        only=tuple(only),
+        only=list(only),
         event_column=event_column,
         out=str(folder.resolve()),
         key_added=keys.key,

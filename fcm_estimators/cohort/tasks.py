@@ -48,7 +48,7 @@ class Job:
     model_checksum: str
     gates: GatingTree | str | None
     gates_checksum: str
-    only: tuple[str, ...]
+    only: list[str]
     event_column: str | None
     out: str
     key_added: str

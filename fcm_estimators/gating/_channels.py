@@ -72,8 +72,8 @@ class Channels:
     def _in_seconds(self, gate: DrawnGate, axis: int) -> DrawnGate:
         if self.adata is None:
             raise InvalidInputError(
-                f"Gate {gate.name!r} is on Time in units of the data; other software gates seconds. "
-                "Pass the data as channels=adata: they have the $TIMESTEP."
+                f"Gate {gate.name!r} is on Time in units of the data; other software gates "
+                "seconds. Pass the data as channels=adata: they have the $TIMESTEP."
             )
         steps = set(time_steps(self.adata).values())
         if len(steps) > 1:

@@ -185,9 +185,9 @@ def _opened(
     for axis, (scale, target) in enumerate(zip(scales, targets, strict=True)):
         if scale == target:
             continue
-        top = float(
-            scale.inverse([min(_ends(scale)[1], 1.0 if np.isinf(_ends(scale)[1]) else 4096.0)])[0]
-        )
+        top = float(scale.inverse([min(1.0, _ends(scale)[1])])[0])
+        if isinstance(scale, FlowJoBiex):
+            top = scale.max_value
         for end, direction in zip(_ends(scale), (-1.0, 1.0), strict=True):
             on_end = (dense[:, axis] == end) & (following[:, axis] == end)
             if not np.isfinite(end) or not on_end.any():

@@ -133,9 +133,8 @@ def import_sample(
     reader = _Populations(sample)
     gates = import_nodes(reader.nodes, file, wanted, unreadable_gates)
     used = {m for gate in gates if (m := reader.matrix_of.get(gate.name)) is not None}
-    return Imported(
-        gates, only_matrix({sample.matrices[i].name: sample.matrices[i].values for i in used})
-    )
+    matrices = {sample.matrices[i].name: sample.matrices[i].values for i in used}
+    return Imported(gates, only_matrix(matrices))
 
 
 def names_of(sample: WorkspaceSample, file: str) -> list[str]:
@@ -369,9 +368,7 @@ class _Populations:
             if len(found) == 1:
                 return found[0]
             if found:
-                raise InvalidInputError(
-                    f"it refers to {text!r}, which is the path of several gates"
-                )
+                raise InvalidInputError(f"it refers to {text!r}, as which several gates are known")
         raise InvalidInputError(f"it refers to {text!r}, which is not in the sample")
 
     def _matches(self, text: str, parent: int | None) -> list[int]:

@@ -299,9 +299,8 @@ class _Gates:
             ratio = self._transform(axis.ratio).ratio
             if ratio is None:
                 raise InvalidInputError(f"its axis {axis.ratio!r} is no ratio of two channels")
-            ratio = ratio._replace(
-                x=self._channel(ratio.x, matrix), y=self._channel(ratio.y, matrix)
-            )
+            x, y = (self._channel(name, matrix) for name in (ratio.x, ratio.y))
+            ratio = ratio._replace(x=x, y=y)
             return Place(str(ratio), state, transform.scale), transform, matrix
         channel = self._channel(axis.channel or "", matrix)
         if matrix is not None and (axis.channel not in self.document.matrices[matrix].channel_of):
@@ -405,16 +404,20 @@ def _extended(shape: Shape, transforms: list[_Transform]) -> Shape:
             open_low = -np.inf if axis.low <= low else axis.low
             open_high = np.inf if axis.high > high else axis.high
             axes[i] = replace(axis, low=open_low, high=open_high)
-        elif not (np.isneginf(low) and np.isposinf(high)):
-            if (
-                shape.vertices is None
-                or not ((shape.vertices[:, i] > low) & (shape.vertices[:, i] < high)).all()
-            ):
-                raise InvalidInputError(
-                    f"it reaches the bounds of its scale ({low:g} to {high:g}), which is supported "
-                    "for ranges and rectangles only"
-                )
+        elif np.isfinite([low, high]).any() and not _within(shape, i, low, high):
+            raise InvalidInputError(
+                f"it reaches the bounds of its scale ({low:g} to {high:g}), which is supported for "
+                "ranges and rectangles only"
+            )
     return replace(shape, axes=axes)
+
+
+def _within(shape: Shape, axis: int, low: float, high: float) -> bool:
+    """Whether all vertices of a polygon lie between the bounds of an axis."""
+    if shape.vertices is None:
+        return False
+    values = shape.vertices[:, axis]
+    return bool((values > low).all() and (values < high).all())
 
 
 def _for_sample(

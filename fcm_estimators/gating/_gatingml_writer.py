@@ -263,8 +263,8 @@ def _write_cytobank(document: _Document, gates: Sequence[Gate]) -> None:
     ]
     if others:
         raise InvalidInputError(
-            f"Gates {listed(others)} are boolean gates other than 'and', which Cytobank's form does "
-            "not have. Write them without cytobank=True, or leave them out."
+            f"Gates {listed(others)} are boolean gates other than 'and', which Cytobank's form "
+            "does not have. Write them without cytobank=True, or leave them out."
         )
     sets: dict[str, list[str]] = {}
     for number, gate in enumerate(gates, start=1):
@@ -280,9 +280,8 @@ def _write_cytobank(document: _Document, gates: Sequence[Gate]) -> None:
     for number, gate in enumerate(gates, start=1):
         references = sets[gate.name]
         # "and" needs two; a population with one gate is written as that gate twice.
-        population = BooleanGate(
-            "population", "and", tuple(references * 2)[: max(2, len(references))]
-        )
+        pair = references if len(references) > 1 else references * 2
+        population = BooleanGate("population", "and", tuple(pair))
         ids = {reference: reference for reference in references}
         element = document.gate(population, f"GateSet_{number}", ids)
         element.insert(0, _cytobank_info(gate, number, "gate_set_id", {"gates": references}))

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import MissingKeyError
 from fcm_estimators.io.record import file_digest
 
@@ -81,12 +82,16 @@ def position_of(
             f"own: {paths}. Name one with the folder of its file, as in sample='folder/file.fcs', "
             "or rename one of them in FlowJo."
         )
+    if name is None:
+        raise MissingKeyError(
+            f"{file} has {len(candidates)} samples, {listed(c.name for c in candidates)}, and "
+            "sample=None names none of them."
+        )
     shown = ", ".join(c.described() for c in candidates[:_SHOWN]) or "none"
     rest = f" and {len(candidates) - _SHOWN} more" if len(candidates) > _SHOWN else ""
-    asked = f"sample={name!r}" if name is None else f"sample {name!r}"
     raise MissingKeyError(
-        f"{file} has no {asked}; it has {shown}{rest}. Samples are matched by name, file name and "
-        "$FIL, in any case and with any ending."
+        f"{file} has no sample {name!r}; it has {shown}{rest}. Samples are matched by name, file "
+        "name and $FIL, in any case and with any ending."
     )
 
 

@@ -47,8 +47,8 @@ def labels_of_deepest(
     """
     if not trees:
         raise InvalidInputError(
-            'labels="deepest" needs a tree of gates: a Gating-ML file or a FlowJo workspace. Tables '
-            "have none; name the classes of their gates."
+            'labels="deepest" needs a tree of gates: a Gating-ML file or a FlowJo workspace. '
+            "Tables have none; name the classes of their gates."
         )
     labels = np.full(adata.n_obs, default, dtype=object)
     samples = adata.obs["sample"].astype(str).to_numpy()
@@ -110,6 +110,6 @@ def _refuse_ties(
     if shared:
         raise InvalidInputError(
             f"Sample {sample!r}: gates of equal depth share cells, so the deepest gate of these "
-            f"is not known: {listed(shared, 10)}. Choose gates with only=[...] (--gate), or name the "
+            f"is not known: {listed(shared, 10)}. Choose gates with only=[...], or name the "
             "classes of gates."
         )

@@ -37,8 +37,10 @@ class LabelSource:
         and ``$FIL``, with any ending and in any case. Default: use the gates in ``obsm["gates"]``.
     only : sequence of str, default ()
         Gates to read, with their parents and operands; those of ``classes`` and ``within`` are
-        read, too. Default: all. If one of them cannot be read, and ``classes`` or ``within`` name
+        read, too. Default: all. If one of all cannot be read, and ``classes`` or ``within`` name
         gates, those are read and a warning says so.
+    also : sequence of str, default ()
+        Gates that are read whatever else is, such as that of ``subset_key``.
     labels : {"classes", "deepest"}, default "classes"
         "deepest": the label of a cell is the name of its deepest gate, of those of ``only`` if
         there are any. Needs a Gating-ML file or a workspace.
@@ -59,6 +61,7 @@ class LabelSource:
     default: str | None = "other"
     event_column: str | None = None
     only: Sequence[str] = ()
+    also: Sequence[str] = ()
     labels: Literal["classes", "deepest"] = "classes"
 
     def __call__(self, adata: AnnData) -> None:
@@ -136,7 +139,7 @@ class LabelSource:
     def _asked(self, needed: Sequence[str]) -> list[str]:
         """Gates that somebody named."""
         within = [] if self.within is None else [self.within]
-        return list(dict.fromkeys([*self.only, *self.classes, *within, *needed]))
+        return list(dict.fromkeys([*self.only, *self.also, *self.classes, *within, *needed]))
 
     def _applied(
         self,
