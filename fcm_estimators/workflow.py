@@ -172,7 +172,7 @@ def train_model(
 
 def _with_subset(labels: LabelSource, subset: object) -> LabelSource:
     """Let the source read the gate whose cells a model reads, if its file has it."""
-    if labels.gates is None or not isinstance(subset, str) or subset not in labels.gate_names():
+    if not isinstance(subset, str) or labels.gates is None or subset not in labels.gate_names():
         return labels
     return replace(labels, also=(*labels.also, subset))
 

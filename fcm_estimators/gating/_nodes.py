@@ -252,8 +252,19 @@ def _faces_inside(vertices: np.ndarray) -> list[np.ndarray]:
     for face in faces:
         point = np.array([shapely.point_on_surface(face).coords[0]])
         if face.area > 0 and points_in_polygon(np.ascontiguousarray(vertices), point)[0]:
-            inside.append(np.array(face.exterior.coords)[:-1])
+            inside += [np.array(part.exterior.coords)[:-1] for part in _without_holes(face)]
     return inside
+
+
+def _without_holes(face: shapely.Polygon) -> list[shapely.Polygon]:
+    """Parts of a face, which is cut through each of its holes."""
+    if not face.interiors:
+        return [face]
+    left, bottom, right, top = face.bounds
+    cut = shapely.point_on_surface(shapely.Polygon(face.interiors[0])).x
+    halves = [shapely.box(left, bottom, cut, top), shapely.box(cut, bottom, right, top)]
+    parts = [part for half in halves for part in shapely.get_parts(face.intersection(half))]
+    return [p for part in parts if part.area > 0 for p in _without_holes(part)]
 
 
 def inverted(gates: list[Gate], name: str, parent: str) -> list[Gate]:

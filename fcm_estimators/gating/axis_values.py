@@ -127,7 +127,7 @@ class AxisValues:
         if state != "none" and column in self._detectors(state):
             return self._compensate(gate, marker, state, column)[rows]
         raw = self._raw_column(column)
-        if raw is None:
+        if raw is None or (state != "none" and not self._matrix(state)):
             raise other_compensation(gate, marker, self._is_compensated(column))
         return raw[rows]
 
