@@ -13,7 +13,7 @@ import pytest
 from fcm_estimators import read_fcs
 from fcm_estimators.cohort import read_file
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
-from fcm_estimators.gating import BooleanGate, GatingTree, RectangleGate
+from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate, RectangleGate
 from fcm_estimators.gating.records import tree_of_records, tree_records
 from fcm_estimators.labels import LabelSource
 from fcm_estimators.preprocessing import Compensation, LogicleTransform
@@ -440,3 +440,156 @@ def test_ratios_and_bounds_of_gatingml_are_those_of_the_standard(tmp_path, fcs):
     moved = tree.on_markers(renamed)
     assert "marker FITC-A / marker PE-A" in moved["ratio"].markers[0]
     np.testing.assert_array_equal(moved.apply(renamed)["ratio"], found["ratio"])
+
+
+# Back to where the lab works
+
+
+def quiet_file(path, n=20000):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # floats beyond the range, which gates must bear
+        return read_fcs(write_file(path, n=n))
+
+
+@pytest.mark.parametrize("kind", ["biex", "log", "from -100"])
+def test_gates_on_flowjo_s_scales_leave_on_scales_of_gatingml(tmp_path, kind):
+    raw = quiet_file(tmp_path / "m.fcs")
+    scales = {c: kind for d in ("FITC-A", "PE-A") for c in (d, f"Comp-{d}")}
+    wsp = write_workspace(tmp_path / "lab.wsp", everything(scales))
+    tree = GatingTree.from_flowjo(wsp)
+    path = tmp_path / "g.xml"
+    with pytest.raises(InvalidInputError, match=r"no scale like flowjo.*on_exchange_scales"):
+        tree.to_gatingml(path, channels=raw)
+    drawn, changed = tree.on_exchange_scales(raw)
+    assert (changed["fraction"] <= 1e-3).all()
+    assert changed["inside"].drop("round").between(100, 19900).all()
+    drawn.to_gatingml(path, channels=raw)
+    before = tree.apply(raw)
+    theirs = flowkit_members(tmp_path / "m.fcs", path)
+    for name, inside in GatingTree.from_gatingml(path).apply(raw).items():
+        assert (inside != before[name]).sum() <= changed.loc[name, "changed"] + 1
+        if name in theirs:
+            np.testing.assert_array_equal(theirs[name], inside)
+    assert {"T", "mixed", "big"} <= set(theirs)
+    # A rectangle in the place of a drawn outline moves more cells than are allowed.
+    far = GatingTree([g for g in tree if g.name in ("big", "T")], spillover=tree.spillover)
+    far.apply = lambda data: tree.apply(data)[["big", "mixed"]].set_axis(["big", "T"], axis=1)
+    with pytest.raises(InvalidInputError, match=r"0\.1% of the cells change sides of 'T'"):
+        far.on_exchange_scales(raw)
+
+
+def test_a_workspace_that_flowkit_writes_is_kept_only_if_it_comes_back_whole(tmp_path):
+    raw = quiet_file(tmp_path / "m.fcs", n=500)
+    scales = {c: "biex" for d in ("FITC-A", "PE-A") for c in (d, f"Comp-{d}")}
+    tree = GatingTree.from_flowjo(write_workspace(tmp_path / "lab.wsp", everything(scales)))
+    names = ("big", "T", "round", "late")
+    drawn = GatingTree([tree[name] for name in names], spillover=tree.spillover)
+    path = tmp_path / "back.wsp"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        drawn.to_flowjo(path, tmp_path / "m.fcs")
+        theirs = flowkit_members(tmp_path / "m.fcs", path)
+        before = drawn.apply(raw)
+        for name in names:
+            np.testing.assert_array_equal(theirs[name], before[name])
+        path.unlink()
+        with pytest.raises(InvalidInputError, match=r"'out', .* are none"):
+            tree.to_flowjo(path, tmp_path / "m.fcs")
+        on_raw = [RectangleGate("raw", ("PE-A",), (1000,), (8000,)), drawn["big"], drawn["T"]]
+        with pytest.raises(InvalidInputError, match=r"transform|differ: 'raw'"):
+            GatingTree(on_raw, spillover=tree.spillover).to_flowjo(path, tmp_path / "m.fcs")
+    assert not path.exists()
+
+
+def test_the_form_of_cytobank_has_names_and_populations(tmp_path, fcs):
+    raw = read_fcs(fcs)
+    square = [[0.2, 0.2], [0.7, 0.2], [0.7, 0.7], [0.2, 0.7]]
+    asinh = "arcsinh(cofactor=150)"
+    tree = GatingTree(
+        [
+            RectangleGate("Live cells", ("FSC-A",), (50000,), (np.inf,)),
+            PolygonGate(
+                "T or B", "FITC-A", "PE-A", 8 * np.array(square), "Live cells",
+                asinh, asinh, "fcs",
+            ),
+            RectangleGate("late", ("SSC-A",), (100000,), (np.inf,)),
+            BooleanGate("both", "and", ("T or B", "late")),
+        ]
+    )  # fmt: skip
+    path = tmp_path / "cytobank.xml"
+    tree.to_gatingml(path, channels=raw, cytobank=True)
+    again = GatingTree.from_gatingml(path)
+    found, right = again.apply(raw), tree.apply(raw)
+    assert {"Live cells", "Live cells (gate)", "T or B", "late", "both"} <= set(again.gates)
+    pd.testing.assert_frame_equal(found[list(tree.gates)], right)
+    assert found["T or B (gate)"].sum() > right["T or B"].sum() > right["both"].sum() > 0
+    theirs = flowkit_members(fcs, path)
+    np.testing.assert_array_equal(theirs["GateSet_4"], right["both"])
+    text = path.read_text()
+    assert text.count("<fcs_file_filename") == 7
+    assert "parent_id" not in text
+    nots = GatingTree([*tree, BooleanGate("not", "not", ("late",))])
+    with pytest.raises(InvalidInputError, match="'not' are boolean gates"):
+        nots.to_gatingml(path, cytobank=True)
+
+
+def test_gates_that_cytobank_tailored_are_those_of_the_file(tmp_path, fcs):
+    def gate(number, low, file=""):
+        return (
+            f'<gating:RectangleGate gating:id="Gate_{number}"><data-type:custom_info><cytobank>'
+            f"<name>big</name><gate_id>1</gate_id><fcs_file_filename>{file}</fcs_file_filename>"
+            "</cytobank></data-type:custom_info><gating:dimension "
+            f'gating:compensation-ref="uncompensated" gating:min="{low}"><data-type:fcs-dimension '
+            'data-type:name="FSC-A"/></gating:dimension></gating:RectangleGate>'
+        )
+
+    xml = write_gatingml(tmp_path / "c.xml", gate(1, 1.0) + gate(2, 2.0, "m.fcs"))
+    for sample_name, low in (("m", 2.0), ("other", 1.0)):
+        assert GatingTree.from_gatingml(xml, sample=sample_name)["big"].low == low
+    with pytest.warns(UserWarning, match=r"'big' are drawn differently.*'m.fcs'"):
+        GatingTree.from_gatingml(xml)
+
+
+# Labels
+
+
+def test_the_label_of_a_cell_is_its_deepest_gate(tmp_path, fcs):
+    wsp = write_workspace(
+        tmp_path / "lab.wsp",
+        sample(
+            "m.fcs",
+            population(
+                "cells",
+                box(**{"FSC-A": (50000, None)}),
+                population("low", box(**{"SSC-A": (None, 100000)})),
+                population(
+                    "high",
+                    box(**{"SSC-A": (100000, None)}),
+                    population("top", box(**{"SSC-A": (200000, None)})),
+                ),
+                boolean("Or", "either", "cells/low", "cells/high"),
+            ),
+        ),
+    )
+    raw = read_file(fcs)
+    forward, side = (raw[:, c].X.ravel() for c in ("FSC-A", "SSC-A"))
+    expected = np.select(
+        [forward < 50000, side < 100000, side < 200000], ["other", "low", "high"], "top"
+    )
+    LabelSource(gates=str(wsp), labels="deepest")(raw)
+    np.testing.assert_array_equal(raw.obs["cell_type"].astype(str), expected)
+    LabelSource(gates=str(wsp), labels="deepest", only=["high"], within="cells")(raw)
+    right = np.where(expected == "top", "high", np.where(expected == "low", "other", expected))
+    right = np.where(forward < 50000, "nan", right)
+    np.testing.assert_array_equal(raw.obs["cell_type"].astype(str), right)
+    twice = population("again", box(**{"FSC-A": (60000, None)}))
+    tied = write_workspace(
+        tmp_path / "tied.wsp", sample("m.fcs", population("A", box(**{"FSC-A": (1, None)})), twice)
+    )
+    with pytest.raises(
+        InvalidInputError, match=r"equal depth share cells.*A and again \(\d+ cells"
+    ):
+        LabelSource(gates=str(tied), labels="deepest")(raw)
+    (tmp_path / "m.csv").write_text("A\n" + "1\n" * raw.n_obs)
+    with pytest.raises(InvalidInputError, match="needs a tree"):
+        LabelSource(gates=str(tmp_path), labels="deepest")(raw)

@@ -31,7 +31,7 @@ class Channels:
 
     def __init__(self, given: AnnData | Mapping[str, str] | None) -> None:
         self.adata = given if isinstance(given, AnnData) else None
-        self._known: Mapping[str, str] = {} if given is None or self.adata is not None else given  # type: ignore[assignment]
+        self._known: Mapping[str, str] = {} if given is None or self.adata is not None else given
         if self.adata is not None:
             require_key("channel", self.adata.var, "the column of adata.var")
 

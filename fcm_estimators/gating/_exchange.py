@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,9 @@ from fcm_estimators.preprocessing.exchange_scales import (
 from fcm_estimators.preprocessing.scales import Linear, Logicle
 
 if TYPE_CHECKING:
-    from fcm_estimators.gating._tree import GatingTree
+    from fcm_estimators.gating._tree_files import TreeFiles
+
+_Tree = TypeVar("_Tree", bound="TreeFiles")
 
 # Largest share of the cells that may change sides of a gate.
 LARGEST_CHANGE = 1e-3
@@ -36,7 +38,7 @@ _BEND, _MOST_ROUNDS = 2e-5, 12
 _FAR = 100.0
 
 
-def on_exchange_scales(tree: GatingTree, adata: AnnData | None) -> tuple[GatingTree, pd.DataFrame]:
+def on_exchange_scales(tree: _Tree, adata: AnnData | None) -> tuple[_Tree, pd.DataFrame]:
     """Tree on scales of Gating-ML; arguments as :meth:`GatingTree.on_exchange_scales`."""
     drawn = type(tree)([_on_new_scales(gate) for gate in tree], spillover=tree.spillover)
     if adata is None:

@@ -403,7 +403,7 @@ def _in_display(shape: Shape, places: list[tuple[Place, int | None]]) -> Shape:
         columns = [scale.transform(shape.vertices[:, i]) for i, scale in enumerate(scales[:2])]
         return replace(shape, vertices=np.column_stack(columns))
     axes = [
-        replace(axis, **{side: _limit(scale, getattr(axis, side)) for side in ("low", "high")})
+        replace(axis, low=_limit(scale, axis.low), high=_limit(scale, axis.high))
         for axis, scale in zip(shape.axes, scales, strict=True)
     ]
     return replace(shape, axes=axes)

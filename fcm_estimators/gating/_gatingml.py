@@ -282,9 +282,9 @@ class _Gates:
             places = [place for place, _, _ in found]
             bounded = _extended(shape, [transform for _, transform, _ in found])
             gates = drawn_gates(name, parent, in_seconds(bounded, places), places)
-            for _, _, matrix in found:
-                if matrix is not None:
-                    self.matrix_of |= {gate.name: matrix for gate in gates}
+            for place in found:
+                if place[2] is not None:
+                    self.matrix_of |= {gate.name: place[2] for gate in gates}
             return gates
 
         return make

@@ -86,7 +86,8 @@ def _states(places: Sequence[Place]) -> tuple[State, ...]:
     stained = [p.state for p in places if not p.channel.lower().startswith(_NEVER_COMPENSATED)]
     if len(set(stained)) > 1:
         return tuple(place.state for place in places)
-    return tuple(stained[:1] or ["none"]) * len(places)
+    state: State = stained[0] if stained else "none"
+    return (state,) * len(places)
 
 
 def in_seconds(shape: Shape, places: Sequence[Place]) -> Shape:

@@ -31,13 +31,13 @@ from fcm_estimators.preprocessing.exchange_scales import FlowJoBiex, FlowJoLinea
 from fcm_estimators.preprocessing.scales import Identity, Linear, Logicle
 
 if TYPE_CHECKING:
-    from fcm_estimators.gating._tree import GatingTree
+    from fcm_estimators.gating._tree_files import TreeFiles
 
 _MATRIX = "Acquisition-defined"
 
 
 def write_workspace(
-    tree: GatingTree,
+    tree: TreeFiles,
     path: str | PathLike[str],
     fcs: str | PathLike[str],
     channels: AnnData | Mapping[str, str] | None,
@@ -63,7 +63,7 @@ def write_workspace(
         _require_same(tree, again, adata)
 
 
-def _require_same(tree: GatingTree, again: Any, adata: AnnData) -> None:
+def _require_same(tree: TreeFiles, again: Any, adata: AnnData) -> None:
     before = tree.apply(adata)
     other = {
         name: int((before[name] != again[name]).sum()) if name in again else -1 for name in before
@@ -78,7 +78,7 @@ def _require_same(tree: GatingTree, again: Any, adata: AnnData) -> None:
         )
 
 
-def _strategy(fk: Any, tree: GatingTree, names: Channels, adata: AnnData) -> Any:
+def _strategy(fk: Any, tree: TreeFiles, names: Channels, adata: AnnData) -> Any:
     """FlowKit's form of a tree."""
     others = [gate.name for gate in tree if not isinstance(gate, PolygonGate | RectangleGate)]
     if others:
@@ -90,15 +90,16 @@ def _strategy(fk: Any, tree: GatingTree, names: Channels, adata: AnnData) -> Any
     matrix = tree.spillover
     if matrix is None:
         matrix = get_spillover(adata, str(adata.obs["sample"].iloc[0]))
-    states = {s for gate in tree for s in axis_states(gate.compensation, len(gate.markers))}
+    drawn = [gate for gate in tree if not isinstance(gate, BooleanGate)]
+    states = {s for gate in drawn for s in axis_states(gate.compensation, len(gate.markers))}
     if matrix is not None and states - {"none"}:
         detectors = [names.of(str(name)) for name in matrix.columns]
         strategy.add_comp_matrix(_MATRIX, fk.Matrix(matrix.to_numpy(), detectors, detectors))
     paths: dict[str, tuple[str, ...]] = {ROOT: ()}
     for gate in tree:
-        drawn = names.in_file_units(gate)
+        in_file = names.in_file_units(gate)
         paths[gate.name] = (*(paths[gate.parent] or ("root",)), gate.name)
-        strategy.add_gate(_gate(fk, strategy, drawn, names), paths[gate.name][:-1])
+        strategy.add_gate(_gate(fk, strategy, in_file, names), paths[gate.name][:-1])
     return strategy
 
 
@@ -156,4 +157,4 @@ def _with_matrix_of_sample(content: bytes) -> bytes:
         for sample in elements_of(root, "Sample"):
             for matrix in matrices:
                 sample.insert(1, copy.deepcopy(matrix))
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))

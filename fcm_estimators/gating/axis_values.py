@@ -85,14 +85,14 @@ class AxisValues:
 
     def _axis(self, gate: DrawnGate, axis: _Axis, rows: np.ndarray) -> np.ndarray:
         if axis in self._columns:
-            return self._columns[axis][rows]
+            return np.asarray(self._columns[axis][rows])
         if self._uses[axis] > 1:
             try:
                 self._columns[axis] = self._computed(gate, axis, np.arange(self.adata.n_obs))
             except InvalidInputError:  # a cell outside of the parent may be off the scale
                 self._uses[axis] = 0
             else:
-                return self._columns[axis][rows]
+                return np.asarray(self._columns[axis][rows])
         return self._computed(gate, axis, rows)
 
     def _computed(self, gate: DrawnGate, axis: _Axis, rows: np.ndarray) -> np.ndarray:
@@ -125,11 +125,11 @@ class AxisValues:
             stored = self._as_stored(column, rows)
             return stored if isinstance(of_data, Identity) else of_data.inverse(stored)
         if state != "none" and column in self._detectors(state):
-            return self._compensate(gate, marker, state, column)[rows]
+            return np.asarray(self._compensate(gate, marker, state, column)[rows])
         raw = self._raw_column(column)
         if raw is None or (state != "none" and not self._matrix(state)):
             raise other_compensation(gate, marker, self._is_compensated(column))
-        return raw[rows]
+        return np.asarray(raw[rows])
 
     # States
 
@@ -265,7 +265,7 @@ class AxisValues:
         if self._amplified(column) and not self._is_compensated(column):
             raw = self._raw_column(column, of_x=True)
             if raw is not None and str(self.adata.var["transform"].iloc[column]) == "none":
-                return raw[rows]
+                return np.asarray(raw[rows])
         return np.asarray(self.adata.X[rows, column], dtype=np.float64).ravel()
 
     def _by_instrument(self, column: int) -> bool:

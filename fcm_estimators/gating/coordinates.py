@@ -221,7 +221,7 @@ def same_matrix(one: pd.DataFrame, other: pd.DataFrame) -> bool:
         square = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
         square.loc[labels, labels] = matrix.loc[matrix.columns].to_numpy(dtype=np.float64)
         grown.append(square.to_numpy())
-    return bool(np.allclose(*grown, rtol=0, atol=1e-6))
+    return bool(np.allclose(grown[0], grown[1], rtol=0, atol=1e-6))
 
 
 def plain_name(name: object) -> str:
@@ -238,7 +238,7 @@ def checked_matrix(matrix: pd.DataFrame) -> pd.DataFrame:
         It is not a square, labelled, invertible DataFrame of finite numbers.
     """
     try:
-        checked: pd.DataFrame = Compensation(spillover=matrix).fit(_NO_CELLS).spillover_
+        checked = Compensation(spillover=matrix).fit(_NO_CELLS).spillover_
     except InvalidInputError as error:
         raise InvalidInputError(f"The matrix of the gates: {error}") from error
-    return checked
+    return matrix if checked is None else checked
