@@ -276,10 +276,16 @@ def test_transformed_cytometry_can_be_written_for_flowjo(tmp_path):
     GatingTree([gate]).to_gatingml(tmp_path / "g.xml")
     again = GatingTree.from_gatingml(tmp_path / "g.xml")
     assert again.apply(data)["g"].tolist() == gate.contains(data.X).tolist() == [True, False]
-    with pytest.raises(InvalidInputError, match="no scale"):
-        GatingTree([RectangleGate("b", ("A",), (0,), (1,), "", (str(FlowJoBiex()),))]).to_gatingml(
-            tmp_path / "b.xml"
-        )
+    limits = FlowJoBiex().transform([25.0, 35.0])
+    biex = RectangleGate("b", ("A",), limits[:1], limits[1:], "", (str(FlowJoBiex()),))
+    with pytest.warns(UserWarning, match=r"'b' were drawn on the closest.*channels=adata"):
+        GatingTree([biex]).to_gatingml(tmp_path / "b.xml")
+    assert GatingTree.from_gatingml(tmp_path / "b.xml").apply(data)["b"].tolist() == [False, True]
+    round_one = EllipsoidGate(
+        "e", ("A", "B"), (100, 100), np.eye(2), transforms=(str(FlowJoBiex()),) * 2
+    )
+    with pytest.raises(InvalidInputError, match="'e' is an ellipsoid"):
+        GatingTree([round_one]).to_gatingml(tmp_path / "b.xml")
 
 
 def test_gates_of_any_name_come_back_from_gatingml(tmp_path):

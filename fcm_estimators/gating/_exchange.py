@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating._channels import moved
 from fcm_estimators.gating._kinds import Gate
@@ -58,6 +60,30 @@ def on_exchange_scales(tree: _Tree, adata: AnnData | None) -> tuple[_Tree, pd.Da
             f"{told}. Leave those gates out, or write the events with write_fcs."
         )
     return drawn, report
+
+
+def with_exchange_scales(tree: _Tree, adata: AnnData | None) -> _Tree:
+    """Tree on scales of Gating-ML; a warning says which gates were drawn again."""
+    drawn, report = on_exchange_scales(tree, None)
+    pairs = zip(tree, drawn, strict=True)
+    again = [gate.name for gate, new in pairs if new is not gate]
+    if not again:
+        return tree
+    told = "Pass the data as channels=adata to count the cells that change sides."
+    if adata is not None:
+        drawn, report = on_exchange_scales(tree, adata)
+        most = report["changed"].idxmax()
+        told = (
+            f"At most {int(report.loc[most, 'changed'])} of {adata.n_obs} cells change sides of a "
+            f"gate ({most!r})."
+        )
+    warnings.warn(
+        f"Gating-ML does not have FlowJo's scales, so gates {listed(again)} were drawn on the "
+        f"closest ones it has. {told}",
+        UserWarning,
+        stacklevel=3,
+    )
+    return drawn
 
 
 def _target(scale: Scale, *, at_bottom: bool) -> Scale | None:

@@ -56,7 +56,8 @@ def matches(candidates: Sequence[Candidate], name: str, digest: str = "") -> lis
             if found:
                 return found
     if digest:
-        return [i for i, c in enumerate(candidates) if file_digest(c.file_name) == digest]
+        names = [(c.file_name, c.name, c.path) for c in candidates]
+        return [i for i, called in enumerate(names) if digest in map(file_digest, called)]
     return []
 
 

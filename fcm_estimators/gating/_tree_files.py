@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators.gating._exchange import on_exchange_scales
+from fcm_estimators.gating._exchange import on_exchange_scales, with_exchange_scales
 from fcm_estimators.gating._gatingml import read_gatingml
 from fcm_estimators.gating._gatingml_writer import write_gatingml
 from fcm_estimators.gating._kinds import Gate
@@ -152,8 +152,9 @@ class TreeFiles:
         """Write a Gating-ML 2.0 file for the raw values of FCS files.
 
         Axes with the compensation "spillover" refer to the matrix of the tree, which is written,
-        or else to that of the FCS file. Time is written in seconds. FlowJo's scales, which
-        Gating-ML does not have, must be replaced before: :meth:`on_exchange_scales`.
+        or else to that of the FCS file. Time is written in seconds. Gates on FlowJo's scales, which
+        Gating-ML does not have, are drawn on others (:meth:`on_exchange_scales`), and a warning
+        says how many cells of ``channels`` change sides.
 
         Parameters
         ----------
@@ -170,10 +171,17 @@ class TreeFiles:
         Raises
         ------
         InvalidInputError
-            Gating-ML does not have the scale of a gate (FlowJo's scales), ``cytobank`` is set and
-            there is a boolean gate other than "and", or the ``$TIMESTEP`` is unknown.
+            More than 0.1 % of the cells of ``channels`` would change sides of a gate, ``cytobank``
+            is set and there is a boolean gate other than "and", or the ``$TIMESTEP`` is unknown.
+
+        Warns
+        -----
+        UserWarning
+            Gates were drawn on other scales.
         """
-        write_gatingml(self, path, channels, cytobank=cytobank)
+        adata = channels if isinstance(channels, AnnData) else None
+        tree = with_exchange_scales(self, adata)
+        write_gatingml(tree, path, channels, cytobank=cytobank)
 
     def on_exchange_scales(self, adata: AnnData | None = None) -> tuple[Self, pd.DataFrame]:
         """Draw the gates on scales that Gating-ML has.

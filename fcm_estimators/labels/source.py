@@ -64,14 +64,16 @@ class LabelSource:
     also: Sequence[str] = ()
     labels: Literal["classes", "deepest"] = "classes"
 
-    def __call__(self, adata: AnnData) -> None:
-        """Label the cells of one file in place."""
+    def __post_init__(self) -> None:
         if self.labels not in ("classes", "deepest"):
             raise InvalidInputError(f'labels must be "classes" or "deepest", got {self.labels!r}.')
         if self.labels == "deepest" and self.classes:
             raise InvalidInputError(
                 'labels="deepest" gives every gate its name as label; leave out classes.'
             )
+
+    def __call__(self, adata: AnnData) -> None:
+        """Label the cells of one file in place."""
         trees = {} if self.gates is None else self.add_gates(adata)
         if self.labels == "deepest":
             labels_of_deepest(
@@ -105,7 +107,7 @@ class LabelSource:
         dict of sample to GatingTree
             Empty for tables.
         """
-        path = Path(str(self.gates))
+        path = self._path()
         samples = [str(s) for s in adata.obs["sample"].unique()]
         names = self._asked(needed) if self.only else None
         if path.suffix.lower() == ".csv":
@@ -135,6 +137,12 @@ class LabelSource:
             parts.append(members)
         adata.obsm[EXPERT_GATES] = pd.concat(parts).loc[adata.obs_names]
         return trees
+
+    def _path(self) -> Path:
+        path = Path(str(self.gates))
+        if not path.exists():
+            raise InvalidInputError(f"gates: {path} does not exist.")
+        return path
 
     def _asked(self, needed: Sequence[str]) -> list[str]:
         """Gates that somebody named."""
@@ -177,17 +185,14 @@ class LabelSource:
 
     def gate_names(self) -> list[str]:
         """Names of all gates of the file or the tables."""
-        path = Path(str(self.gates))
+        path = self._path()
         if path.suffix.lower() in TREE_ENDINGS:
             return names_in(path)
         tables = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        if not tables:
+            raise InvalidInputError(f"{path} holds neither a model of gates nor a table (.csv).")
         try:
             columns = [str(c) for t in tables for c in pd.read_csv(t, nrows=0).columns]
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"{path} cannot be read as CSV: {error}") from error
         return list(dict.fromkeys(columns))
-
-
-def membership_in(tree: GatingTree, adata: AnnData) -> pd.DataFrame:
-    """Membership in drawn gates."""
-    return tree.apply(adata)
