@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,8 @@ from fcm_estimators.cohort import annotate_files, read_files
 from fcm_estimators.cohort.files import PathName
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.gating.gate_files import TREE_ENDINGS
+from fcm_estimators.io.record import file_digests
 from fcm_estimators.keys import AttentionKeys, GateKeys, GradientKeys
 from fcm_estimators.labels import LabelSource
 from fcm_estimators.metrics import classification_table, reliability_table, summarize
@@ -118,7 +120,7 @@ def train_model(
 
     if kind not in ("classifier", "gates"):
         raise InvalidInputError(f'kind must be "classifier" or "gates", got {kind!r}.')
-    labels = labels or LabelSource()
+    labels = _with_subset(labels or LabelSource(), params.get("subset_key"))
     folder = Path(out)
     state = folder / _TRAINING
     if (folder / "model.json").exists() and not overwrite:
@@ -152,11 +154,12 @@ def train_model(
             pos_label = _named_class(adata.obs[labels.label_key], labels)
         model = ReluFormerClassifier(label_key=labels.label_key, pos_label=pos_label, **common)
     else:
-        if labels.gates is None or Path(labels.gates).suffix.lower() not in (".xml", ".wsp"):
+        if labels.gates is None or Path(labels.gates).suffix.lower() not in TREE_ENDINGS:
             raise InvalidInputError(
                 "A model learns gates from a tree. Give a Gating-ML file or a FlowJo workspace."
             )
-        tree = labels.tree(str(adata.obs["sample"].iloc[0]))
+        sample = str(adata.obs["sample"].iloc[0])
+        tree = labels.tree(sample, file_digests(adata).get(sample, ""))
         model = PolygonRegressor(tree, **common)
     # Distributed training keeps no state.
     model.fit(adata, checkpoint=None if model.device == "accelerate" else state)
@@ -165,6 +168,13 @@ def train_model(
         model.history_.to_csv(temporary, index=False)
     shutil.rmtree(state, ignore_errors=True)
     return model
+
+
+def _with_subset(labels: LabelSource, subset: object) -> LabelSource:
+    """Let the source read the gate whose cells a model reads, if its file has it."""
+    if not isinstance(subset, str) or labels.gates is None or subset not in labels.gate_names():
+        return labels
+    return replace(labels, also=(*labels.also, subset))
 
 
 def _require_labels(adata: AnnData, key: str) -> None:
@@ -259,7 +269,7 @@ def evaluate_files(
     adata = read_files(
         files,
         steps=model if model.preprocessing_ else (),
-        label=labels,
+        label=None if labels is None else _with_subset(labels, getattr(model, "subset_key", None)),
         client=client,
         n_workers=n_workers,
         progress=progress,

@@ -23,6 +23,7 @@ from fcm_estimators.gating import GatingTree
 from fcm_estimators.models import load_model
 from fcm_estimators.preprocessing import Compensation
 from fcm_estimators.workflow import LabelSource, evaluate_files, standard_steps, train_model
+from tests import workspaces
 from tests.helpers import data_home, weights_file
 
 ONE_PROCESS = ["--workers", "0"]
@@ -146,6 +147,59 @@ def test_denominator_comes_from_gates(lab, model, tmp_path):
     rows = json.loads(done.stdout)
     assert {row["denominator_name"] for row in rows} == {"intact"}
     assert all(0 < row["denominator"] < row["n_cells"] for row in rows)
+
+
+@pytest.fixture(scope="module")
+def wsp(lab, raw):
+    """A workspace of all files, with a gate that nobody can read."""
+    forward = raw.var["channel"][raw.var["kind"] == "scatter"].iloc[0]
+    middle = float(np.median(raw[:, raw.var["channel"] == forward].X))
+    below = workspaces.population("upper half", workspaces.box(**{forward: (middle, None)}))
+    gates = workspaces.population("all", workspaces.box(**{forward: (None, None)}), below)
+    odd = workspaces.population("odd", "<gating:CurlyQuad/>")
+    samples = raw.obs["sample"].cat.categories
+    return workspaces.write_workspace(
+        lab / "lab.wsp",
+        *(
+            workspaces.sample(f"{name}.FCS", gates, odd, number=i + 1)
+            for i, name in enumerate(samples)
+        ),
+    )
+
+
+def test_gates_of_a_workspace_are_chosen_by_name(lab, model, raw, wsp, tmp_path):
+    first = sorted((lab / "fcs").iterdir())[0]
+    for i, gates in enumerate((["--gates", wsp], ["--gates", wsp, "--gate", "upper half"])):
+        done = call(
+            "annotate", model, first, "-o", tmp_path / str(i), *gates,
+            "--denominator", "upper half", "--json", *ONE_PROCESS,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        (row,) = json.loads(done.stdout)
+        assert row["denominator_name"] == "upper half"
+        assert 400 < row["denominator"] < 800
+        assert ("'odd'" in row["warning"]) == (i == 0)
+    tables = ["--gates", lab / "tables", "--event-column", "event", "--denominator", "intact"]
+    done = call("annotate", model, first, "-o", tmp_path / "t", *tables, "--json", *ONE_PROCESS)
+    assert json.loads(done.stdout)[0]["denominator_name"] == "intact", done.output
+    wrong = call("annotate", model, first, "-o", tmp_path / "w", "--gates", wsp,
+                 "--denominator", "nobody", *ONE_PROCESS)  # fmt: skip
+    assert wrong.exit_code == 2
+    assert "'upper half'" in " ".join(wrong.stderr.split())
+
+
+def test_labels_of_the_deepest_gate_need_no_list_of_classes(lab, raw, wsp, tmp_path):
+    files = sorted((lab / "fcs").iterdir())[:2]
+    deepest = ["--gates", wsp, "--labels", "deepest", "--gate", "all", "--gate", "upper half"]
+    quick = ["--max-epochs", 1, "--pos-label", "upper half", "--json", *ONE_PROCESS]
+    done = call("train", *files, "-o", tmp_path / "m", *deepest, *quick)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["classes"] == ["all", "upper half"]
+    done = call("evaluate", tmp_path / "m", files[0], *deepest, "--json", *ONE_PROCESS)
+    assert done.exit_code == 0, done.output
+    odd = call("train", *files, "-o", tmp_path / "o", *deepest[:4], *quick)
+    assert odd.exit_code == 2
+    assert "name them with --gate." in " ".join(odd.stderr.split())
 
 
 def test_explain_adds_gradients_and_heads(lab, model, tmp_path):

@@ -76,8 +76,10 @@ def test_gates_are_converted_to_the_transform_of_the_data(compensated, steps):
 
 
 def test_the_state_of_the_data_is_respected(compensated):
+    whole = simulate_cohort(n_samples=3, n_cells=4000, random_state=1)
     tree = GatingTree.from_adata(compensated, sample="patient1_d0")
     raw = simulate_cohort(n_samples=1, n_cells=100)
+    del raw.uns["fcs"]
     with pytest.raises(ProcessingStateError, match=r"'Syto 41' is not compensated.*Compensation"):
         tree.apply(raw)
     unknown = compensated.copy()
@@ -85,6 +87,9 @@ def test_the_state_of_the_data_is_respected(compensated):
     with pytest.raises(ProcessingStateError, match="no column 'transform'"):
         tree.apply(unknown)
     on_raw = GatingTree([PolygonGate("g", "CD19", "CD10", SQUARE)])
+    assert on_raw.apply(compensated)["g"].sum() == on_raw.apply(whole)["g"].sum()
+    compensated = compensated.copy()
+    del compensated.layers["raw"]
     with pytest.raises(ProcessingStateError, match="'CD19' is compensated"):
         on_raw.apply(compensated)
     without = GatingTree([PolygonGate("g", "a", "b", SQUARE)]).apply(plane())

@@ -12,6 +12,7 @@ import typer
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.cli._options import (
+    ChosenGates,
     Classes,
     Denominator,
     EventColumn,
@@ -20,6 +21,7 @@ from fcm_estimators.cli._options import (
     Json,
     LabelGates,
     LabelKey,
+    Labels,
     LimitOfBlank,
     Model,
     Out,
@@ -81,6 +83,8 @@ def train(
     files: Files,
     out: Out,
     gates: LabelGates = None,
+    chosen: ChosenGates = None,
+    labels: Labels = "classes",
     classes: Classes = None,
     label_key: LabelKey = "cell_type",
     within: Within = None,
@@ -140,7 +144,7 @@ def train(
     """Train a classifier on labelled files, or a model of gates on a gating tree.
 
     Labels come from a column of h5ad files, or from gates: [bold]--gates tables/ --class
-    blast=blast --within intact[/bold].
+    blast=blast --within intact[/bold], or [bold]--gates lab.wsp --labels deepest[/bold].
     """
     with errors_as_exit_status():
         from fcm_estimators.workflow import train_model
@@ -158,7 +162,9 @@ def train(
             model = train_model(
                 files,
                 out,
-                labels=label_source(label_key, gates, classes, within, event_column),
+                labels=label_source(
+                    label_key, gates, classes, within, event_column, chosen, labels
+                ),
                 kind=kind,  # type: ignore[arg-type]  # checked by train_model
                 transform=transform,  # type: ignore[arg-type]  # checked by train_model
                 cofactor=cofactor,
@@ -197,6 +203,8 @@ def annotate(
     files: Files,
     out: Out,
     gates: GatesOption = None,
+    chosen: ChosenGates = None,
+    event_column: EventColumn = None,
     denominator: Denominator = None,
     limit_of_blank: LimitOfBlank = None,
     resume: Resume = True,
@@ -214,6 +222,8 @@ def annotate(
                 files,
                 out,
                 gates=gates,
+                only=chosen or (),
+                event_column=event_column,
                 denominator=denominator,
                 limit_of_blank=limit_of_blank,
                 resume=resume,
@@ -299,6 +309,8 @@ def evaluate(
     model: Model,
     files: Files,
     gates: LabelGates = None,
+    chosen: ChosenGates = None,
+    labels: Labels = "classes",
     classes: Classes = None,
     label_key: LabelKey = "cell_type",
     within: Within = None,
@@ -316,7 +328,9 @@ def evaluate(
             found = evaluate_files(
                 model,
                 files,
-                labels=label_source(label_key, gates, classes, within, event_column),
+                labels=label_source(
+                    label_key, gates, classes, within, event_column, chosen, labels
+                ),
                 n_workers=workers,
                 progress=progress,
             )

@@ -30,8 +30,25 @@ Resume = Annotated[
 GatesOption = Annotated[
     Path | None,
     typer.Option(
-        help="Gates to apply first: a Gating-ML file or a model of gates. --denominator and models "
-        "that read only cells inside a gate need them."
+        help="Gates to apply first: a Gating-ML file (.xml), a FlowJo workspace (.wsp) that lists "
+        "the files, a table (.csv), a directory with a table SAMPLE.csv per file, or a model of "
+        "gates. --denominator and models that read only cells inside a gate need them."
+    ),
+]
+ChosenGates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gate",
+        help="Read only this gate of --gates, with those above it; can be repeated. A name that "
+        "occurs twice is a path, 'parent > name'.",
+        metavar="NAME",
+    ),
+]
+Labels = Annotated[
+    str,
+    typer.Option(
+        help="classes (those of --class), or deepest: the label of a cell is its deepest gate, of "
+        "those of --gate if there are any."
     ),
 ]
 Denominator = Annotated[
@@ -72,6 +89,8 @@ def label_source(
     classes: list[str] | None,
     within: str | None,
     event_column: str | None,
+    chosen: list[str] | None = None,
+    labels: str = "classes",
 ) -> LabelSource:
     """Make the label source from the options of a command."""
     from fcm_estimators.exceptions import InvalidInputError
@@ -89,6 +108,8 @@ def label_source(
         classes=pairs,
         within=within,
         event_column=event_column,
+        only=tuple(chosen or ()),
+        labels=labels,  # type: ignore[arg-type]  # checked when it labels
     )
 
 

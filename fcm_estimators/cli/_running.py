@@ -20,6 +20,8 @@ _OPTIONS = {
     "markers": "--markers",
     "gates": "--gates",
     "classes": "--class",
+    "only": "--gate",
+    "labels": "--labels",
     "label_key": "--label-key",
     "within": "--within",
     "event_column": "--event-column",
@@ -52,6 +54,8 @@ def in_words_of_commands(text: str) -> str:
     >>> from fcm_estimators.cli._running import in_words_of_commands
     >>> in_words_of_commands("Name them with markers=[...], not with denominator='x'.")
     "Name them with --markers, not with --denominator 'x'."
+    >>> in_words_of_commands("Name them with gates=[...], or give them with gates=...")
+    'Name them with --gate, or give them with --gates'
     >>> in_words_of_commands("Choose one with dataset=1.")
     'Choose one with dataset=1. (The commands have no option for dataset; use Python.)'
     """
@@ -62,6 +66,10 @@ def in_words_of_commands(text: str) -> str:
 
     text = text.replace("resume=True (--resume)", "--resume")
     text = text.replace("overwrite=True (--overwrite)", "--overwrite")
+    # Lists of gates are chosen, files of gates are given.
+    text = text.replace("gates=[...]", "--gate").replace(
+        ' (or leave these out with unreadable="skip")', ""
+    )
     text = _ARGUMENT.sub(option, text)
     missing = dict.fromkeys(_PYTHON_ONLY.findall(text))
     if missing:

@@ -20,10 +20,11 @@ from fcm_estimators._files import checksum, replaced_when_complete
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor
 from fcm_estimators.cohort.files import PathName, file_names, list_files
-from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_row
+from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_row, is_model
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.gating.records import tree_records
+from fcm_estimators.labels import LabelSource
 from fcm_estimators.models import load_model, result_keys
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def annotate_files(
     *,
     sample_names: Sequence[str] | None = None,
     gates: GatingTree | PathName | None = None,
+    only: Sequence[str] = (),
+    event_column: str | None = None,
     denominator: str | None = None,
     limit_of_blank: float | None = None,
     key_added: str | None = None,
@@ -65,8 +68,14 @@ def annotate_files(
     sample_names : sequence of str, optional
         One per file. Default: the file names without ending, which must differ.
     gates : GatingTree or path, optional
-        A tree, a Gating-ML file or a saved PolygonRegressor. Its membership goes to
+        A tree, a saved PolygonRegressor, or what
+        :class:`~fcm_estimators.labels.LabelSource` reads: a Gating-ML file, a FlowJo workspace that
+        lists the files, a table, or a directory of tables. The membership goes to
         ``obsm["gates"]``, which ``denominator`` and models with ``subset_key`` need.
+    only : sequence of str, default ()
+        Gates to read of a file, as for LabelSource.
+    event_column : str, optional
+        Column of tables with the event numbers.
     denominator : str, optional
         Gate to which the fraction of positive cells refers. Default: all analysed cells.
     limit_of_blank : float, optional
@@ -128,6 +137,10 @@ def annotate_files(
     identity = model_checksum(model)
     loaded = cached_model(str(model), identity)
     _require_denominator(denominator, gates, paths)
+    if only and (gates is None or isinstance(gates, GatingTree) or is_model(Path(gates))):
+        raise InvalidInputError(
+            "only=... chooses gates of a table, a Gating-ML file or a workspace. Give one as gates."
+        )
     keys = result_keys(loaded, key_added)
     require_key_name(keys.key)
     job = Job(
@@ -135,6 +148,8 @@ def annotate_files(
         model_checksum=identity,
         gates=gates if isinstance(gates, GatingTree | None) else str(Path(gates).resolve()),
         gates_checksum=_gates_checksum(gates),
+        only=list(only),
+        event_column=event_column,
         out=str(folder.resolve()),
         key_added=keys.key,
         denominator=denominator,
@@ -180,10 +195,10 @@ def _require_denominator(
         return
     if isinstance(gates, GatingTree):
         known = list(gates.gates)
-    elif Path(gates).is_dir():
+    elif is_model(Path(gates)):
         known = list(load_model(gates).tree_.gates)
     else:
-        known = list(GatingTree.from_gatingml(gates).gates)
+        known = LabelSource(gates=str(gates)).gate_names()
     if denominator not in known:
         raise InvalidInputError(
             f"denominator={denominator!r} is not among the gates {listed(known)}."

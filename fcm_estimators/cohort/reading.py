@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,15 @@ from fcm_estimators.cohort.executor import Call, executor, in_turn
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
 from fcm_estimators.exceptions import InvalidInputError, PanelMismatchError
 from fcm_estimators.io.record import (
+    COMPENSATION_KEY,
+    FILE_KEY,
     INSTRUMENT_KEY,
     UNS_KEY,
+    amplifiers,
+    file_digests,
     get_keywords,
     get_spillover,
+    pack_amplifiers,
     pack_fcs_record,
 )
 
@@ -241,7 +246,24 @@ def joined(parts: list[ad.AnnData]) -> ad.AnnData:
         whole.uns[UNS_KEY] = {**record, "time_scaled": scaled}
         if INSTRUMENT_KEY in first.uns[UNS_KEY]:
             whole.uns[UNS_KEY][INSTRUMENT_KEY] = first.uns[UNS_KEY][INSTRUMENT_KEY]
+        digests = [file_digests(part).get(s, "") for part, s in owners]
+        whole.uns[UNS_KEY][FILE_KEY] = np.array(digests, dtype=object)
+        whole.uns[UNS_KEY] |= pack_amplifiers(row for part in parts for row in amplifiers(part))
+    matrices = [part.uns.get(COMPENSATION_KEY) for part in parts]
+    if all(_same_matrix(matrices[0], other) for other in matrices):
+        whole.uns[COMPENSATION_KEY] = matrices[0]
     return whole
+
+
+def _same_matrix(
+    one: Mapping[str, np.ndarray] | None, other: Mapping[str, np.ndarray] | None
+) -> bool:
+    return (
+        one is not None
+        and other is not None
+        and list(one["channels"]) == list(other["channels"])
+        and np.array_equal(one["values"], other["values"])
+    )
 
 
 def _n_events(adata: ad.AnnData, sample: str) -> int:

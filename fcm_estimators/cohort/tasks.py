@@ -32,7 +32,7 @@ from fcm_estimators.cohort.files import read_file
 from fcm_estimators.exceptions import MissingKeyError, ProcessingStateError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
-from fcm_estimators.labels.source import membership_in
+from fcm_estimators.labels.source import LabelSource
 from fcm_estimators.metrics import mrd_table
 from fcm_estimators.models import load_model, result_keys
 from fcm_estimators.quality import CHECKS, flag_quality, quality_table
@@ -48,6 +48,8 @@ class Job:
     model_checksum: str
     gates: GatingTree | str | None
     gates_checksum: str
+    only: list[str]
+    event_column: str | None
     out: str
     key_added: str
     denominator: str | None
@@ -129,11 +131,11 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
         # The data have no raw values or no description of the channels.
         logger.info("%s: no quality flags. %s", path, error)
         quality = _no_quality(adata)
-    if job.gates is not None:
-        _add_gates(adata, job)
-    ready = adata if model.is_prepared(adata) else model.prepare(adata)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        if job.gates is not None:
+            _add_gates(adata, job, model)
+        ready = adata if model.is_prepared(adata) else model.prepare(adata)
         model.annotate(ready, key_added=job.key_added)
     warned = " | ".join(str(w.message) for w in caught if w.category is UserWarning)
     keys = result_keys(model, job.key_added)
@@ -183,18 +185,26 @@ def _no_quality(adata: ad.AnnData) -> pd.DataFrame:
     return pd.DataFrame({c: pd.array([pd.NA] * len(names), dtype="Int64") for c in columns}, names)
 
 
-def _add_gates(adata: ad.AnnData, job: Job) -> None:
+def _add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
     """Write the membership of gates to ``obsm["gates"]``."""
     if isinstance(job.gates, GatingTree):
-        adata.obsm[EXPERT_GATES] = membership_in(job.gates, adata)
+        adata.obsm[EXPERT_GATES] = job.gates.apply(adata)
         return
     path = Path(str(job.gates))
-    if path.is_dir():
+    if is_model(path):
         regressor = cached_model(str(path), job.gates_checksum)
         ready = adata if regressor.is_prepared(adata) else regressor.prepare(adata)
         adata.obsm[EXPERT_GATES] = regressor.predict_membership(ready)
-    else:
-        adata.obsm[EXPERT_GATES] = membership_in(GatingTree.from_gatingml(path), adata)
+        return
+    source = LabelSource(gates=str(path), only=job.only, event_column=job.event_column)
+    subset = getattr(model, "subset_key", None)
+    is_gate = isinstance(subset, str) and subset not in adata.obs
+    source.add_gates(adata, [g for g in (job.denominator, subset if is_gate else None) if g])
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is the directory of a saved model, not of tables of gates."""
+    return (path / "model.json").exists()
 
 
 def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys) -> pd.DataFrame:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.gating.gates import ROOT, require_gate
+from fcm_estimators.gating.gates import ROOT, States, require_gate, states_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +25,7 @@ class RectangleGate:
     parent : str, default ""
     transforms : sequence of D str, optional
         Scale of each axis, as in ``adata.var["transform"]``. Default: "none".
-    compensation : {"none", "spillover", "fcs"}, default "none"
+    compensation : {"none", "spillover", "fcs"} or tuple of these, default "none"
         As in :class:`PolygonGate`.
 
     Raises
@@ -53,7 +52,7 @@ class RectangleGate:
     high: np.ndarray
     parent: str = ROOT
     transforms: tuple[str, ...] = ()
-    compensation: Literal["none", "spillover", "fcs"] = "none"
+    compensation: States = "none"
 
     def __post_init__(self) -> None:
         _set_axes(self)
@@ -95,7 +94,7 @@ class EllipsoidGate:
     parent : str, default ""
     transforms : sequence of D str, optional
         Default: "none".
-    compensation : {"none", "spillover", "fcs"}, default "none"
+    compensation : {"none", "spillover", "fcs"} or tuple of these, default "none"
         As in :class:`PolygonGate`.
 
     Raises
@@ -119,7 +118,7 @@ class EllipsoidGate:
     distance_square: float = 1.0
     parent: str = ROOT
     transforms: tuple[str, ...] = ()
-    compensation: Literal["none", "spillover", "fcs"] = "none"
+    compensation: States = "none"
 
     def __post_init__(self) -> None:
         _set_axes(self)
@@ -159,7 +158,9 @@ def _set_axes(gate: RectangleGate | EllipsoidGate) -> None:
         raise InvalidInputError(f"Gate {gate.name!r}: markers and transforms must be sequences.")
     markers = tuple(gate.markers)
     transforms = tuple(gate.transforms) or ("none",) * len(markers)
-    require_gate(gate.name, markers, transforms, gate.compensation)
+    require_gate(gate.name, markers, transforms)
+    compensation = states_of(gate.name, gate.compensation, len(markers))
+    object.__setattr__(gate, "compensation", compensation)
     object.__setattr__(gate, "markers", markers)
     object.__setattr__(gate, "transforms", transforms)
 

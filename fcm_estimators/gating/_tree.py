@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from os import PathLike
 from typing import Self
 
 import numpy as np
@@ -14,17 +13,18 @@ from anndata import AnnData
 
 from fcm_estimators._checks import listed, require_key
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
-from fcm_estimators.gating._export import write_gatingml
-from fcm_estimators.gating._import import flowjo_samples, read_flowjo, read_gatingml
 from fcm_estimators.gating._kinds import Gate
+from fcm_estimators.gating._order import needs_of, ordered
 from fcm_estimators.gating._tracing import traced_gates
-from fcm_estimators.gating._uns import gates_from_uns, gates_to_uns
-from fcm_estimators.gating.coordinates import column_of, coordinates_of
+from fcm_estimators.gating._tree_files import TreeFiles
+from fcm_estimators.gating._uns import gates_from_uns, gates_to_uns, matrix_from_uns
+from fcm_estimators.gating.axis_values import AxisValues
+from fcm_estimators.gating.coordinates import absent_markers, checked_matrix, on_data
 from fcm_estimators.gating.gates import ROOT, BooleanGate, PolygonGate
 from fcm_estimators.gating.membership import members_of
 
 
-class GatingTree:
+class GatingTree(TreeFiles):
     """Gates with their parents, applied from the root to the leaves.
 
     Parameters
@@ -32,9 +32,8 @@ class GatingTree:
     gates : sequence of PolygonGate, RectangleGate, EllipsoidGate and BooleanGate
         In any order.
     spillover : DataFrame, optional
-        Matrix that an imported file gives for its gates on compensated values. Compensate the
-        data with it: ``Compensation(spillover=tree.spillover)``. Default: each sample has its own
-        matrix.
+        Matrix that an imported file gives for its gates on compensated values, which ``apply``
+        uses. Default: each sample has its own matrix.
 
     Attributes
     ----------
@@ -44,7 +43,8 @@ class GatingTree:
     Raises
     ------
     InvalidInputError
-        A name occurs twice, a parent or operand is missing, or gates need each other in a circle.
+        A name occurs twice, a parent or operand is missing, gates need each other in a circle, or
+        ``spillover`` is not a square, labelled, invertible matrix.
 
     Examples
     --------
@@ -60,18 +60,18 @@ class GatingTree:
     """
 
     def __init__(self, gates: Sequence[Gate], *, spillover: pd.DataFrame | None = None) -> None:
-        self.spillover = spillover
-        names = [gate.name for gate in gates]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        self.spillover = None if spillover is None else checked_matrix(spillover)
+        counts = Counter(gate.name for gate in gates)
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise InvalidInputError(f"Gate names occur more than once: {listed(twice)}.")
         for gate in gates:
-            absent = [name for name in _needs(gate) if name not in names]
+            absent = [name for name in needs_of(gate) if name not in counts]
             if absent:
                 raise InvalidInputError(
-                    f"Gate {gate.name!r} needs {listed(absent)}, but the tree has {listed(names)}."
+                    f"Gate {gate.name!r} needs {listed(absent)}, but the tree has {listed(counts)}."
                 )
-        self.gates = _ordered({gate.name: gate for gate in gates})
+        self.gates = ordered({gate.name: gate for gate in gates})
 
     def __len__(self) -> int:
         return len(self.gates)
@@ -146,8 +146,7 @@ class GatingTree:
         """
 
         def new(name: str) -> str:
-            column = column_of(adata, name)
-            return name if column is None else str(adata.var_names[column])
+            return on_data(adata, name)
 
         gates: list[Gate] = []
         for gate in self:
@@ -162,15 +161,18 @@ class GatingTree:
     def apply(self, adata: AnnData) -> pd.DataFrame:
         """Find the cells inside each gate and inside its parent.
 
-        If the data and a gate have different transforms, the coordinates are converted. If they
-        differ in compensation, an error is raised, because no conversion is exact.
+        Every axis gets the values on which it was drawn. If the data and a gate have different
+        transforms, the coordinates are converted. If they differ in compensation, the values are
+        computed from raw ones (``X`` or ``layers["raw"]``), with the matrix of the tree or, if it
+        has none, of the sample's file. Time in seconds is compared with the ``$TIMESTEP`` of the
+        file.
 
         Parameters
         ----------
         adata : AnnData
             Cells with ``var["transform"]`` and ``var["compensated"]``, as ``read_fcs`` and the
-            preprocessing record them. Without ``var["transform"]``, only gates with the transform
-            "none" can be applied.
+            preprocessing record them. Raw data need no preprocessing. Without
+            ``var["transform"]``, only gates with the transform "none" can be applied.
 
         Returns
         -------
@@ -182,115 +184,18 @@ class GatingTree:
         MarkerMismatchError
             The data lack a marker of a gate.
         ProcessingStateError
-            Data and gate differ in compensation, or ``var["transform"]`` is missing and a gate
-            needs it.
+            Data and gate differ in compensation or in its matrix and there are no raw values, there
+            is no matrix, ``var["transform"]`` is missing and a gate needs it, or Time is in seconds
+            and the data have no record of their files.
+
+        Warns
+        -----
+        UserWarning
+            The tree has a matrix, and it is not recorded with which one the data were compensated.
         """
         self._require_markers(adata)
-        members = members_of(self, adata.n_obs, partial(coordinates_of, adata))
-        return pd.DataFrame(members, index=adata.obs_names)
-
-    @classmethod
-    def from_gatingml(
-        cls, path: str | PathLike[str], *, gates: Sequence[str] | None = None
-    ) -> Self:
-        """Read the gates of a Gating-ML 2.0 file, through FlowKit (extra ``gating``).
-
-        Polygons, ranges, rectangles, boxes, ellipsoids, quadrants (as boxes) and boolean gates
-        are read, on the scales flin, flog, fasinh, logicle and hyperlog. Axes are named by channel
-        ($PnN), which ``apply`` looks up in ``var["channel"]``. Gates that refer to the matrix of
-        the FCS file get the compensation "fcs". Gates that refer to a matrix in the Gating-ML file
-        get "spillover", and the tree keeps that matrix as ``spillover``.
-
-        Parameters
-        ----------
-        path : path
-        gates : sequence of str, optional
-            Import only these, with their parents and operands. If several gates have the same
-            name, name one by its path, "parent > name". "/" in names becomes "|".
-
-        Returns
-        -------
-        GatingTree
-
-        Raises
-        ------
-        InvalidInputError
-            The file cannot be read, or gates are not supported; the message names all of them.
-            Not supported are ratios of channels, outlines that cross themselves, gates that take
-            the cells outside of their outline, and axes compensated in different ways.
-        MissingKeyError
-            A gate of ``gates`` is not in the file.
-        """
-        found = read_gatingml(path, gates)
-        return cls(found.gates, spillover=found.spillover)
-
-    @classmethod
-    def from_flowjo(
-        cls,
-        path: str | PathLike[str],
-        *,
-        sample: str | None = None,
-        gates: Sequence[str] | None = None,
-    ) -> Self:
-        """Read the gates of one sample of a FlowJo 10 workspace (.wsp), through FlowKit.
-
-        FlowJo sorts events into bins of its display when it applies polygons, so its counts can
-        differ by a few events at the edges. FlowJo's biexponential axes are read by FlowKit's
-        table.
-
-        Parameters
-        ----------
-        path : path
-        sample : str, optional
-            Name of the sample in the workspace; :meth:`flowjo_samples` lists them. Default: the
-            only sample.
-        gates : sequence of str, optional
-            As in :meth:`from_gatingml`.
-
-        Returns
-        -------
-        GatingTree
-
-        Raises
-        ------
-        InvalidInputError
-            As in :meth:`from_gatingml`.
-        MissingKeyError
-            As in :meth:`from_gatingml`, or the workspace does not have the sample.
-        """
-        found = read_flowjo(path, sample, gates)
-        return cls(found.gates, spillover=found.spillover)
-
-    @staticmethod
-    def flowjo_samples(path: str | PathLike[str]) -> list[str]:
-        """Names of the samples of a FlowJo workspace."""
-        return flowjo_samples(path)
-
-    def to_gatingml(
-        self, path: str | PathLike[str], *, channels: AnnData | Mapping[str, str] | None = None
-    ) -> None:
-        """Write a Gating-ML 2.0 file, which FlowJo and Bioconductor read.
-
-        Compensated gates refer to the matrix of the FCS file.
-
-        Parameters
-        ----------
-        path : path
-        channels : AnnData or mapping, optional
-            Channel ($PnN) of each marker, which Gating-ML uses as the name of an axis: data with
-            ``var["channel"]``, or a mapping. Default: axes keep the names of the markers.
-
-        Raises
-        ------
-        InvalidInputError
-            Gating-ML does not have the scale of a gate (FlowJo's scales).
-        """
-        if isinstance(channels, AnnData):
-            require_key("channel", channels.var, "the column of adata.var")
-            channels = dict(
-                zip(channels.var_names, channels.var["channel"].astype(str), strict=True)
-            )
-        write_gatingml(self, path, channels or {})
+        values = AxisValues(adata, self, self.spillover)
+        return pd.DataFrame(members_of(self, adata.n_obs, values), index=adata.obs_names)
 
     @classmethod
     def from_adata(cls, adata: AnnData, *, key: str = "gates", sample: str) -> Self:
@@ -309,7 +214,9 @@ class GatingTree:
         MissingKeyError
             ``adata.uns`` does not have the key, or the entry does not have the sample.
         """
-        return cls(gates_from_uns(adata, key, sample))
+        return cls(
+            gates_from_uns(adata, key, sample), spillover=matrix_from_uns(adata, key, sample)
+        )
 
     @staticmethod
     def to_uns(trees: Mapping[str, GatingTree]) -> dict[str, np.ndarray]:
@@ -326,7 +233,9 @@ class GatingTree:
             ``transform_x``, ``transform_y``, ``compensation``. The vertices of gate i are
             ``vertices[vertex_offsets[i]:vertex_offsets[i + 1]]``. Boolean gates have no vertices.
             They have ``operation``, ``operands`` and ``complements``, with names separated by "/";
-            polygons have "" there.
+            polygons have "" there. If the axes of a polygon differ in compensation, it has both,
+            separated by "/". If a tree has a matrix: ``spillover_sample``, ``spillover_size``,
+            ``spillover_channels`` and ``spillover_values``, one matrix after the other.
 
         Raises
         ------
@@ -386,27 +295,11 @@ class GatingTree:
         for gate in self:
             if not isinstance(gate, BooleanGate):
                 wanted |= dict.fromkeys(gate.markers, gate.name)
-        missing = [f"{m!r} (gate {g!r})" for m, g in wanted.items() if column_of(adata, m) is None]
+        missing = [
+            f"{a!r} (gate {g!r})" for m, g in wanted.items() for a in absent_markers(adata, m)
+        ]
         if missing:
             raise MarkerMismatchError(
                 f"The data lack marker(s) {', '.join(missing)}; present are "
                 f"{listed(adata.var_names)}. Rename adata.var_names or leave out those gates."
             )
-
-
-def _needs(gate: Gate) -> list[str]:
-    """Names of the parent and the operands of a gate."""
-    operands = gate.operands if isinstance(gate, BooleanGate) else ()
-    return [name for name in (gate.parent, *operands) if name != ROOT]
-
-
-def _ordered(gates: dict[str, Gate]) -> dict[str, Gate]:
-    """Sort gates so that each comes after its parent and its operands."""
-    done: dict[str, Gate] = {}
-    waiting = dict(gates)
-    while waiting:
-        ready = [n for n, g in waiting.items() if all(need in done for need in _needs(g))]
-        if not ready:
-            raise InvalidInputError(f"Gates need each other in a circle: {listed(waiting)}.")
-        done |= {name: waiting.pop(name) for name in ready}
-    return done

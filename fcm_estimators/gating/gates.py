@@ -15,6 +15,9 @@ from fcm_estimators.preprocessing import parse_transform
 
 ROOT = ""
 COMPENSATIONS = ("none", "spillover", "fcs")
+State = Literal["none", "spillover", "fcs"]
+# One state for all axes, or one for each.
+States = State | tuple[State, ...]
 OPERATIONS = ("and", "or", "not")
 
 
@@ -35,9 +38,10 @@ class PolygonGate:
     transform_x, transform_y : str, default "none"
         Scale of the coordinates, as in ``adata.var["transform"]``, such as
         ``"logicle(T=262144,W=0.5,M=4.5,A=0)"``.
-    compensation : {"none", "spillover", "fcs"}, default "none"
-        Compensation of the fluorescence values on which the gate was drawn. "fcs": with the matrix
-        of the FCS file, if it has one.
+    compensation : {"none", "spillover", "fcs"} or tuple of these, default "none"
+        Compensation of the fluorescence values on which the gate was drawn, of both axes or of
+        each. "spillover": with the matrix of the tree, or with that of the FCS file if the tree has
+        none. "fcs": with the matrix of the FCS file, if it has one.
 
     Raises
     ------
@@ -62,10 +66,11 @@ class PolygonGate:
     parent: str = ROOT
     transform_x: str = "none"
     transform_y: str = "none"
-    compensation: Literal["none", "spillover", "fcs"] = "none"
+    compensation: States = "none"
 
     def __post_init__(self) -> None:
-        require_gate(self.name, self.markers, self.transforms, self.compensation)
+        require_gate(self.name, self.markers, self.transforms)
+        object.__setattr__(self, "compensation", states_of(self.name, self.compensation, 2))
         vertices = np.array(self.vertices, dtype=np.float64)
         if vertices.ndim != 2 or vertices.shape[1:] != (2,) or len(vertices) < 3:
             raise InvalidInputError(
@@ -183,7 +188,7 @@ class BooleanGate:
     complements: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require_gate(self.name, (), (), "none")
+        require_gate(self.name, (), ())
         if self.operation not in OPERATIONS:
             raise InvalidInputError(
                 f"Gate {self.name!r}: operation={self.operation!r} is not among {OPERATIONS}."
@@ -217,10 +222,8 @@ class BooleanGate:
         return np.asarray(combined.reduce(taken))
 
 
-def require_gate(
-    name: object, markers: tuple[str, ...], transforms: tuple[str, ...], compensation: str
-) -> None:
-    """Raise InvalidInputError if a name, marker, transform or compensation is not valid."""
+def require_gate(name: object, markers: tuple[str, ...], transforms: tuple[str, ...]) -> None:
+    """Raise InvalidInputError if a name, a marker or a transform is not valid."""
     if not isinstance(name, str) or not name or "/" in name:
         raise InvalidInputError(
             f"A gate's name must be text of one or more characters without '/', got {name!r}."
@@ -233,9 +236,28 @@ def require_gate(
         raise InvalidInputError(
             f"Gate {name!r} has {len(markers)} axes but {len(transforms)} transforms."
         )
-    if compensation not in COMPENSATIONS:
-        raise InvalidInputError(
-            f"Gate {name!r}: compensation={compensation!r} is not among {COMPENSATIONS}."
-        )
     for text in transforms:
         parse_transform(text)
+
+
+def states_of(name: str, compensation: object, n_axes: int) -> States:
+    """Check compensation, and return one state if all axes have the same.
+
+    Raises
+    ------
+    InvalidInputError
+        A state is unknown, or there are more or fewer than axes.
+    """
+    several = isinstance(compensation, list | tuple)
+    states = tuple(compensation) if several else (compensation,) * n_axes  # type: ignore[arg-type]
+    if len(states) != n_axes or any(state not in COMPENSATIONS for state in states):
+        raise InvalidInputError(
+            f"Gate {name!r}: compensation={compensation!r} is not among {COMPENSATIONS}, nor is it "
+            f"one of them for each of its {n_axes} axes."
+        )
+    return states[0] if len(set(states)) == 1 else states  # type: ignore[return-value]
+
+
+def axis_states(compensation: States, n_axes: int) -> tuple[State, ...]:
+    """Compensation of each axis."""
+    return (compensation,) * n_axes if isinstance(compensation, str) else compensation

@@ -21,7 +21,13 @@ from fcm_estimators.exceptions import (
 from fcm_estimators.io.cells import assembled, cell_table
 from fcm_estimators.io.channels import marker_names
 from fcm_estimators.io.kinds import is_compensated
-from fcm_estimators.io.record import INSTRUMENT_KEY, pack_fcs_record
+from fcm_estimators.io.record import (
+    FILE_KEY,
+    INSTRUMENT_KEY,
+    file_digest,
+    pack_amplifiers,
+    pack_fcs_record,
+)
 from fcm_estimators.io.segment import Segment, decode, open_segment, open_segments
 from fcm_estimators.io.text import parsed_number
 
@@ -108,7 +114,8 @@ def read_fcs(
         - ``uns["fcs"]``: per-sample keywords, number of events and labelled spillover
           (:func:`get_spillover`), whose channels are named as in ``var["channel"]``;
           ``time_scaled``; ``instrument_compensated``, the channels that the instrument
-          compensated.
+          compensated; ``fil_sha256``, a digest of ``$FIL``, by which workspaces are matched;
+          ``amplifiers``, how integers of log amplifiers and gains were decoded.
 
     Raises
     ------
@@ -183,8 +190,26 @@ def read_fcs(
         **record,
         "time_scaled": scale_time,
         INSTRUMENT_KEY: var.loc[[n for n in names if n in instrument], "channel"].to_numpy(object),
+        FILE_KEY: np.array(
+            [file_digest(s.keywords.get("FIL", "")) for s in segments], dtype=object
+        ),
+        **_amplifiers(samples, segments, panels, var),
     }
     return adata
+
+
+def _amplifiers(
+    samples: list[str], segments: list[Segment], panels: list[pd.DataFrame], var: pd.DataFrame
+) -> dict[str, object]:
+    """How integers that are not the values were decoded."""
+    rows = []
+    for sample, segment, panel in zip(samples, segments, panels, strict=True):
+        whole = [kind == "I" for kind in segment.layout.kinds]
+        for name, channel, integer in zip(panel.index, segment.channels, whole, strict=True):
+            if integer and not channel.linear and name in var.index:
+                known = (channel.decades, channel.log_zero, channel.stored_range, channel.gain)
+                rows.append((sample, str(var.loc[name, "channel"]), *known))
+    return pack_amplifiers(rows)
 
 
 def _no_events(segment: Segment) -> str:

@@ -7,6 +7,10 @@ stored one after the other, row by row.
 
 from __future__ import annotations
 
+import hashlib
+import unicodedata
+from collections.abc import Iterable
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -16,6 +20,13 @@ from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 UNS_KEY = "fcs"
 # Channels whose values the instrument compensated before it wrote the file.
 INSTRUMENT_KEY = "instrument_compensated"
+# How integers of log amplifiers and gains were decoded; absent if all integers are the values.
+AMPLIFIER_KEY = "amplifiers"
+_AMPLIFIER_COLUMNS = ("sample", "channel", "decades", "log_zero", "range", "gain")
+# In ``uns``: the matrix with which the values of X were compensated.
+COMPENSATION_KEY = "compensation"
+# Digest of the name that each file had when it was acquired ($FIL), which may identify a person.
+FILE_KEY = "fil_sha256"
 
 
 def pack_fcs_record(
@@ -158,6 +169,91 @@ def get_keywords(adata: ad.AnnData, sample: str) -> dict[str, str]:
     row = sample_row(adata, sample)
     entries = {name: str(values[row]) for name, values in adata.uns[UNS_KEY]["keywords"].items()}
     return {name: value for name, value in entries.items() if value}
+
+
+def file_digest(name: str) -> str:
+    """Digest of the name of a file without folder, ending and case; "" for no name.
+
+    Workspaces list the name under which a file was acquired (``$FIL``). It may contain the name of
+    a person, so the data keep only its digest, which is enough to find the file there.
+
+    Examples
+    --------
+    >>> from fcm_estimators.io.record import file_digest
+    >>> file_digest("Tube_1.FCS") == file_digest("d:/run/tube_1.fcs") != file_digest("tube_2.fcs")
+    True
+    """
+    bare = unicodedata.normalize("NFC", name.replace("\\", "/").rsplit("/", 1)[-1].strip())
+    bare = bare.casefold().removesuffix(".fcs")
+    return hashlib.sha256(bare.encode()).hexdigest() if bare else ""
+
+
+def file_digests(adata: ad.AnnData) -> dict[str, str]:
+    """Digest of the ``$FIL`` of each sample, as ``read_fcs`` records it."""
+    record = adata.uns.get(UNS_KEY, {})
+    if FILE_KEY not in record:
+        return {}
+    return {
+        str(sample): str(digest)
+        for sample, digest in zip(record["sample"], record[FILE_KEY], strict=True)
+    }
+
+
+def pack_amplifiers(
+    rows: Iterable[tuple[str, str, float, float, float, float]],
+) -> dict[str, object]:
+    """Entry of ``uns["fcs"]`` that says how integers were decoded; empty without rows.
+
+    Parameters
+    ----------
+    rows : iterable of (sample, channel, decades, log_zero, range, gain)
+        One for each channel of integers that are not the values.
+    """
+    columns = list(zip(*rows, strict=True))
+    if not columns:
+        return {}
+    texts = {name: _strings(list(columns[i])) for i, name in enumerate(_AMPLIFIER_COLUMNS[:2])}
+    numbers = {
+        name: np.asarray(columns[i + 2], dtype=np.float64)
+        for i, name in enumerate(_AMPLIFIER_COLUMNS[2:])
+    }
+    return {AMPLIFIER_KEY: {**texts, **numbers}}
+
+
+def amplifiers(adata: ad.AnnData) -> list[tuple[str, str, float, float, float, float]]:
+    """Rows of :func:`pack_amplifiers`; none if nothing is recorded."""
+    found = adata.uns.get(UNS_KEY, {}).get(AMPLIFIER_KEY)
+    if found is None:
+        return []
+    columns = [np.asarray(found[name]).tolist() for name in _AMPLIFIER_COLUMNS]
+    return list(zip(*columns, strict=True))
+
+
+def pack_compensation(matrix: pd.DataFrame | None) -> dict[str, np.ndarray]:
+    """Entry of ``uns`` for the matrix that all samples were compensated with.
+
+    Parameters
+    ----------
+    matrix : DataFrame or None
+        None: each sample with the matrix of its file.
+    """
+    if matrix is None:
+        return {"channels": _strings([]), "values": np.empty((0, 0))}
+    values = np.asarray(matrix, dtype=np.float64)
+    return {"channels": _strings([str(c) for c in matrix.columns]), "values": values}
+
+
+def recorded_matrix(adata: ad.AnnData, sample: str) -> pd.DataFrame | None:
+    """Matrix with which a sample was compensated; None if that is not recorded."""
+    found = adata.uns.get(COMPENSATION_KEY)
+    if found is None:
+        return None
+    names = [str(name) for name in found["channels"]]
+    if names:
+        return pd.DataFrame(np.asarray(found["values"]), index=names, columns=names)
+    if sample not in [str(name) for name in adata.uns.get(UNS_KEY, {}).get("sample", [])]:
+        return None
+    return get_spillover(adata, sample)
 
 
 def sample_row(adata: ad.AnnData, sample: str) -> int:

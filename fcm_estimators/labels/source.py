@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators.exceptions import MissingKeyError, ProcessingStateError
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.gating.gate_files import TREE_ENDINGS, names_in, tree_of_sample
+from fcm_estimators.io.record import file_digests
 from fcm_estimators.keys import EXPERT_GATES
+from fcm_estimators.labels._deepest import labels_of_deepest
 from fcm_estimators.labels._labels import gates_from_csv, labels_from_gates
-from fcm_estimators.preprocessing import Compensation
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,22 @@ class LabelSource:
     Parameters
     ----------
     label_key : str, default "cell_type"
-        Column of ``obs`` for the labels. Without ``classes`` the data must already have it.
+        Column of ``obs`` for the labels. Without ``classes`` or ``labels="deepest"`` the data must
+        already have it.
     gates : path, optional
         A table (.csv) of one file, a directory with a table ``{sample}.csv`` per file
         (:func:`~fcm_estimators.labels.gates_from_csv`), a Gating-ML file (.xml), or a FlowJo
-        workspace (.wsp) that lists the files. Default: use the gates in ``obsm["gates"]``.
+        workspace (.wsp) that lists the files. Samples of a workspace are found by name, file name
+        and ``$FIL``, with any ending and in any case. Default: use the gates in ``obsm["gates"]``.
+    only : sequence of str, default ()
+        Gates to read, with their parents and operands; those of ``classes`` and ``within`` are
+        read, too. Default: all. If one of all cannot be read, and ``classes`` or ``within`` name
+        gates, those are read and a warning says so.
+    also : sequence of str, default ()
+        Gates that are read whatever else is, such as that of ``subset_key``.
+    labels : {"classes", "deepest"}, default "classes"
+        "deepest": the label of a cell is the name of its deepest gate, of those of ``only`` if
+        there are any. Needs a Gating-ML file or a workspace.
     classes : mapping of gate to label, optional
         Label of each gate (:func:`~fcm_estimators.labels.labels_from_gates`).
     within : str, optional
@@ -45,12 +60,31 @@ class LabelSource:
     within: str | None = None
     default: str | None = "other"
     event_column: str | None = None
+    only: Sequence[str] = ()
+    also: Sequence[str] = ()
+    labels: Literal["classes", "deepest"] = "classes"
+
+    def __post_init__(self) -> None:
+        if self.labels not in ("classes", "deepest"):
+            raise InvalidInputError(f'labels must be "classes" or "deepest", got {self.labels!r}.')
+        if self.labels == "deepest" and self.classes:
+            raise InvalidInputError(
+                'labels="deepest" gives every gate its name as label; leave out classes.'
+            )
 
     def __call__(self, adata: AnnData) -> None:
         """Label the cells of one file in place."""
-        if self.gates is not None:
-            self._add_gates(adata, Path(self.gates))
-        if self.classes:
+        trees = {} if self.gates is None else self.add_gates(adata)
+        if self.labels == "deepest":
+            labels_of_deepest(
+                adata,
+                trees,
+                only=self.only,
+                within=self.within,
+                default=self.default,
+                key_added=self.label_key,
+            )
+        elif self.classes:
             labels_from_gates(
                 adata,
                 self.classes,
@@ -59,11 +93,26 @@ class LabelSource:
                 key_added=self.label_key,
             )
 
-    def _add_gates(self, adata: AnnData, path: Path) -> None:
+    def add_gates(self, adata: AnnData, needed: Sequence[str] = ()) -> dict[str, GatingTree]:
+        """Write the membership of the gates to ``obsm["gates"]``.
+
+        Parameters
+        ----------
+        adata : AnnData
+        needed : sequence of str, default ()
+            Further gates that must be read.
+
+        Returns
+        -------
+        dict of sample to GatingTree
+            Empty for tables.
+        """
+        path = self._path()
         samples = [str(s) for s in adata.obs["sample"].unique()]
+        names = self._asked(needed) if self.only else None
         if path.suffix.lower() == ".csv":
-            gates_from_csv(adata, path, event_column=self.event_column)
-            return
+            gates_from_csv(adata, path, event_column=self.event_column, gates=names)
+            return {}
         if path.is_dir():
             tables = {s: path / f"{s}.csv" for s in samples}
             if missing := [t.name for t in tables.values() if not t.exists()]:
@@ -72,37 +121,78 @@ class LabelSource:
                     f"{listed(sorted(p.name for p in path.iterdir()))}. The name of a table must "
                     "be that of its sample."
                 )
-            gates_from_csv(adata, tables, event_column=self.event_column)
-            return
-        parts = []
+            gates_from_csv(adata, tables, event_column=self.event_column, gates=names)
+            return {}
+        digests = file_digests(adata)
+        trees, parts = {}, []
         for sample in samples:
             inside = (adata.obs["sample"].astype(str) == sample).to_numpy()
-            parts.append(membership_in(self.tree(sample), adata[inside].copy()))
+            cells = adata[inside].copy()
+            digest = digests.get(sample, "")
+
+            def read(gates: Sequence[str] | None, sample: str = sample, digest: str = digest):  # type: ignore[no-untyped-def]
+                return tree_of_sample(path, sample, digest=digest, gates=gates)
+
+            trees[sample], members = self._applied(read, cells, needed)
+            parts.append(members)
         adata.obsm[EXPERT_GATES] = pd.concat(parts).loc[adata.obs_names]
+        return trees
 
-    def tree(self, sample: str) -> GatingTree:
-        """Read the gates of one sample from a Gating-ML file or a FlowJo workspace."""
+    def _path(self) -> Path:
         path = Path(str(self.gates))
-        if path.suffix.lower() != ".wsp":
-            return GatingTree.from_gatingml(path)
-        names = GatingTree.flowjo_samples(path)
-        # Samples are named by files with or without their ending, such as ".fcs" or ".001".
-        found = [name for name in names if name == sample] or [
-            name for name in names if Path(name).stem == sample
-        ]
-        if len(found) == 1:
-            return GatingTree.from_flowjo(path, sample=found[0])
-        if found:
-            raise MissingKeyError(
-                f"{path.name} has several samples {sample!r}: {listed(found)}. Name the sample by "
-                "its whole file name with sample_names=..."
+        if not path.exists():
+            raise InvalidInputError(f"gates: {path} does not exist.")
+        return path
+
+    def _asked(self, needed: Sequence[str]) -> list[str]:
+        """Gates that somebody named."""
+        within = [] if self.within is None else [self.within]
+        return list(dict.fromkeys([*self.only, *self.also, *self.classes, *within, *needed]))
+
+    def _applied(
+        self,
+        read: Callable[[Sequence[str] | None], GatingTree],
+        cells: AnnData,
+        needed: Sequence[str],
+    ) -> tuple[GatingTree, pd.DataFrame]:
+        """Read a tree and apply it: all gates, or the named ones if some cannot be read."""
+        asked = self._asked(needed)
+        if self.only:
+            tree = read(asked)
+            return tree, tree.apply(cells)
+        try:
+            tree = read(None)
+            return tree, tree.apply(cells)
+        except (InvalidInputError, MarkerMismatchError) as error:
+            if not asked:
+                raise
+            tree = read(asked)
+            members = tree.apply(cells)
+            warnings.warn(
+                f"Only the gates {listed(tree.gates)} were read, because others cannot be: {error}",
+                UserWarning,
+                stacklevel=2,
             )
-        raise MissingKeyError(f"{path.name} has no sample {sample!r}; it has {listed(names)}.")
+            return tree, members
 
+    def tree(self, sample: str, digest: str = "") -> GatingTree:
+        """Read the gates of one sample from a Gating-ML file or a FlowJo workspace.
 
-def membership_in(tree: GatingTree, adata: AnnData) -> pd.DataFrame:
-    """Membership in drawn gates; data are compensated if the gates need it."""
-    try:
-        return tree.apply(adata)
-    except ProcessingStateError:
-        return tree.apply(Compensation(spillover=tree.spillover).fit_transform(adata))
+        ``digest`` is that of the ``$FIL`` of the file, as ``read_fcs`` records it.
+        """
+        names = self._asked(()) if self.only else None
+        return tree_of_sample(str(self.gates), sample, digest=digest, gates=names)
+
+    def gate_names(self) -> list[str]:
+        """Names of all gates of the file or the tables."""
+        path = self._path()
+        if path.suffix.lower() in TREE_ENDINGS:
+            return names_in(path)
+        tables = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+        if not tables:
+            raise InvalidInputError(f"{path} holds neither a model of gates nor a table (.csv).")
+        try:
+            columns = [str(c) for t in tables for c in pd.read_csv(t, nrows=0).columns]
+        except (OSError, ValueError) as error:
+            raise InvalidInputError(f"{path} cannot be read as CSV: {error}") from error
+        return list(dict.fromkeys(columns))

@@ -19,7 +19,7 @@ from fcm_estimators.exceptions import (
     NotFittedError,
     ProcessingStateError,
 )
-from fcm_estimators.io.record import get_spillover
+from fcm_estimators.io.record import COMPENSATION_KEY, get_spillover, pack_compensation
 from fcm_estimators.preprocessing import _state
 
 # Values (N, C) and spillover matrix (C, C) to new values (N, C).
@@ -107,6 +107,8 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         AnnData
             A copy with compensated float32 values in ``X``, the former ``X`` in ``layers["raw"]``
             (unless that layer exists) and True in ``var["compensated"]`` for these channels.
+            ``uns["compensation"]`` records the matrix: ``channels`` and ``values``, empty if each
+            sample was compensated with that of its file.
 
         Raises
         ------
@@ -176,7 +178,11 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         # Channels are matched by name: the files of a cohort may order them differently.
         squares = [(rows, matrix.loc[detectors, detectors].to_numpy()) for rows, matrix in parts]
         steps = [(rows, partial(function, spill_matrix=square)) for rows, square in squares]
-        return _state.processed_copy(adata, markers, steps, compensated=compensated)
+        out = _state.processed_copy(adata, markers, steps, compensated=compensated)
+        out.uns.pop(COMPENSATION_KEY, None)
+        if compensated:
+            out.uns[COMPENSATION_KEY] = pack_compensation(self.spillover_)
+        return out
 
     def _matrices(self, adata: AnnData) -> list[tuple[np.ndarray, pd.DataFrame]]:
         """Rows and matrix of each sample; all matrices cover the same channels."""

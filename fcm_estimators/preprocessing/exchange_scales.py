@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -87,7 +88,7 @@ class ParametrizedArcsinh(Scale):
 @register
 @dataclass(frozen=True)
 class ParametrizedLog(Scale):
-    """``log10(max(x, floor) / T) / M + 1``: ``flog`` of Gating-ML, logarithmic axis of FlowJo.
+    """``log10(max(x, floor) / T) / M + 1``: ``flog`` of Gating-ML.
 
     Parameters
     ----------
@@ -96,8 +97,7 @@ class ParametrizedLog(Scale):
     M : float, default 4.5
         Decades, positive.
     floor : float, default 1e-100
-        Smallest raw value, positive; lower values are set to it. FlowJo uses the lower end of
-        the axis.
+        Smallest raw value, positive; lower values are set to it.
 
     References
     ----------
@@ -167,6 +167,83 @@ class Hyperlog(Scale):
 
 @register
 @dataclass(frozen=True)
+class FlowJoLinear(Scale):
+    """``(x - low) / (high - low)``: linear axis of FlowJo that does not begin at 0.
+
+    Parameters
+    ----------
+    low : float, default 0
+    high : float, default 262144
+        Ends of the axis, ``low`` below ``high``.
+    """
+
+    name: ClassVar[str] = "flowjo_linear"
+    low: float = 0.0
+    high: float = 262144.0
+
+    def _check_parameters(self) -> None:
+        require(self, "low must be below high", self.low < self.high)
+
+    def _forward(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (x - self.low) / (self.high - self.low)
+
+    def _backward(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return y * (self.high - self.low) + self.low
+
+
+@register
+@dataclass(frozen=True)
+class FlowJoLog(Scale):
+    """``(log10(max(x, offset)) - log10(offset)) / decades``: logarithmic axis of FlowJo.
+
+    Gates are often drawn exactly at values of the data, so the order of the operations matters: it
+    is that of FlowKit.
+
+    Parameters
+    ----------
+    offset : float, default 1
+        Lower end of the axis, positive; lower values are set to it.
+    decades : float, default 4.5
+        Positive.
+    """
+
+    name: ClassVar[str] = "flowjo_log"
+    offset: float = 1.0
+    decades: float = 4.5
+
+    def _check_parameters(self) -> None:
+        require(self, "offset and decades must be positive", min(self.offset, self.decades) > 0)
+
+    def _forward(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        grown: NDArray[np.float64] = np.log10(np.maximum(x, self.offset)) - np.log10(self.offset)
+        return 1.0 / self.decades * grown
+
+    def _backward(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.offset * 10.0 ** (y * self.decades)
+
+
+@register
+@dataclass(frozen=True)
+class Seconds(Scale):
+    """Seconds of Time; the values of a file, which may be ticks, times its ``$TIMESTEP``.
+
+    The scale itself changes no value. Gates find the ``$TIMESTEP`` in the record of the file.
+    """
+
+    name: ClassVar[str] = "seconds"
+
+    def _check_parameters(self) -> None:
+        """There are no parameters to check."""
+
+    def _forward(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return x.copy()
+
+    def _backward(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        return y.copy()
+
+
+@register
+@dataclass(frozen=True)
 class FlowJoBiex(Scale):
     """FlowJo's biexponential axis, from FlowKit's table; requires the extra ``gating``.
 
@@ -185,24 +262,34 @@ class FlowJoBiex(Scale):
     max_value: float = 262144.000029
 
     def _check_parameters(self) -> None:
-        """FlowKit checks the parameters when it makes the table."""
-
-    def _table(self) -> Any:
-        try:
-            import flowkit
-        except ImportError as error:
-            raise InvalidInputError(
-                "FlowJo's biexponential axes require FlowKit: pip install 'fcm-estimators[gating]'."
-            ) from error
-        return flowkit.transforms.WSPBiexTransform(
-            negative=self.negative,
-            width=self.width,
-            positive=self.positive,
-            max_value=self.max_value,
-        )
+        # Between -1 and 0 the table turns round, and 0 has no table.
+        require(self, "width must be at most -1", self.width <= -1)
+        top = min(self.positive, self.max_value)
+        require(self, "positive and max_value must be positive", top > 0)
 
     def _forward(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(self._table().apply(x.ravel())).reshape(x.shape)
+        return np.asarray(_biex_table(self).apply(x.ravel())).reshape(x.shape)
 
     def _backward(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(self._table().inverse(y.ravel())).reshape(y.shape)
+        return np.asarray(_biex_table(self).inverse(y.ravel())).reshape(y.shape)
+
+
+@lru_cache(maxsize=256)
+def _biex_table(scale: FlowJoBiex) -> Any:
+    """FlowKit's table of an axis; the axes of a workspace are few, its gates many."""
+    try:
+        import flowkit
+    except ImportError as error:
+        raise InvalidInputError(
+            "FlowJo's biexponential axes require FlowKit: pip install 'fcm-estimators[gating]'."
+        ) from error
+    try:
+        with np.errstate(divide="raise", invalid="raise"):
+            return flowkit.transforms.WSPBiexTransform(
+                negative=scale.negative,
+                width=scale.width,
+                positive=scale.positive,
+                max_value=scale.max_value,
+            )
+    except (ValueError, ArithmeticError, IndexError) as error:
+        raise InvalidInputError(f"{scale} is no scale that can be read: {error}.") from error
