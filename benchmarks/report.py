@@ -38,7 +38,7 @@ def annotated(n_cells):
     clf.annotate(adata)
     PolygonRegressor(GATES, **QUICK).fit(adata).annotate(adata)
     GradientExplainer(clf, target="blast", units="sd").explain(adata)
-    AttentionExplainer(clf).explain(adata)
+    AttentionExplainer(clf, net_layer=-1).explain(adata)
     adata.obsm["X_umap"] = adata[:, ["CD10", "CD45"]].X.copy()
     return adata
 

@@ -65,7 +65,7 @@ def main():
             clf.annotate(adata)
             GradientExplainer(clf, mode="own").explain(adata)
             GradientExplainer(clf, mode="set", key_added="set").explain(adata)
-            AttentionExplainer(clf).explain(adata)
+            AttentionExplainer(clf, net_layer=-1).explain(adata)
             adata.write_h5ad(Path(folder) / "sample.h5ad")
             again = ad.read_h5ad(Path(folder) / "sample.h5ad")
             if again.n_obs != adata.n_obs:

@@ -27,13 +27,14 @@ from fcm_estimators.polygon_regressor import PolygonRegressor
 
 
 class Received(NamedTuple):
-    """Received attention of one layer.
+    """Received attention.
 
     Attributes
     ----------
     relative : ndarray of shape (n_cells, n_heads)
-        Relative to uniform attention within the sample: the mean over its cells is 1. NaN for
-        cells not analysed; 0 for a head that gives no attention at all.
+        Of one layer, or of all layers, head after head. Relative to uniform attention within the
+        sample: the mean over its cells is 1. NaN for cells not analysed; 0 for a head that gives no
+        attention at all.
     absorbed : DataFrame
         One row per sample, one column per head: share of the attention that no cell receives. It
         is the attention of queries with (almost) no positive features.
@@ -69,8 +70,8 @@ class AttentionPlan:
     Attributes
     ----------
     estimator : SetEstimator
-    net_layer : int
-        Layer from 0. For the query of a gate it is the number of layers.
+    net_layer : int or None
+        Layer from 0; None for all. For the query of a gate it is the number of layers.
     cells : object
         The user's choice of the cells that are queries.
     gate : int
@@ -80,7 +81,7 @@ class AttentionPlan:
     """
 
     estimator: SetEstimator
-    net_layer: int
+    net_layer: int | None
     cells: Any
     gate: int
     described: str
@@ -97,21 +98,52 @@ class AttentionPlan:
         n_layers = len(fitted_net(estimator).layers)
         if isinstance(queries, GateQuery):
             gate = _gate_position(estimator, queries.gate)
-            if net_layer != -1:
+            if net_layer is not None:
                 raise InvalidInputError(
                     f"The query of gate {queries.gate!r} attends after the last layer. Leave out "
                     f"net_layer={net_layer!r}."
                 )
             return cls(estimator, n_layers, None, gate, f"gate {queries.gate}")
-        if not isinstance(net_layer, (int, np.integer)) or not -n_layers <= net_layer < n_layers:
+        known = isinstance(net_layer, (int, np.integer)) and -n_layers <= net_layer < n_layers
+        if net_layer is not None and not known:
             raise InvalidInputError(
                 f"net_layer={net_layer!r}: the model has the layers {listed(range(n_layers))}. "
-                "Negative numbers count from the last."
+                "Negative numbers count from the last; None means all."
             )
         described = "all cells"
         if queries is not None:
             described = str(queries) if isinstance(queries, (str, int)) else "mask"
-        return cls(estimator, int(net_layer) % n_layers, queries, -1, described)
+        layer = None if net_layer is None else int(net_layer) % n_layers
+        return cls(estimator, layer, queries, -1, described)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers whose attention is read."""
+        n_layers = len(fitted_net(self.estimator).layers)
+        return list(range(n_layers)) if self.net_layer is None else [self.net_layer]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the heads, with their layers if there are several."""
+        names = head_names(self.estimator)
+        if self.net_layer is not None:
+            return names
+        return [f"layer{layer}_{name}" for layer in self.layers for name in names]
+
+    def require_layer(self, what: str) -> int:
+        """The one layer that is read.
+
+        Raises
+        ------
+        InvalidInputError
+            No layer was chosen.
+        """
+        if self.net_layer is None:
+            raise InvalidInputError(
+                f"{what}: heads of different layers have nothing to do with each other, so this "
+                f"is about one layer. Choose it with net_layer=0 to {self.layers[-1]}."
+            )
+        return self.net_layer
 
     def require_cells_as_queries(self) -> None:
         """Raise InvalidInputError if the query of a gate was chosen."""
@@ -142,21 +174,29 @@ class AttentionPlan:
         Returns
         -------
         absorbed : ndarray of shape (H,)
-            Share of the attention that no cell receives; NaN without queries.
+            Share of the attention that no cell receives; NaN without queries. H is the number of
+            :attr:`columns`.
         blocks : iterator of start, stop and ndarray of shape (stop - start, H)
             Received attention relative to uniform attention.
         """
         sample_stream = stream(fitted_net(self.estimator), cells, keep_layers=True)
-        if self.gate >= 0:
-            reader = gate_query(sample_stream, self.gate)
-        else:
-            mask = torch.from_numpy(queries).to(sample_stream.module.input_mean.device)
-            reader = query_mean(sample_stream, self.net_layer, mask)
-        given, chunks = relative_attention(sample_stream, self.net_layer, reader)
-        absorbed = 1 - given.cpu().numpy()
+        shares, parts = [], []
+        for layer in self.layers:
+            if self.gate >= 0:
+                reader = gate_query(sample_stream, self.gate)
+            else:
+                mask = torch.from_numpy(queries).to(sample_stream.module.input_mean.device)
+                reader = query_mean(sample_stream, layer, mask)
+            given, chunks = relative_attention(sample_stream, layer, reader)
+            shares.append(1 - given.cpu().numpy())
+            parts.append(by_block(chunks))
+        absorbed = np.concatenate(shares)
         if self.gate < 0 and not queries.any():
             absorbed = np.full_like(absorbed, np.nan)
-        return absorbed, by_block(chunks)
+        return absorbed, (
+            (found[0][0], found[0][1], np.concatenate([values for _, _, values in found], axis=1))
+            for found in zip(*parts, strict=True)
+        )
 
     def of_samples(self, samples: Samples, queries: np.ndarray) -> Received:
         """Received attention of each cell, in the order of ``samples.x``."""
@@ -173,7 +213,7 @@ class AttentionPlan:
     def absorbed_table(self, shares: list[np.ndarray], samples: list[Hashable]) -> pd.DataFrame:
         """Table with one row per sample and one column per head."""
         index = pd.Index(np.array(samples, dtype=object), name="sample")
-        return pd.DataFrame(shares, index=index, columns=head_names(self.estimator))
+        return pd.DataFrame(shares, index=index, columns=self.columns)
 
 
 def head_names(estimator: SetEstimator) -> list[str]:

@@ -120,6 +120,7 @@ def specialisation(
     """
     populations = population_labels(adata, population)
     labels = population_labels(adata, label_key)
+    explainer.plan().require_layer("specialisation")
     received = explainer.attribute(adata).relative
     assigned = assigned_heads(received)
     known = ~pd.isna(populations) & ~pd.isna(labels) & (assigned > -2)

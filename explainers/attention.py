@@ -45,8 +45,10 @@ class AttentionExplainer(OfModel):
     ----------
     estimator : ReluFormerClassifier, PolygonRegressor, or a Pipeline that ends in one
         Fitted.
-    net_layer : int, default -1
-        Layer of the net whose attention is read; negative ones count from the last.
+    net_layer : int, default None
+        Layer of the net whose attention is read; negative ones count from the last. None: all
+        layers, whose mean tells how much attention a cell receives. Heads, which are different
+        ones in every layer, need a layer.
     queries : bool array, obs column, cell name or number, or GateQuery, default None
         The cells that attend to others. None: all cells of the sample. ``GateQuery(gate)``: the
         learned query of a gate, after the last layer. Its results are written like those of an
@@ -68,8 +70,11 @@ class AttentionExplainer(OfModel):
     >>> clf = ReluFormerClassifier(
     ...     sample_key="sample", label_key="cell_type", pos_label="blast", max_epochs=1
     ... ).fit(adata)
-    >>> AttentionExplainer(clf, net_layer=-1).explain(adata)
-    >>> adata.obsm["attention_layer3"].shape
+    >>> AttentionExplainer(clf).explain(adata)
+    >>> adata.obs["attention"].shape
+    (400,)
+    >>> AttentionExplainer(clf, net_layer=0).explain(adata)
+    >>> adata.obsm["attention_layer0"].shape
     (400, 4)
     """
 
@@ -77,7 +82,7 @@ class AttentionExplainer(OfModel):
         self,
         estimator: ReluFormerClassifier | PolygonRegressor | Pipeline,
         *,
-        net_layer: int = -1,
+        net_layer: int | None = None,
         queries: Any = None,
         key_added: str = AttentionKeys.key,
     ) -> None:
@@ -88,7 +93,7 @@ class AttentionExplainer(OfModel):
 
     @property
     def heads(self) -> list[str]:
-        """Names of the heads, which are the columns of results."""
+        """Names of the heads of one layer."""
         return head_names(self.estimator)
 
     def plan(self) -> AttentionPlan:
@@ -135,15 +140,24 @@ class AttentionExplainer(OfModel):
     def explain(self, data: Writable) -> None:
         """Write received attention and the assigned head into an AnnData, or a store on disk.
 
-        Sets the following fields, where ``key`` is ``key_added``:
+        Sets the following fields, where ``key`` is ``key_added``. Without a layer:
+
+        ``adata.obs[key]`` : float32
+            Received attention, mean over all layers and heads, 1 = uniform. NaN for cells not
+            analysed.
+
+        With ``net_layer``, or the query of a gate:
 
         ``adata.obsm[f"{key}_layer{l}"]`` : DataFrame float32, one column per head
             Received attention, 1 = uniform.
         ``adata.obs[f"{key}_head"]`` : Categorical
             Head that attends most to the cell; "none" if no head attends to it more than
             uniformly; missing for cells not analysed.
+
+        In both cases:
+
         ``adata.uns[key]`` : dict
-            Layer, queries, share of absorbed attention per sample and head, version.
+            Layers, queries, share of absorbed attention per sample and head, version.
 
         Parameters
         ----------
@@ -163,14 +177,21 @@ class AttentionExplainer(OfModel):
         with open_data(data, keys) as (source, sink):
             parts = read_cells(self.estimator, self.ready(source))
             chosen = chosen_cells(source, plan.cells)
-            received = sink.table(keys.received(plan.net_layer), heads)
-            head = sink.categorical(keys.head, [*heads, NO_HEAD])
+            if plan.net_layer is None:
+                mean = sink.numbers(keys.mean)
+            else:
+                received = sink.table(keys.received(plan.net_layer), heads)
+                head = sink.categorical(keys.head, [*heads, NO_HEAD])
             absorbed = []
             for part in parts:
                 share, blocks = plan.blocks(part, part.pick(chosen))
                 absorbed.append(share)
                 for start, stop, relative in blocks:
-                    rows, assigned = part.rows[start:stop], assigned_heads(relative)
+                    rows = part.rows[start:stop]
+                    if plan.net_layer is None:
+                        mean.write(rows, relative.mean(axis=1))
+                        continue
+                    assigned = assigned_heads(relative)
                     received.write(rows, relative)
                     # -1 means no head, which is the last category.
                     head.write(rows, np.where(assigned < 0, len(heads), assigned))
@@ -183,6 +204,7 @@ class AttentionExplainer(OfModel):
             {"net_layer": self.net_layer, "queries": plan.described, "key_added": self.key_added},
             version=__version__,
             net_layer=plan.net_layer,
+            layers=np.array(plan.layers),
             sample_key=self.estimator.sample_key,
             queries=plan.described,
             absorbed=absorbed.to_numpy(),
@@ -211,6 +233,7 @@ class AttentionExplainer(OfModel):
         """
         plan = self.plan()
         plan.require_cells_as_queries()
+        layer = plan.require_layer("attention between populations")
         samples = read_samples(self.estimator, self.ready(adata))
         labels = population_labels(adata, population)[samples.rows]
         names = [name for name in pd.unique(labels) if not pd.isna(name)]
@@ -218,7 +241,7 @@ class AttentionExplainer(OfModel):
         for start, stop, stream in plan.streams(samples):
             masks = np.stack([labels[start:stop] == name for name in names])
             members = torch.from_numpy(masks).to(stream.module.input_mean.device)
-            part = population_attention(stream, plan.net_layer, members, members)
+            part = population_attention(stream, layer, members, members)
             shares.append(part.cpu().numpy())
             sizes.append(np.broadcast_to(masks.mean(1), part.shape))
         share, size = np.stack(shares), np.stack(sizes)

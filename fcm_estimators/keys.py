@@ -188,8 +188,13 @@ class AttentionKeys:
     key: str = "attention"
 
     @property
+    def mean(self) -> str:
+        """``obs``: received attention, mean over all layers and heads, float32."""
+        return self.key
+
+    @property
     def head(self) -> str:
-        """``obs``: head that attends most to the cell, Categorical."""
+        """``obs``: head of one layer that attends most to the cell, Categorical."""
         return f"{self.key}_head"
 
     @property

@@ -304,7 +304,7 @@ class _Explain:
     gate: str | None
     mode: Literal["own", "set", "context"] | None
     units: Literal["layer", "sd"]
-    net_layer: int
+    net_layer: int | None
     key_added: str | None
 
     def __call__(self, model: Any, adata: AnnData, path: Path) -> Entries:
@@ -328,11 +328,11 @@ class _Explain:
         with replaced_when_complete(path.with_name(f"{path.name}.gradient.csv")) as temporary:
             table.to_csv(temporary, index=False)
         strongest = adata.obs[GradientKeys().marker].dropna().mode()
+        found = {"strongest_marker": str(strongest.iloc[0]) if len(strongest) else ""}
+        if self.net_layer is None and self.gate is None:
+            return found
         heads = adata.obs[AttentionKeys().head].value_counts()
-        return {
-            "strongest_marker": str(strongest.iloc[0]) if len(strongest) else "",
-            **{f"n_{name}": int(n) for name, n in heads.sort_index().items()},
-        }
+        return found | {f"n_{name}": int(n) for name, n in heads.sort_index().items()}
 
 
 def explain_files(
@@ -344,11 +344,11 @@ def explain_files(
     gate: str | None = None,
     mode: Literal["own", "set", "context"] | None = None,
     units: Literal["layer", "sd"] = "sd",
-    net_layer: int = -1,
+    net_layer: int | None = None,
     key_added: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """Annotate files and add gradients, assigned heads and received attention.
+    """Annotate files and add gradients and received attention, by head if a layer is chosen.
 
     Parameters
     ----------
@@ -360,8 +360,8 @@ def explain_files(
         Gate of a PolygonRegressor to explain, by the number of cells in it.
     mode, units
         As in :class:`explainers.GradientExplainer`, but ``units`` is "sd" by default.
-    net_layer : int, default -1
-        Layer of the net whose attention is written.
+    net_layer : int, optional
+        Layer of the net whose heads are written. Default: the mean attention of all layers.
     key_added : str, optional
         As for ``annotate_files``.
     **options
@@ -371,8 +371,8 @@ def explain_files(
     -------
     DataFrame
         Table of ``annotate_files`` with the columns ``strongest_marker`` (the most frequent one)
-        and ``n_head0``, ..., ``n_none`` (number of cells). The mean gradient per class is written
-        beside each result as ``{name}.gradient.csv``.
+        and, with ``net_layer`` or ``gate``, ``n_head0``, ..., ``n_none`` (number of cells). The
+        mean gradient per class is written beside each result as ``{name}.gradient.csv``.
     """
     also = _Explain(target, gate, mode, units, net_layer, key_added)
     return annotate_files(model, files, out, also=also, key_added=key_added, **options)

@@ -204,7 +204,7 @@ def test_labels_of_the_deepest_gate_need_no_list_of_classes(lab, raw, wsp, tmp_p
 
 def test_explain_adds_gradients_and_heads(lab, model, tmp_path):
     first = sorted((lab / "fcs").iterdir())[0]
-    done = call("explain", model, first, "-o", tmp_path, "--json", *ONE_PROCESS)
+    done = call("explain", model, first, "-o", tmp_path, "--json", "--net-layer", 0, *ONE_PROCESS)
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
     adata = ad.read_h5ad(row["output"])

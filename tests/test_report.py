@@ -50,7 +50,7 @@ def sample():
     clf.annotate(adata)
     PolygonRegressor(GATES, **keys, **TINY).fit(adata).annotate(adata)
     GradientExplainer(clf, target="blast", units="sd").explain(adata)
-    AttentionExplainer(clf).explain(adata)
+    AttentionExplainer(clf, net_layer=-1).explain(adata)
     adata.obsm["X_umap"] = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
     return adata
 

@@ -134,7 +134,7 @@ def head_ablation(
     require_explainer(explainer, AttentionExplainer, what="head_ablation")
     require_classifier(explainer, "head_ablation")
     samples = read(explainer, adata)
-    layer = explainer.plan().net_layer
+    layer = explainer.plan().require_layer("head_ablation")
     labels = population_labels(adata, population)[samples.rows]
     relative = explained(explainer, samples)
     assigned = assigned_heads(relative)
@@ -201,7 +201,7 @@ def _hidden(
     explainer: AttentionExplainer, samples: Samples, n_random: int, random_state: int
 ) -> _Hidden:
     """Hide from each head the cells that it attends to, as many random ones, and far ones."""
-    layer = explainer.plan().net_layer
+    layer = explainer.plan().require_layer("head_ablation")
     assigned = assigned_heads(explained(explainer, samples))
     before = _logits(explainer, samples)
     distance = farthest(samples.x, list(samples.spans()))

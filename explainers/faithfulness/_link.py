@@ -104,14 +104,20 @@ def _double(explainer: Explainer) -> SetModule:
 
 def _attention(explainer: AttentionExplainer, samples: Samples) -> np.ndarray:
     """Received attention, relative to uniform, straight from the queries and keys of the net."""
-    module, layer = net_of(explainer, samples), explainer.plan().net_layer
+    module, layers = net_of(explainer, samples), explainer.plan().layers
     parts = []
     for start, stop in samples.spans():
         x = as_tensor(explainer, samples.x[start:stop])
         with torch.no_grad():
-            step = list(module.trace(x))[layer]
-            received = received_attention(
-                step.q, step.k, step.context, [0, len(x)], module.n_heads, module.eps
+            steps = list(module.trace(x))
+            received = torch.cat(
+                [
+                    received_attention(
+                        step.q, step.k, step.context, [0, len(x)], module.n_heads, module.eps
+                    )
+                    for step in (steps[layer] for layer in layers)
+                ],
+                1,
             )
             total = received.sum(0)
             relative = received * len(x) / torch.where(total > 0, total, 1.0)

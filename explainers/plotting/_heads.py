@@ -67,7 +67,7 @@ class AttentionHeadsDisplay:
             The attention or the embedding is missing. The message lists the alternatives.
         """
         keys = AttentionKeys(key)
-        require_key(keys.head, adata.obs.columns, "the obs column")
+        require_key(keys.head, adata.obs.columns, "the obs column")  # needs a net_layer
         places = embedding_of(adata, basis)[:, :2]
         layer = int(adata.uns[keys.record]["net_layer"])
         received = adata.obsm[keys.received(layer)]

@@ -247,15 +247,16 @@ def explain(
         str | None, typer.Option(help="own, set or context; see the documentation.")
     ] = None,
     net_layer: Annotated[
-        int, typer.Option(help="Layer of the net whose attention is shown; -1: the last.")
-    ] = -1,
+        int | None,
+        typer.Option(help="Layer of the net whose heads are told apart. Default: all, as a mean."),
+    ] = None,
     gates: GatesOption = None,
     resume: Resume = True,
     workers: Workers = None,
     scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
-    """Annotate and explain files: gradients per marker, assigned heads, received attention."""
+    """Annotate and explain files: gradients per marker, received attention."""
     with errors_as_exit_status():
         from fcm_estimators.workflow import explain_files
 

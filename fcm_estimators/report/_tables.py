@@ -340,9 +340,12 @@ def attention_table(received: pd.DataFrame) -> Table:
 
 
 def received_attention(sample: Annotated) -> pd.DataFrame | None:
-    """Received attention of each cell in the explained layer; a column per head."""
+    """Received attention of each cell: a column per head of a layer, or the mean of all."""
     keys = sample.keys.attention
-    layer = sample.record(keys.record).get("net_layer", -1)
+    layer = sample.record(keys.record).get("net_layer")
+    if layer is None:
+        found = sample.adata.obs.get(keys.mean)
+        return None if found is None else pd.DataFrame({"all layers and heads": found})
     table = sample.adata.obsm.get(keys.received(layer))
     return None if table is None else pd.DataFrame(table)
 

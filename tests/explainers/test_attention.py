@@ -67,7 +67,7 @@ def test_a_large_sample_is_exact_too(clf):
     data = toy_cohort(1, 2000)
     data.X = data.X.astype(np.float64)
     received = dense(clf, data.X)[-1].mean(1)
-    got = AttentionExplainer(clf).attribute(data).relative
+    got = AttentionExplainer(clf, net_layer=-1).attribute(data).relative
     np.testing.assert_allclose(got, (2000 * received / received.sum(1, keepdims=True)).T, rtol=1e-8)
 
 
@@ -165,7 +165,7 @@ def test_nothing_is_changed(clf, cohort, grad):
     before = {k: v.clone() for k, v in clf.net_.module_.state_dict().items()}
     state = torch.random.get_rng_state()
     with torch.set_grad_enabled(grad):
-        explainer = AttentionExplainer(clf, queries="chosen")
+        explainer = AttentionExplainer(clf, net_layer=-1, queries="chosen")
         explainer.explain(cohort.copy())
         explainer.rollout(cohort)
         explainer.between(cohort, "cell_type")
@@ -204,7 +204,7 @@ def test_cells_outside_the_parent_gate_are_missing():
     clf = ReluFormerClassifier(
         sample_key="sample", label_key="cell_type", subset_key="inside", **QUICK
     ).fit(data)
-    AttentionExplainer(clf).explain(data)
+    AttentionExplainer(clf, net_layer=-1).explain(data)
     outside = ~data.obs["inside"].to_numpy()
     assert data.obsm["attention_layer2"][outside].isna().to_numpy().all()
     assert (data.obs["attention_head"].isna() == outside).all()
@@ -220,8 +220,40 @@ def test_layers_that_are_not_there_are_named(clf, cohort, layer):
 
 def test_bad_requests_name_what_there_is(clf, cohort):
     with pytest.raises(MissingKeyError, match="'lineage' was not found"):
-        AttentionExplainer(clf).between(cohort, "lineage")
+        AttentionExplainer(clf, net_layer=-1).between(cohort, "lineage")
     with pytest.raises(MissingKeyError, match="neither an obs column"):
         AttentionExplainer(clf, queries="nobody").attribute(cohort)
     with pytest.raises(NotFittedError):
         AttentionExplainer(ReluFormerClassifier()).attribute(cohort)
+
+
+def test_without_a_layer_the_importance_is_the_mean_over_layers_and_heads(clf, cohort):
+    data = cohort.copy()
+    AttentionExplainer(clf).explain(data)
+    n_layers = len(clf.net_.module_.layers)
+    each = [
+        AttentionExplainer(clf, net_layer=i).attribute(cohort).relative for i in range(n_layers)
+    ]
+    np.testing.assert_allclose(data.obs["attention"], np.mean(each, axis=(0, 2)), rtol=1e-5)
+    assert "attention_head" not in data.obs
+    assert list(data.uns["attention"]["layers"]) == list(range(n_layers))
+    found = AttentionExplainer(clf).attribute(cohort)
+    np.testing.assert_allclose(found.relative, np.concatenate(each, axis=1), rtol=1e-5)
+    assert found.absorbed.columns[-1] == f"layer{n_layers - 1}_head{clf.n_heads - 1}"
+
+
+@pytest.mark.parametrize("use", ["between", "ablation", "specialisation"])
+def test_heads_need_a_layer(clf, cohort, use):
+    from explainers import specialisation
+    from explainers.faithfulness import head_ablation
+
+    explainer = AttentionExplainer(clf)
+    calls = {
+        "between": lambda: explainer.between(cohort, "cell_type"),
+        "ablation": lambda: head_ablation(explainer, cohort, "cell_type", twins=[]),
+        "specialisation": lambda: specialisation(
+            explainer, cohort, "cell_type", label_key="cell_type", twins=[]
+        ),
+    }
+    with pytest.raises(InvalidInputError, match="Choose it with net_layer=0 to 2"):
+        calls[use]()

@@ -413,7 +413,7 @@ def test_hiding_cells_from_the_only_head_is_leaving_them_out_of_the_context(trai
         steps_per_epoch=10,
         random_state=0,
     ).fit(train)
-    explainer = AttentionExplainer(clf)
+    explainer = AttentionExplainer(clf, net_layer=-1)
     twins = faithfulness.twins(clf, train, n_untrained=4, n_permuted=1)
     result = faithfulness.head_ablation(explainer, cohort, "cell_type", twins=twins, n_random=2)
     assigned = explainer.attribute(cohort).relative[:, 0] > 1
@@ -438,18 +438,22 @@ def test_sensitivity_grows_with_the_noise(clf, cohort):
 
 
 def test_a_model_agrees_with_itself(clf, cohort, twins):
-    same = faithfulness.seed_agreement([AttentionExplainer(clf)] * 2, cohort, twins=twins)
+    same = faithfulness.seed_agreement(
+        [AttentionExplainer(clf, net_layer=-1)] * 2, cohort, twins=twins
+    )
     assert same.agreement.tolist() == [1.0]
     assert same.holds
     with pytest.raises(InvalidInputError, match="two or more"):
-        faithfulness.seed_agreement([AttentionExplainer(clf)], cohort, twins=twins)
+        faithfulness.seed_agreement([AttentionExplainer(clf, net_layer=-1)], cohort, twins=twins)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
         (
-            lambda clf, data, twins: faithfulness.completeness(AttentionExplainer(clf), data),
+            lambda clf, data, twins: faithfulness.completeness(
+                AttentionExplainer(clf, net_layer=-1), data
+            ),
             InvalidInputError,
             "completeness needs a GradientExplainer, got AttentionExplainer",
         ),
@@ -472,7 +476,7 @@ def test_a_model_agrees_with_itself(clf, cohort, twins):
         ),
         (
             lambda clf, data, twins: faithfulness.head_ablation(
-                AttentionExplainer(clf), data, "lineage", twins=twins
+                AttentionExplainer(clf, net_layer=-1), data, "lineage", twins=twins
             ),
             MissingKeyError,
             r"population 'lineage' was not found; there is 'sample', .*'cell_type'",
@@ -495,7 +499,10 @@ def test_checks_leave_no_trace(clf, cohort, twins):
     before = cohort.copy()
     state, numpy_state = torch.get_rng_state(), np.random.mtrand._rand.get_state()[1].copy()
     grads = [copy.deepcopy(p.grad) for p in clf.net_.module_.parameters()]
-    for explainer in (GradientExplainer(clf, target="blast"), AttentionExplainer(clf)):
+    for explainer in (
+        GradientExplainer(clf, target="blast"),
+        AttentionExplainer(clf, net_layer=-1),
+    ):
         with torch.no_grad():
             faithfulness.parameter_randomisation(explainer, cohort, n_repeats=1, n_untrained=2)
             faithfulness.sensitivity(explainer, cohort, n_draws=1)

@@ -54,7 +54,7 @@ def adata(clf):
     data = toy_cohort(2, 400, seed=3)
     clf.annotate(data)
     GradientExplainer(clf, target="blast").explain(data)
-    AttentionExplainer(clf).explain(data)
+    AttentionExplainer(clf, net_layer=-1).explain(data)
     data.obsm["X_umap"] = np.random.default_rng(0).normal(size=(data.n_obs, 2))
     return data
 
@@ -131,7 +131,7 @@ def test_summary_marks_unsure_signs():
 
 
 def test_matrix_of_heads(clf, adata):
-    explainer = AttentionExplainer(clf)
+    explainer = AttentionExplainer(clf, net_layer=-1)
     twins = faithfulness.Twins([clf.untrained_twin(i) for i in range(4)], [clf.untrained_twin(9)])
     result = faithfulness.head_ablation(explainer, adata, "cell_type", twins=twins, n_random=3)
     ax = result.plot().ax_
@@ -179,7 +179,9 @@ def test_points(clf, adata):
         removal.plot().ax_.collections[0].get_offsets(), removal.frame()[["actual", "predicted"]]
     )
     twins = faithfulness.Twins([clf.untrained_twin(i) for i in range(4)], [clf.untrained_twin(9)])
-    agreement = faithfulness.seed_agreement([AttentionExplainer(clf)] * 2, adata, twins=twins)
+    agreement = faithfulness.seed_agreement(
+        [AttentionExplainer(clf, net_layer=-1)] * 2, adata, twins=twins
+    )
     drawn = agreement.plot()
     assert isinstance(drawn, FloorDisplay)
     assert drawn.ax_.collections[0].get_offsets()[0, 0] == 1.0

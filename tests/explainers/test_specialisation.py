@@ -143,8 +143,8 @@ def test_specialisation_names_what_is_missing(result):
     _, data, clf = result
     options = {"label_key": "binary", "twins": Twins([clf] * 4, [clf])}
     with pytest.raises(MissingKeyError, match="'lineage' was not found"):
-        specialisation(AttentionExplainer(clf), data, "lineage", **options)
+        specialisation(AttentionExplainer(clf, net_layer=-1), data, "lineage", **options)
     data = data.copy()
     data.obs["same"] = "x"
     with pytest.raises(InvalidInputError, match="two or more are needed"):
-        specialisation(AttentionExplainer(clf), data, "same", **options)
+        specialisation(AttentionExplainer(clf, net_layer=-1), data, "same", **options)
