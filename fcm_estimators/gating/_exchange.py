@@ -74,7 +74,7 @@ def with_exchange_scales(tree: _Tree, adata: AnnData | None) -> _Tree:
         drawn, report = on_exchange_scales(tree, adata)
         most = report["changed"].idxmax()
         told = (
-            f"At most {int(report.loc[most, 'changed'])} of {adata.n_obs} cells change sides of a "
+            f"At most {int(report['changed'].max())} of {adata.n_obs} cells change sides of a "
             f"gate ({most!r})."
         )
     warnings.warn(
