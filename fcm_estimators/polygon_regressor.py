@@ -70,7 +70,9 @@ class PolygonRegressor(SetEstimator):
     polygons. The loss of a gate covers the cells inside the expert's parent, and other cells that
     are inside the predicted parent. Prediction applies the gate inside the predicted parent. Most
     draws are distorted. After training, the position of each gate and its change from sample to
-    sample are therefore adjusted to the training samples as they were measured.
+    sample are therefore adjusted to the training samples as they were measured. Values far beyond
+    the training data are clipped, for the encoder and for the gates; a gate that is open at the
+    end of an axis still holds them.
 
     The rows of X are cells, but the rows of a prediction are samples. ``cross_validate`` with
     ``GroupKFold`` works; ``cross_val_predict`` does not.

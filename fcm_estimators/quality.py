@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import anndata as ad
@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 
 from fcm_estimators._cells.results import require_key_name
 from fcm_estimators._checks import column_extremes, rows_by_sample
+from fcm_estimators._ranks import mean_ranks, rank_keys
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.io.write import raw_values, require_columns
 from fcm_estimators.keys import QualityKeys
@@ -46,8 +47,6 @@ _SATURATED = 10
 # Live and dead are told apart if two normal distributions are at least this number of their
 # common SD apart.
 _APART = 3.0
-# Events are ranked by keys of 16 bits.
-_N_KEYS, _SEEN_FOR_KEYS, _ROWS_AT_ONCE = 1 << 16, 20_000, 1 << 16
 _ARCSINH_COFACTOR = 150.0
 _SEEN_BY_MIXTURE = 20_000
 _VIABILITY = re.compile(
@@ -336,8 +335,10 @@ def _unstable(part: _Raw) -> np.ndarray | str:
     if backwards.mean() <= 0.5:
         bad |= backwards
     error = 1 / np.sqrt(12 * length)
-    for keys in _keys(part, np.flatnonzero(part.stained | (part.kinds == "scatter"))):
-        ranks = _mean_ranks(keys)[keys if order is None else keys[order]]
+    drifting = np.flatnonzero(part.stained | (part.kinds == "scatter"))
+    part.require_finite(drifting)
+    for keys in rank_keys(part.values, drifting):
+        ranks = mean_ranks(keys)[keys if order is None else keys[order]]
         shift = np.abs(np.add.reduceat(ranks, edges[:-1]) / length - 0.5)
         bad |= (shift > _RANK_SHIFT) & (shift > _STANDARD_ERRORS * error)
     flagged = np.repeat(bad, length)
@@ -351,41 +352,6 @@ def _acquired(order: np.ndarray | None) -> np.ndarray | None:
     if order is None or (order[1:] > order[:-1]).all():
         return None
     return np.argsort(order, kind="stable")
-
-
-def _keys(part: _Raw, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """For each channel, 16-bit keys in the order of its values, shape (N,).
-
-    The bits of a float, read as an integer, have the order of the floats. The middle 99.8 % of
-    the values are spread over all keys, so few events share one.
-    """
-    part.require_finite(positions)
-    found = np.empty((len(positions), len(part.values)), dtype=np.uint16)
-    some = part.values[:: -(-len(part.values) // _SEEN_FOR_KEYS)][:, positions]
-    low, high = np.quantile(_ordered_bits(some), [0.001, 0.999], axis=0).astype(np.int64)
-    shift = np.maximum(np.ceil(np.log2((high - low + 1) / _N_KEYS)), 0).astype(np.int64)
-    for start in range(0, len(part.values), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        # In the cache, a block is turned into columns faster than whole columns are picked.
-        block = np.ascontiguousarray(part.values[rows].T)
-        for k, position in enumerate(positions):
-            bits = _ordered_bits(block[position])
-            found[k, rows] = np.clip((bits - low[k]) >> shift[k], 0, _N_KEYS - 1)
-    return iter(found)
-
-
-def _ordered_bits(values: np.ndarray) -> np.ndarray:
-    """Integers in the order of the values, int64."""
-    # Adding 0 turns -0 into 0.
-    bits = (values.astype(np.float32) + np.float32(0)).view(np.int32)
-    return (bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))).astype(np.int64)
-
-
-def _mean_ranks(keys: np.ndarray) -> np.ndarray:
-    """Mean rank of the events with each key, as a share of all events."""
-    counts = np.bincount(keys, minlength=_N_KEYS)
-    ranks: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2) / (len(keys) + 1)
-    return ranks
 
 
 def _in_order(time: np.ndarray, edges: np.ndarray) -> np.ndarray | None:

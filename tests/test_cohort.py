@@ -309,6 +309,20 @@ def test_a_process_that_is_killed_costs_no_other_job():
     assert "also with this file alone" in found[1][1]
 
 
+def test_what_cannot_be_sent_to_processes_is_refused_before_they_start():
+    jobs = [(lambda: 1, ()), (os.getpid, ())]
+    with (
+        executor(None, 2, len(jobs)) as run,
+        pytest.raises(InvalidInputError, match=r"no lambdas.*n_workers=0"),
+    ):
+        list(run(jobs))
+
+
+def test_results_hold_no_digest_of_the_name_of_the_acquisition(folder, serial):
+    assert "fil_sha256" in read_fcs(files_of(folder)[0]).uns["fcs"]
+    assert "fil_sha256" not in ad.read_h5ad(serial["output"].iloc[0]).uns["fcs"]
+
+
 def test_one_job_needs_no_other_process():
     with executor(None, None, 1) as run:
         assert list(run([(os.getpid, ())])) == [(0, os.getpid(), "")]

@@ -15,11 +15,12 @@ from scipy.stats import rankdata, wasserstein_distance
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._fitting.calibration import best_temperature
 from fcm_estimators._fitting.reference import Reference
+from fcm_estimators._ranks import mean_ranks, rank_keys
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import classification_table, mrd_table, reliability_table, summarize
 from fcm_estimators.preprocessing import ArcsinhTransform
-from fcm_estimators.quality import _keys, _mean_ranks, _Raw, flag_quality, quality_table
+from fcm_estimators.quality import flag_quality, quality_table
 from tests.helpers import MARKERS, packed, toy_cohort
 
 QUICK = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 2, "steps_per_epoch": 5, "n_members": 0}
@@ -487,9 +488,6 @@ def test_ranks_by_keys_are_ranks(kind):
         "few values": rng.choice([-3.0, -0.0, 0.0, 5.0], 20_000),
         "wild": np.r_[rng.normal(size=19_999), 1e30],
     }[kind].astype(np.float32)[:, None]
-    part = _Raw(
-        values, None, ["CD3"], ["FL1-A"], *(np.array([v]) for v in ("fluorescence", 1, 1, 9))
-    )
-    (keys,) = _keys(part, np.array([0]))
-    error = _mean_ranks(keys)[keys] - rankdata(values) / (len(values) + 1)
+    (keys,) = rank_keys(values, np.array([0]))
+    error = mean_ranks(keys)[keys] - rankdata(values) / (len(values) + 1)
     assert np.abs(error).max() < 0.005

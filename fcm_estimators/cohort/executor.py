@@ -9,9 +9,10 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
-from fcm_estimators.exceptions import FcmError
+from fcm_estimators.exceptions import FcmError, InvalidInputError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -51,6 +52,7 @@ def _in_processes(count: int, jobs: list[Call]) -> Iterator[Outcome]:
     The death of a worker, by the kernel when memory is short, breaks the pool. Jobs that did not
     finish are then repeated, each in a process of its own, so the death costs at most one job.
     """
+    _require_sendable(jobs)
     context = multiprocessing.get_context("spawn")
     left = dict(enumerate(jobs))
     with ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread) as pool:
@@ -67,6 +69,18 @@ def _in_processes(count: int, jobs: list[Call]) -> Iterator[Outcome]:
         with ProcessPoolExecutor(1, mp_context=context, initializer=_one_thread) as pool:
             outcome = _outcome_of(pool.submit(function, *arguments))
         yield position, *(outcome or (None, _DIED))
+
+
+def _require_sendable(jobs: list[Call]) -> None:
+    """Raise InvalidInputError if another process cannot get what the jobs need."""
+    try:
+        for job in jobs:
+            ForkingPickler.dumps(job)
+    except Exception as error:  # what cannot be sent raises errors of many classes
+        raise InvalidInputError(
+            f"Other processes cannot get what was passed ({error}). Pass functions that a module "
+            "defines, no lambdas and no functions inside functions; or pass n_workers=0."
+        ) from error
 
 
 _DIED = (

@@ -31,6 +31,7 @@ from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import read_file
 from fcm_estimators.exceptions import MissingKeyError, ProcessingStateError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.io.record import FILE_KEY, UNS_KEY
 from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
 from fcm_estimators.labels.source import LabelSource
 from fcm_estimators.metrics import mrd_table
@@ -121,23 +122,19 @@ def failed_row(path: Path, name: str, error: str) -> Entries:
 
 def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
     model = cached_model(job.model, job.model_checksum)
-    adata = read_file(path, name=name)
-    if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
-        adata.obs[model.sample_key] = adata.obs["sample"]
-    try:
-        flag_quality(adata)
-        quality = quality_table(adata)
-    except (ProcessingStateError, MissingKeyError) as error:
-        # The data have no raw values or no description of the channels.
-        logger.info("%s: no quality flags. %s", path, error)
-        quality = _no_quality(adata)
+    # A worker's warnings are seen by nobody, unless they are in the table.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        adata = read_file(path, name=name)
+        if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
+            adata.obs[model.sample_key] = adata.obs["sample"]
+        quality = _quality(adata, path)
         if job.gates is not None:
             _add_gates(adata, job, model)
         ready = adata if model.is_prepared(adata) else model.prepare(adata)
         model.annotate(ready, key_added=job.key_added)
-    warned = " | ".join(str(w.message) for w in caught if w.category is UserWarning)
+    told = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
+    warned = " | ".join(told)
     keys = result_keys(model, job.key_added)
     distances = _distances(ready, keys.record)
     results = _counts(model, ready, job, keys)
@@ -167,6 +164,8 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
             }
         )
     with replaced_when_complete(output) as temporary:
+        # It was for finding the sample in a workspace; who guesses the name could confirm it.
+        ready.uns.get(UNS_KEY, {}).pop(FILE_KEY, None)
         # Compression would take longer than all else and save an eighth of the size.
         ready.write_h5ad(temporary)
     return rows
@@ -177,6 +176,17 @@ def _distances(adata: ad.AnnData, record: str) -> pd.Series:
     found = adata.uns[record]["distance"]
     index = pd.MultiIndex.from_arrays([found["sample"], found["marker"]])
     return pd.Series(found["distance"], index=index)
+
+
+def _quality(adata: ad.AnnData, path: Path) -> pd.DataFrame:
+    """Flag events and count the flags; without counts where there is nothing to judge."""
+    try:
+        flag_quality(adata)
+        return quality_table(adata)
+    except (ProcessingStateError, MissingKeyError) as error:
+        # The data have no raw values or no description of the channels.
+        logger.info("%s: no quality flags. %s", path, error)
+        return _no_quality(adata)
 
 
 def _no_quality(adata: ad.AnnData) -> pd.DataFrame:
