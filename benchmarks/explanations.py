@@ -488,8 +488,8 @@ def pictures(seeds, n_shown=8_000):
     sc.tl.umap(embedded, random_state=0)
     shown.obsm["X_umap"] = embedded.obsm["X_umap"]
     displays = {
-        "gradient_field": plotting.GradientFieldDisplay.from_adata(test, "CD45", "CD10"),
-        "attention_heads": plotting.AttentionHeadsDisplay.from_adata(shown),
+        "gradient_field": plotting.GradientFieldDisplay.from_explanation(test, "CD45", "CD10"),
+        "attention_heads": plotting.AttentionDisplay.from_explanation(shown),
         "gradient_summary": plotting.GradientSummaryDisplay.from_summary(
             gradient.summary(test, "population")
         ),

@@ -105,7 +105,7 @@ def overview(reg, test, shown):
         ax.legend(
             frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.03), ncols=5, columnspacing=1
         )
-    GradientFieldDisplay.from_adata(test, "CD45", "CD10").plot(axes[2])
+    GradientFieldDisplay.from_explanation(test, "CD45", "CD10").plot(axes[2])
     axes[2].set_title("why: where the model\nwould be surer of a blast")
     tree = reg.predict_gates(test)["unseen"]
     expert = GatingTree.from_labels(test, test.obsm["gates"], GATES)

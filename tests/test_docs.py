@@ -21,6 +21,7 @@ MODULES = [
     "explainers.plotting",
     "fcm_estimators",
     "fcm_estimators.cohort",
+    "fcm_estimators.colours",
     "fcm_estimators.datasets",
     "fcm_estimators.exceptions",
     "fcm_estimators.gating",

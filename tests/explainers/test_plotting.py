@@ -15,15 +15,15 @@ from explainers import (
 )
 from explainers.plotting import (
     AgreementDisplay,
-    AttentionHeadsDisplay,
+    AttentionDisplay,
     CurveDisplay,
     FloorDisplay,
     GradientFieldDisplay,
     GradientSummaryDisplay,
     HeadMatrixDisplay,
 )
-from explainers.plotting.style import HUES, colours
 from fcm_estimators import ReluFormerClassifier
+from fcm_estimators.colours import HUES, colours
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.preprocessing import ArcsinhTransform
 from tests.helpers import toy_cohort
@@ -60,7 +60,9 @@ def adata(clf):
 
 
 def test_arrows_are_the_mean_gradient_of_the_cells_in_a_square(adata):
-    display = GradientFieldDisplay.from_adata(adata, "CD10", "CD45", n_bins=1, color="cell_type")
+    display = GradientFieldDisplay.from_explanation(
+        adata, "CD10", "CD45", n_bins=1, color="cell_type"
+    )
     table = display.plot().frame().set_index("group")
     columns = [adata.var_names.get_loc(m) for m in ("CD10", "CD45")]
     for group in ("blast", "other"):
@@ -71,7 +73,7 @@ def test_arrows_are_the_mean_gradient_of_the_cells_in_a_square(adata):
 
 
 def test_arrows_point_along_the_gradient_on_the_screen(adata):
-    display = GradientFieldDisplay.from_adata(adata, "CD10", "CD45", n_bins=4).plot()
+    display = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45", n_bins=4).plot()
     quiver = display.quiver_
     assert quiver.angles == "xy"
     assert quiver.scale_units == "xy"
@@ -82,8 +84,8 @@ def test_arrows_point_along_the_gradient_on_the_screen(adata):
 
 def test_arrows_per_sd_are_steps_in_sd(clf, adata):
     GradientExplainer(clf, target="blast", units="sd", key_added="sd").explain(adata)
-    unit = GradientFieldDisplay.from_adata(adata, "CD10", "CD45").frame()
-    sd = GradientFieldDisplay.from_adata(adata, "CD10", "CD45", key="sd").frame()
+    unit = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45").frame()
+    sd = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45", key="sd").frame()
     scale = clf.net_.module_.input_scale.numpy()
     for name, marker in (("dx", "CD10"), ("dy", "CD45")):
         factor = scale[clf.markers_.index(marker)] ** 2
@@ -95,7 +97,7 @@ def test_axes_have_raw_units(adata):
     raw.X = np.sinh(np.clip(adata.X, -3, 8)) * 100
     markers = list(raw.var_names)
     shown = ArcsinhTransform(cofactor=100, markers=markers).fit_transform(raw)
-    ax = GradientFieldDisplay.from_adata(shown, "CD10", "CD45").plot().ax_
+    ax = GradientFieldDisplay.from_explanation(shown, "CD10", "CD45").plot().ax_
     ax.figure.canvas.draw()
     labels = {t.get_text(): t.get_position()[0] for t in ax.get_xticklabels()}
     assert labels["0"] == 0
@@ -103,7 +105,7 @@ def test_axes_have_raw_units(adata):
 
 
 def test_head_panels_hold_every_cell(adata):
-    display = AttentionHeadsDisplay.from_adata(adata).plot()
+    display = AttentionDisplay.from_explanation(adata).plot()
     assert len(display.axes_) == 5
     received = adata.obsm["attention_layer1"]
     for ax, head in zip(display.axes_[1:], received, strict=True):
@@ -189,7 +191,7 @@ def test_points(clf, adata):
 
 def test_given_axes_are_used(adata):
     _, ax = plt.subplots()
-    assert GradientFieldDisplay.from_adata(adata, "CD10", "CD45").plot(ax=ax).ax_ is ax
+    assert GradientFieldDisplay.from_explanation(adata, "CD10", "CD45").plot(ax=ax).ax_ is ax
 
 
 def test_colours_are_distinct_and_grey_is_for_the_rest():
@@ -203,17 +205,20 @@ def test_colours_are_distinct_and_grey_is_for_the_rest():
 def test_a_marker_the_model_does_not_use_is_refused(adata):
     adata.layers["gradient"][:, 0] = np.nan
     with pytest.raises(InvalidInputError, match="'CD10'; explained are CD19, CD34, CD45"):
-        GradientFieldDisplay.from_adata(adata, "CD10", "CD45")
+        GradientFieldDisplay.from_explanation(adata, "CD10", "CD45")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda a: GradientFieldDisplay.from_adata(a, "CD3", "CD45"), "CD10"),
-        (lambda a: GradientFieldDisplay.from_adata(a, "CD10", "CD45", key="g"), "gradient"),
-        (lambda a: GradientFieldDisplay.from_adata(a, "CD10", "CD45", color="c"), "cell_type"),
-        (lambda a: AttentionHeadsDisplay.from_adata(a, basis="tsne"), "umap"),
-        (lambda a: AttentionHeadsDisplay.from_adata(a, key="a"), "attention_head"),
+        (lambda a: GradientFieldDisplay.from_explanation(a, "CD3", "CD45"), "CD10"),
+        (lambda a: GradientFieldDisplay.from_explanation(a, "CD10", "CD45", key="g"), "gradient"),
+        (
+            lambda a: GradientFieldDisplay.from_explanation(a, "CD10", "CD45", color="c"),
+            "cell_type",
+        ),
+        (lambda a: AttentionDisplay.from_explanation(a, basis="tsne"), "umap"),
+        (lambda a: AttentionDisplay.from_explanation(a, key="a"), "attention_head"),
     ],
 )
 def test_what_is_missing_is_named(adata, make, message):
