@@ -152,11 +152,7 @@ def rollout(stream: Stream, queries: Tensor, share: float | None) -> Tensor:
     """
     mass = queries.double() / queries.sum().clamp(min=1)
     for layer in reversed(range(len(stream.module.layers))):
-        if share is None:
-            shares = attention_share(stream, layer)
-        else:
-            shares = torch.full_like(mass, share)
-        moving = mass * shares
+        moving = mass * (attention_share(stream, layer) if share is None else share)
         reader: Tensor | float = 0.0
         for start, stop, ratio, _ in _factors(stream, layer):
             reader = reader + torch.einsum("n,nhd->hd", moving[start:stop], ratio)
