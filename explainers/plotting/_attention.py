@@ -152,13 +152,15 @@ class AttentionDisplay:
             share = (self.cells["head"] == name).mean()
             ax.scatter([], [], color=hue, s=20, label=f"{name} ({share:.0%})")
         ax.legend(
+            title="head that attends most to the cell",
             frameon=False,
             fontsize="small",
-            loc="upper left",
-            bbox_to_anchor=(1, 1),
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1),
+            ncols=3,
+            columnspacing=1,
             handletextpad=0.1,
         )
-        ax.set_title("head that attends most to the cell", fontsize="medium")
 
     def frame(self) -> pd.DataFrame:
         """Return the plotted cells, with position and received attention."""

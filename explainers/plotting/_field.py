@@ -33,7 +33,7 @@ class GradientFieldDisplay:
     An arrow is the mean gradient of the cells of a class in one square of the plane, or the
     gradient of a single cell. It shows the change of these two markers that would raise the output
     of the model. It does not show a movement of cells. Gradients per training SD are drawn as steps
-    in SD, so both markers have the same weight in any units. The arrow below the plot has a stated
+    in SD, so both markers have the same weight in any units. The arrow at the bottom has a stated
     length.
 
     Attributes
@@ -77,7 +77,7 @@ class GradientFieldDisplay:
         arrows: Literal["squares", "cells"] = "squares",
         n_bins: int = 16,
         min_cells: int = 10,
-        n_arrows: int = 300,
+        n_arrows: int = 150,
         random_state: int = 0,
     ) -> Self:
         """Collect the numbers from explained cells.
@@ -99,7 +99,7 @@ class GradientFieldDisplay:
             Number of squares per axis.
         min_cells : int, default 10
             Smallest number of cells of a class in a square for which an arrow is drawn.
-        n_arrows : int, default 300
+        n_arrows : int, default 150
             Number of single cells with an arrow, as many of each class as there are, up to an
             equal part.
         random_state : int, default 0
@@ -213,9 +213,9 @@ class GradientFieldDisplay:
             table,
             factor,
             color=[self.colours[g] for g in table["group"]],
-            width=0.005 if (table["n_cells"] > 1).any() else 0.003,
+            width=0.005,
             edgecolor="black",
-            linewidth=0.5,
+            linewidth=0.5 if (table["n_cells"] > 1).any() else 0.3,
         )
         self.scale_ = arrow_scale(ax, self.quiver_, factor * self.step, self.x, self.unit)
 

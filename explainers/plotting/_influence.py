@@ -33,7 +33,7 @@ class InfluenceDisplay:
     axes : (str, str)
         Names of the horizontal and vertical axis.
     explained, of : str
-        Explained output, and the cells over which it is the mean.
+        Explained output, and its target cells.
     signed : bool
         False for ``AnyChange``, whose influence has no direction.
     """
@@ -112,7 +112,7 @@ class InfluenceDisplay:
             label="change per 1 % of such cells hidden",
             extend="both" if self.signed else "max",
         )
-        ax.set_title(f"influence on {self.explained},\nmean of {self.of}", fontsize="medium")
+        ax.set_title(f"influence on {self.explained}\n(targets: {self.of})", fontsize="medium")
         name_axes(ax, self._adata, self.axes)
         self.ax_, self.figure_ = ax, ax.figure
         return self

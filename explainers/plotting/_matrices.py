@@ -90,7 +90,7 @@ class InfluenceMatrixDisplay:
 
     The colour and the first number of a field are the change of the target of the population of
     the column if that of the row is hidden. It is in brackets if the interval over samples includes
-    zero or there is none, so that the sign is unknown. Below it, for classifiers, is the share of
+    zero, or there is none because there is one sample. Below it, for classifiers, is the share of
     the cells that switch class.
 
     Attributes
@@ -143,9 +143,12 @@ class InfluenceMatrixDisplay:
         share = self.between.groupby("hidden")["share_hidden"].mean()
         change.index = [f"{row} ({share[row]:.1%})" for row in rows]
         _label_axes(ax, change)
-        ax.set(xlabel="cells whose calls are looked at", ylabel="hidden (share of the sample)")
-        ax.set_title("change; share of cells that switch class", fontsize="small")
-        ax.figure.colorbar(image, ax=ax, label=f"{self.name}; (): sign unknown")
+        ax.set(xlabel="target cells", ylabel="hidden (share of the sample)")
+        ax.set_title(
+            "change (in brackets: no interval, or it includes 0)\nshare that switches class",
+            fontsize="small",
+        )
+        ax.figure.colorbar(image, ax=ax, label=self.name)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

@@ -102,7 +102,9 @@ def draw_arrows(ax: Axes, table: pd.DataFrame, factor: float, **style: Any) -> Q
 
 
 def arrow_scale(ax: Axes, quiver: Quiver, factor: float, name: str, unit: str) -> QuiverKey | None:
-    """Draw an arrow of a round length with its value above the plot, and return it.
+    """Draw an arrow of a round length with its value at the bottom, and return it.
+
+    There is room made for it: the vertical axis begins lower.
 
     Parameters
     ----------
@@ -120,12 +122,14 @@ def arrow_scale(ax: Axes, quiver: Quiver, factor: float, name: str, unit: str) -
     wanted = abs(high - low) / 10
     if factor <= 0 or wanted <= 0:
         return None
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(bottom - 0.08 * (top - bottom), top)
     power = 10.0 ** np.floor(np.log10(wanted / factor))
     value = float(max(step * power for step in (1, 2, 5) if step * power * factor <= wanted))
     return ax.quiverkey(
         quiver,
-        0.02,
-        -0.16,
+        0.03 + value * factor / abs(high - low) / 2,  # the middle of the arrow
+        0.04,
         value * factor,
         f"{value:g} {unit} along {name}",
         labelpos="E",
@@ -140,7 +144,10 @@ def raw_ticks(axis: Any, adata: AnnData, marker: str) -> None:
     if scale is None:
         return
     low, high = sorted(axis.get_view_interval())
-    kept = decades(scale, low, high)
+    # A label is about a third of an inch wide and half as high.
+    figure, box, wide = axis.axes.figure, axis.axes.get_position(), axis.axis_name == "x"
+    inches = box.width * figure.get_figwidth() if wide else box.height * figure.get_figheight()
+    kept = decades(scale, low, high, apart=(0.32 if wide else 0.16) / max(inches, 0.5))
     if len(kept) >= 2:
         axis.set_major_locator(FixedLocator([place for place, _ in kept]))
         names = {round(place, 9): short(raw) for place, raw in kept}
