@@ -338,8 +338,7 @@ class AttentionExplainer(OfModel):
         share : float from 0 to 1, or "measured", default "measured"
             Share that a cell takes from others. "measured": for each cell and layer, the length of
             the output of the attention relative to this and its residual (arXiv 2109.07152). 0.5 is
-            the convention of Abnar and Zuidema, which says nothing of the model: in the nets of
-            this package attention is a sixth in the first layer and a third in the last.
+            the convention of Abnar and Zuidema, which says nothing of the model.
 
         Returns
         -------
