@@ -666,7 +666,7 @@ def test_annotation_touches_its_own_keys_only(cohort, fitted):
     fitted.annotate(data, key_added="net")
     assert set(data.obs) - set(cohort.obs) == {"net", "net_novelty", "net_unknown"}
     assert set(data.obsm) == {"net_proba"}
-    assert set(data.uns) == {"net", "mine"}
+    assert set(data.uns) == {"net", "net_colors", "mine"}
     np.testing.assert_array_equal(data.X, cohort.X)
     copied = fitted.annotate(cohort, copy=True)
     assert "reluformer" in copied.obs

@@ -130,7 +130,7 @@ def arrow_scale(ax: Axes, quiver: Quiver, factor: float, name: str, unit: str) -
     )
     return ax.quiverkey(
         quiver,
-        0.03 + value * factor / abs(high - low) / 2,  # the middle of the arrow
+        0.03 + value * factor / abs(high - low),  # the tip of the arrow
         0.04,
         value * factor,
         f"{value:g} {unit} along {name}",

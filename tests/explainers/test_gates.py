@@ -271,6 +271,11 @@ def test_the_picture_of_a_gate_shows_what_was_predicted(cohort, reg):
     arrows = np.column_stack([shown.quiver_.U, shown.quiver_.V])
     cosine = (arrows * display.arrows[["dx", "dy"]].to_numpy()).sum(1)
     assert (cosine > 0).all()
+    value, unit = shown.scale_.text.get_text().split(maxsplit=1)
+    assert unit == "per unit along C"
+    along = np.abs(display.arrows["dx"]).idxmax()
+    longer = shown.quiver_.U[along] / display.arrows["dx"][along]
+    assert shown.scale_.U == pytest.approx(float(value) * longer, rel=1e-5)
     assert set(display.frame()["outline"]) == {"expert", "predicted"}
     with pytest.raises(InvalidInputError, match="no polygon"):
         GateDisplay.from_tree(adata, tree, "either")
