@@ -275,7 +275,7 @@ def test_the_picture_of_a_gate_shows_what_was_predicted(cohort, reg):
     assert unit == "per unit along C"
     along = np.abs(display.arrows["dx"]).idxmax()
     longer = shown.quiver_.U[along] / display.arrows["dx"][along]
-    assert shown.scale_.U == pytest.approx(float(value) * longer, rel=1e-5)
+    np.testing.assert_allclose(shown.scale_.U, float(value) * longer, rtol=1e-5)
     assert set(display.frame()["outline"]) == {"expert", "predicted"}
     with pytest.raises(InvalidInputError, match="no polygon"):
         GateDisplay.from_tree(adata, tree, "either")
