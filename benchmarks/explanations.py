@@ -33,6 +33,7 @@ from explainers import (
 from explainers.faithfulness._removal import clusters_of
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._fitting.augmentation import Augmentation
+from fcm_estimators.colours import set_colours
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
 from fcm_estimators.inference import read_samples
 from fcm_estimators.preprocessing import (
@@ -480,16 +481,30 @@ def pictures(seeds, n_shown=8_000):
     clf.annotate(test)
     gradient.explain(test)
     attention.explain(test)
+    influence = InfluenceExplainer(clf, "blast", of="blast")
+    influence.explain(test)
     test.obs["population"] = test.obs["others"].fillna("blast").astype("category")
+    set_colours(test, "population")
     shown = test[some].copy()
     # Only the markers the model reads: Time would make clusters of its own.
     embedded = sc.pp.scale(shown[:, clf.markers_].copy(), copy=True)
     sc.pp.neighbors(embedded, use_rep="X", random_state=0)
     sc.tl.umap(embedded, random_state=0)
     shown.obsm["X_umap"] = embedded.obsm["X_umap"]
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    plotting.InfluenceDisplay.from_explanation(test, "CD45", "CD10").plot(panels[0])
+    plotting.InfluenceDisplay.from_explanation(shown).plot(panels[1])
+    figure.savefig(folder / "influence.png", dpi=80)
     displays = {
-        "gradient_field": plotting.GradientFieldDisplay.from_adata(test, "CD45", "CD10"),
-        "attention_heads": plotting.AttentionHeadsDisplay.from_adata(shown),
+        "influence_between": plotting.InfluenceMatrixDisplay.from_between(
+            influence.between(test, "population"), name="change of the log-odds of blast"
+        ),
+        "gradient_field": plotting.GradientFieldDisplay.from_explanation(test, "CD45", "CD10"),
+        "gradient_cells": plotting.GradientFieldDisplay.from_explanation(
+            test, "CD45", "CD10", arrows="cells"
+        ),
+        "attention_plane": plotting.AttentionDisplay.from_explanation(shown, "CD45", "CD10"),
+        "attention_heads": plotting.AttentionDisplay.from_explanation(shown),
         "gradient_summary": plotting.GradientSummaryDisplay.from_summary(
             gradient.summary(test, "population")
         ),

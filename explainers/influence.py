@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.stats import t as student_t
 from sklearn.pipeline import Pipeline
 
 from explainers._influence_plan import InfluencePlan
 from explainers._maths.outputs import SizeOutput
+from explainers._maths.summary import mean_interval
 from explainers._model import OfModel
 from explainers._populations import chosen_cells, population_labels, target_cells
+from explainers.summary import influence_summary
 from explainers.targets import AnyChange, Target
 from fcm_estimators import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
@@ -36,9 +37,6 @@ from fcm_estimators.inference import (
 )
 from fcm_estimators.keys import InfluenceKeys
 from fcm_estimators.polygon_regressor import PolygonRegressor
-
-# First-order values are right for groups of up to about this share of the cells.
-SMALL_GROUP = 0.02
 
 
 class InfluenceExplainer(OfModel):
@@ -225,6 +223,7 @@ class InfluenceExplainer(OfModel):
                 {"target": self.target, "of": self.of, "key_added": self.key_added},
                 version=__version__,
                 explained=plan.name,
+                signed=plan.output is not None,
                 of=self.of if isinstance(self.of, str) else of,
                 unit="change of the target per 1 % of such cells hidden",
                 sample_key=self.estimator.sample_key,
@@ -316,7 +315,7 @@ class InfluenceExplainer(OfModel):
         for h, hidden in enumerate(names):
             for c, target in enumerate(names):
                 use = known[:, h, c]
-                low, high = _interval(change[use, h, c], confidence)
+                low, high = mean_interval(change[use, h, c], confidence)
                 rows.append(
                     {
                         "hidden": hidden,
@@ -330,6 +329,13 @@ class InfluenceExplainer(OfModel):
                     }
                 )
         return pd.DataFrame(rows)
+
+    def summary(self, adata: AnnData, by: str, *, confidence: float = 0.95) -> pd.DataFrame:
+        """Influence summed over called classes, gates or any column.
+
+        Calls :func:`explainers.influence_summary` on the results of this explainer.
+        """
+        return influence_summary(adata, by, key=self.key_added, confidence=confidence)
 
     def _with_direction(self) -> InfluencePlan:
         plan = self.plan()
@@ -414,12 +420,3 @@ def _exact(
                 pair = [float(total(v[chosen])) for v in (before, after)]
                 found[h, c] = (*pair, pair[1] - pair[0], switched[chosen].mean())
     return found
-
-
-def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Student interval of a mean."""
-    if len(values) < 2:
-        return np.nan, np.nan
-    half = student_t.ppf((1 + confidence) / 2, len(values) - 1)
-    half *= values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)

@@ -71,11 +71,6 @@ class ClassKeys:
         """``uns``: the run record."""
         return self.key
 
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: colours of scanpy, which a new run removes."""
-        return [f"{self.label}_colors"]
-
 
 @dataclass(frozen=True)
 class GateKeys:
@@ -98,11 +93,6 @@ class GateKeys:
     def record(self) -> str:
         """``uns``: the run record, with the outlines under "gates"."""
         return self.key
-
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: none, because no column of ``obs`` is written."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -137,11 +127,6 @@ class GradientKeys:
         """``uns``: the run record."""
         return self.key
 
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: colours of scanpy, which a new run removes."""
-        return [f"{self.marker}_colors"]
-
     def arrows(self, basis: str) -> str:
         """``obsm``: arrows on the embedding ``X_{basis}``."""
         return f"{self.key}_{basis}"
@@ -168,11 +153,6 @@ class InfluenceKeys:
     def record(self) -> str:
         """``uns``: the run record."""
         return self.key
-
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: none, because no categories are written."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -201,11 +181,6 @@ class AttentionKeys:
     def record(self) -> str:
         """``uns``: the run record."""
         return self.key
-
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: colours of scanpy, which a new run removes."""
-        return [f"{self.head}_colors"]
 
     def received(self, net_layer: int) -> str:
         """``obsm``: attention received from each head in a layer of the net, DataFrame."""

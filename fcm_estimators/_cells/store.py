@@ -27,6 +27,7 @@ from fcm_estimators._checks import (
     sample_codes,
 )
 from fcm_estimators._types import Element, Entries, Group
+from fcm_estimators.colours import named
 from fcm_estimators.exceptions import InvalidInputError
 
 # Number of rows that are read from a store at once.
@@ -110,6 +111,15 @@ class CellStore:
         """Rows of ``X`` or of a layer."""
         return StoredValues(self.matrix(layer))
 
+    def known_colours(self, first: str) -> dict[str, str]:
+        """Colours by name of category in ``uns``, those of one column before those of others."""
+        obs, uns = self.root["obs"], self.root.get("uns", {})
+        columns = [name.removesuffix("_colors") for name in uns if name.endswith("_colors")]
+        columns = [c for c in columns if c in obs and "categories" in obs[c]]
+        columns.sort(key=lambda column: column != first)
+        read = anndata.io.read_elem
+        return named((read(obs[c]["categories"]), read(uns[f"{c}_colors"])) for c in columns)
+
     # -- writing ------------------------------------------------------------------------------
 
     def add_categorical(self, key: str, categories: Sequence[str], fill: int) -> Element:
@@ -173,13 +183,13 @@ class CellStore:
         self._prepare(layers, key)
         return self._array(layers, key, (len(self.var),), np.float32, np.nan)
 
-    def add_record(self, key: str, record: Entries, stale: Sequence[str] = ()) -> None:
-        """Add a run record to ``uns``, and remove the entries ``stale`` of an earlier run."""
+    def add_records(self, entries: Entries) -> None:
+        """Set entries of ``uns``."""
         uns = self.root.require_group("uns")
-        for name in (key, *stale):
+        for name, entry in entries.items():
             if name in uns:
                 del uns[name]
-        anndata.io.write_elem(uns, key, dict(record))
+            anndata.io.write_elem(uns, name, entry)
 
     def _array(
         self, group: Group, name: str, tail: tuple[int, ...], dtype: DTypeLike, fill: object
