@@ -125,7 +125,9 @@ def arrow_scale(ax: Axes, quiver: Quiver, factor: float, name: str, unit: str) -
     bottom, top = ax.get_ylim()
     ax.set_ylim(bottom - 0.08 * (top - bottom), top)
     power = 10.0 ** np.floor(np.log10(wanted / factor))
-    value = float(max(step * power for step in (1, 2, 5) if step * power * factor <= wanted))
+    value = float(
+        max(step * power for step in (1, 2, 5) if step == 1 or step * power * factor <= wanted)
+    )
     return ax.quiverkey(
         quiver,
         0.03 + value * factor / abs(high - low) / 2,  # the middle of the arrow
