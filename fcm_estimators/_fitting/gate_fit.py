@@ -16,6 +16,7 @@ from fcm_estimators._fitting.gate_draws import GateDraws
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE, GateLoss
 from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
+from fcm_estimators.nn.soft_gates import SoftGate
 from fcm_estimators.nn.streaming import streamed_contexts
 
 # First radius of a fit, two SD of the cells inside, and lower limit of these SD in training SD.
@@ -35,7 +36,7 @@ def fit_shapes(
     z: Tensor,
     member: Tensor,
     offsets: Sequence[int],
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
     *,
     shared: bool,
 ) -> Shapes:
@@ -50,7 +51,7 @@ def fit_shapes(
     member : int Tensor of shape (N, G)
         1 inside, 0 outside, -1 unknown, -2 outside of the parent.
     offsets : sequence of S + 1 int
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
         As in :class:`GateLoss`.
     shared : bool
         True: one polygon per gate for all samples. False: one per sample and gate.
@@ -67,7 +68,7 @@ def fit_shapes(
     change = change.to(z).requires_grad_()
     inputs = {"sample": sample, "log_odds_ratio": z.new_zeros(len(z), 1)}
     target = torch.cat([torch.zeros_like(member[:, :1]), member], 1)
-    loss = GateLoss(parents)
+    loss = GateLoss(hierarchy)
     limits = [0, len(z)] if shared else offsets
 
     def value() -> Tensor:
@@ -85,7 +86,7 @@ def settled_change(
     gates: StarGates,
     change: Tensor,
     batch: tuple[dict[str, Tensor], Tensor],
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
 ) -> tuple[Tensor, Tensor]:
     """Scale and offset of the predicted changes that fit samples as they were measured.
 
@@ -99,7 +100,7 @@ def settled_change(
         Change that the net predicts for each sample.
     batch : pair
         Standardised cells of these samples, in the form of :class:`GateDraws`.
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
         As in :class:`GateLoss`.
 
     Returns
@@ -111,7 +112,7 @@ def settled_change(
     offsets = [0, *torch.bincount(inputs["sample"]).cumsum(0).tolist()]
     scale = torch.ones_like(change[0, :, :1]).requires_grad_()
     offset = torch.zeros_like(change[0]).requires_grad_()
-    loss = GateLoss(parents).eval()
+    loss = GateLoss(hierarchy).eval()
 
     def penalised() -> Tensor:
         shapes = gates.shapes(change * scale + offset)
@@ -141,7 +142,7 @@ def place_gates(
     z: np.ndarray,
     member: np.ndarray,
     offsets: list[int],
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
 ) -> None:
     """Set the typical centre, spread and radii of each gate from training cells.
 
@@ -155,7 +156,7 @@ def place_gates(
         Standardised cells, samples packed.
     member : int ndarray of shape (N, G)
     offsets : list of S + 1 int
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
         As in :class:`GateLoss`.
     """
     axes = gates.axes.numpy()
@@ -174,7 +175,7 @@ def place_gates(
             torch.from_numpy(z),
             torch.from_numpy(member).long(),
             offsets,
-            parents,
+            hierarchy,
             shared=True,
         )
     gates.centre.copy_(shapes.centre[0])
@@ -185,7 +186,11 @@ def place_gates(
 
 
 def place_typical_gates(
-    module: PolygonFormer, samples: Samples, inside: np.ndarray, parents: Sequence[int], seed: int
+    module: PolygonFormer,
+    samples: Samples,
+    inside: np.ndarray,
+    hierarchy: Sequence[SoftGate],
+    seed: int,
 ) -> None:
     """Set the typical gates of a new net from some cells of each sample.
 
@@ -194,7 +199,7 @@ def place_typical_gates(
     module : PolygonFormer
     samples : Samples
     inside : int ndarray of shape (N, G)
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
     seed : int
     """
     rng = np.random.default_rng(seed)
@@ -207,7 +212,7 @@ def place_typical_gates(
     module.gates.set_limits(module.standardise(ends))
     z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
     limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
-    place_gates(module.gates, z, inside[rows], limits, parents)
+    place_gates(module.gates, z, inside[rows], limits, hierarchy)
 
 
 def adjust_to_samples(
@@ -215,7 +220,7 @@ def adjust_to_samples(
     samples: Samples,
     train: Sequence[int],
     draws: GateDraws,
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
 ) -> None:
     """Adjust the predicted changes of a trained net to training samples without distortion.
 
@@ -228,7 +233,7 @@ def adjust_to_samples(
         Positions of the training samples.
     draws : GateDraws
         Draws of these samples.
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
     """
     device = module.input_mean.device
     draws = copy.copy(draws)
@@ -249,14 +254,14 @@ def adjust_to_samples(
     packed = {key: torch.cat([part[key] for part in inputs]).to(device) for key in inputs[0]}
     packed["x"] = module.standardise(packed["x"])
     batch = packed, torch.cat(targets)
-    module.adjust(*settled_change(module.gates, torch.cat(changes), batch, parents))
+    module.adjust(*settled_change(module.gates, torch.cat(changes), batch, hierarchy))
 
 
 def fitted_vertices(
     module: PolygonFormer,
     x: np.ndarray,
     inside: np.ndarray,
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Vertices of star polygons fitted to the expert's cells of one sample, (G, V, 2).
@@ -267,12 +272,12 @@ def fitted_vertices(
         Trained net; not changed.
     x : ndarray of shape (n, M)
     inside : int ndarray of shape (n, G)
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
     rng : numpy Generator
     """
     rows = np.sort(rng.choice(len(x), min(len(x), _SAMPLE_CELLS), replace=False))
     module = copy.deepcopy(module).float().cpu()
     z = module.standardise(torch.from_numpy(x[rows].astype(np.float32))).numpy()
-    place_gates(module.gates, z, inside[rows], [0, len(rows)], parents)
+    place_gates(module.gates, z, inside[rows], [0, len(rows)], hierarchy)
     with torch.no_grad():
         return module.typical().numpy()
