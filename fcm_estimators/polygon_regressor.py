@@ -26,7 +26,7 @@ from fcm_estimators._cells.samples import CellData, PerCell, Samples
 from fcm_estimators._checks import listed
 from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.gate_draws import GateDraws, Probes
-from fcm_estimators._fitting.gate_fit import adjust_to_samples, fitted_vertices, place_typical_gates
+from fcm_estimators._fitting.gate_fit import adjust_to_samples, place_typical_gates
 from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators._fitting.gate_plan import GatePlan
 from fcm_estimators._fitting.gate_targets import (
@@ -41,6 +41,7 @@ from fcm_estimators._fitting.gate_targets import (
     strata,
     within_parents,
 )
+from fcm_estimators._fitting.gate_tracing import traced_vertices
 from fcm_estimators._fitting.scale import MarkerScale
 from fcm_estimators._fitting.split import split_patients
 from fcm_estimators._fitting.threads import own_threads
@@ -591,10 +592,11 @@ class PolygonRegressor(SetEstimator):
     def trace_gates(
         self, X: CellData, y: PerCell = None, groups: PerCell = None
     ) -> dict[Hashable, GatingTree]:
-        """Star polygons fitted to the expert's cells of each sample.
+        """Star polygons traced around the expert's cells of each sample.
 
         These gates are fitted to the answer, so their agreement with the expert is about the best
-        that star polygons can reach. If the predicted gates agree equally well in
+        that star polygons can reach. They start from quantiles of the distances in each direction,
+        and no start is better than the result. If the predicted gates agree equally well in
         :meth:`score_table`, more training does not help. If the fitted gates agree poorly, a star
         polygon cannot describe the population.
 
@@ -615,7 +617,7 @@ class PolygonRegressor(SetEstimator):
         found = {}
         for name, (start, stop) in zip(samples.names.tolist(), samples.spans(), strict=True):
             cells = samples.x[start:stop], inside[start:stop]
-            vertices = fitted_vertices(module, *cells, self._plan.hierarchy, rng)
+            vertices = traced_vertices(module, *cells, self._plan.hierarchy, rng)
             found[name] = self._plan.drawn(vertices, self.preprocessing_)
         return found
 

@@ -19,16 +19,19 @@ from fcm_estimators.nn.polygon_head import Shapes, StarGates
 from fcm_estimators.nn.soft_gates import SoftGate
 from fcm_estimators.nn.streaming import streamed_contexts
 
-# First radius of a fit, two SD of the cells inside, and lower limit of these SD in training SD.
-_FIRST_LOG_RADIUS, _MIN_SPREAD = float(np.log(2.0)), 0.05
+# Lower limit of the SD of the cells inside, in training SD.
+_MIN_SPREAD = 0.05
+# A fit starts with this quantile of the distances in each direction, and with at least this
+# radius, in SD of the cells inside.
+_FIRST_QUANTILE, _LEAST_RADIUS = 0.995, 0.1
 # Fit of polygons, in two phases: with cross-entropy, then with Dice alone at a lower rate.
 _FIT_STEPS, _FIT_RATE = 150, 0.05
 # Final adjustment of the predicted changes, and the number of samples that it uses.
 _ADJUSTMENT_STEPS, _ADJUSTMENT_RATE, _ADJUSTMENT_SAMPLES = 100, 0.02, 100
 # Weight of the penalty that keeps predicted changes unless the samples show a better value.
 _ADJUSTMENT_PENALTY = 0.001
-# Cells per sample for a fit of the typical gates, and of the gates of a single sample.
-_TYPICAL_CELLS, _SAMPLE_CELLS = 2_000, 20_000
+# Cells per sample for a fit of the typical gates.
+_TYPICAL_CELLS = 2_000
 
 
 def fit_shapes(
@@ -137,6 +140,24 @@ def _minimise(
         schedule.step()
 
 
+def first_radii(place: np.ndarray, n_vertices: int) -> np.ndarray:
+    """Radii at a high quantile of the distances of cells near each direction, (V,).
+
+    Parameters
+    ----------
+    place : ndarray of shape (n, 2)
+        Cells inside, relative to the centre.
+    n_vertices : int
+    """
+    step = 2 * np.pi / n_vertices
+    angle, distance = np.arctan2(place[:, 1], place[:, 0]), np.hypot(*place.T)
+    radii = np.full(n_vertices, _LEAST_RADIUS)
+    nearest = np.round(angle / step).astype(int) % n_vertices
+    for k in np.unique(nearest):
+        radii[k] = max(_LEAST_RADIUS, np.quantile(distance[nearest == k], _FIRST_QUANTILE))
+    return radii
+
+
 def place_gates(
     gates: StarGates,
     z: np.ndarray,
@@ -168,7 +189,9 @@ def place_gates(
         gates.centre[g] = torch.from_numpy(np.mean([p.mean(0) for p in known], axis=0))
         spread = np.sqrt(np.mean([p.var(0) for p in known], axis=0))
         gates.spread[g] = torch.from_numpy(np.maximum(spread, _MIN_SPREAD))
-        gates.log_radius[g] = _FIRST_LOG_RADIUS
+        deviations = np.concatenate([p - p.mean(0) for p in known]) / gates.spread[g].numpy()
+        radii = first_radii(deviations, gates.log_radius.shape[1])
+        gates.log_radius[g] = torch.from_numpy(np.log(radii))
     with torch.enable_grad():
         shapes = fit_shapes(
             gates,
@@ -255,29 +278,3 @@ def adjust_to_samples(
     packed["x"] = module.standardise(packed["x"])
     batch = packed, torch.cat(targets)
     module.adjust(*settled_change(module.gates, torch.cat(changes), batch, hierarchy))
-
-
-def fitted_vertices(
-    module: PolygonFormer,
-    x: np.ndarray,
-    inside: np.ndarray,
-    hierarchy: Sequence[SoftGate],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Vertices of star polygons fitted to the expert's cells of one sample, (G, V, 2).
-
-    Parameters
-    ----------
-    module : PolygonFormer
-        Trained net; not changed.
-    x : ndarray of shape (n, M)
-    inside : int ndarray of shape (n, G)
-    hierarchy : sequence of SoftGate
-    rng : numpy Generator
-    """
-    rows = np.sort(rng.choice(len(x), min(len(x), _SAMPLE_CELLS), replace=False))
-    module = copy.deepcopy(module).float().cpu()
-    z = module.standardise(torch.from_numpy(x[rows].astype(np.float32))).numpy()
-    place_gates(module.gates, z, inside[rows], [0, len(rows)], hierarchy)
-    with torch.no_grad():
-        return module.typical().numpy()
