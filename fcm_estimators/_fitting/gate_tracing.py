@@ -135,8 +135,8 @@ class _RadiusSearch:
     def distance(self) -> np.ndarray:
         """Distance of each cell from the centre relative to the outline, (n,)."""
         after = np.roll(self.inverse, -1)
-        found: np.ndarray = self.inverse[self.sector] * self.first
-        return found + after[self.sector] * self.second
+        sector = self.sector
+        return np.asarray(self.inverse[sector] * self.first + after[sector] * self.second)
 
     def improved(self) -> float:
         """Search until no radius improves F1; return F1."""
