@@ -97,6 +97,14 @@ class CellStore:
         self.require_column(key, "cells")
         return as_flags(self.column(key), f"The obs column {key!r}")
 
+    def table(self, key: str) -> pd.DataFrame | None:
+        """A table of ``obsm`` without its index; None if there is none of this key."""
+        group = self.root.get("obsm", {}).get(key)
+        if group is None or group.attrs.get("encoding-type") != "dataframe":
+            return None
+        names = [str(name) for name in group.attrs["column-order"]]
+        return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in names})
+
     def matrix(self, layer: str | None) -> Element:
         """The values: ``X`` or a layer."""
         if layer is not None:
@@ -300,7 +308,10 @@ def _without_partial_results(store: CellStore) -> Iterator[CellStore]:
 
 
 def sample_rows(
-    store: CellStore, sample_key: str | int | None, subset_key: str | None
+    store: CellStore,
+    sample_key: str | int | None,
+    subset_key: str | None,
+    chosen: np.ndarray | None = None,
 ) -> dict[Hashable, Rows]:
     """Rows of each sample, in the order of their first appearance.
 
@@ -309,6 +320,8 @@ def sample_rows(
     store : CellStore
     sample_key, subset_key : str or None
         Columns of ``obs``.
+    chosen : ndarray of bool, shape (n_obs,), optional
+        Cells to analyse among those of ``subset_key``.
 
     Returns
     -------
@@ -331,6 +344,8 @@ def sample_rows(
     if sample_key is not None:
         codes, names = sample_codes(store.column(str(sample_key)), sample_key)
     kept = store.flags(subset_key)
+    if chosen is not None:
+        kept &= chosen
     found: dict[Hashable, list[Rows]] = {}
     for block in store.blocks():
         part, inside = codes[block], kept[block]
@@ -339,7 +354,8 @@ def sample_rows(
             if len(rows):
                 _append(found.setdefault(names[int(code)], []), rows + block.start)
     if not found:
-        raise InvalidInputError(f"subset_key={subset_key!r} leaves no cells to analyse.")
+        limit = "The gate of the model" if subset_key is None else f"subset_key={subset_key!r}"
+        raise InvalidInputError(f"{limit} leaves no cells to analyse.")
     return {name: _joined(parts) for name, parts in found.items()}
 
 

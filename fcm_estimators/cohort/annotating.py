@@ -71,7 +71,8 @@ def annotate_files(
         A tree, a saved PolygonRegressor, or what
         :class:`~fcm_estimators.labels.LabelSource` reads: a Gating-ML file, a FlowJo workspace that
         lists the files, a table, or a directory of tables. The membership goes to
-        ``obsm["gates"]``, which ``denominator`` and models with ``subset_key`` need.
+        ``obsm["gates"]``, which ``denominator`` and models that read the cells inside a gate
+        need.
     only : sequence of str, default ()
         Gates to read of a file, as for LabelSource.
     event_column : str, optional
@@ -136,7 +137,12 @@ def annotate_files(
         model = folder / "model"
     identity = model_checksum(model)
     loaded = cached_model(str(model), identity)
-    _require_denominator(denominator, gates, paths)
+    if denominator is not None:
+        _require_gate(f"denominator={denominator!r}", denominator, gates, paths)
+    if loaded.within_ is not None:
+        gate = loaded.within_.gate
+        what = f"This model was trained on the cells inside the gate {gate!r}, which"
+        _require_gate(what, gate, gates, paths)
     if only and (gates is None or isinstance(gates, GatingTree) or is_model(Path(gates))):
         raise InvalidInputError(
             "only=... chooses gates of a table, a Gating-ML file or a workspace. Give one as gates."
@@ -179,18 +185,16 @@ def annotate_files(
     return table
 
 
-def _require_denominator(
-    denominator: str | None, gates: GatingTree | PathName | None, paths: Sequence[Path]
+def _require_gate(
+    what: str, gate: str, gates: GatingTree | PathName | None, paths: Sequence[Path]
 ) -> None:
     """Raise InvalidInputError, before any result is replaced, if no file can have this gate."""
-    if denominator is None:
-        return
     if gates is None:
         # Results and zarr directories may have gates of their own; FCS files have none.
         if all(path.suffix.lower() not in (".h5ad", ".zarr") for path in paths):
             raise InvalidInputError(
-                f"denominator={denominator!r} is a gate, and FCS files have none. Pass gates=..., "
-                "or leave the denominator out to use all analysed cells."
+                f"{what} is a gate of the data, and FCS files have none. Give a file of gates or a "
+                "model of gates with gates=..."
             )
         return
     if isinstance(gates, GatingTree):
@@ -199,10 +203,8 @@ def _require_denominator(
         known = list(load_model(gates).tree_.gates)
     else:
         known = LabelSource(gates=str(gates)).gate_names()
-    if denominator not in known:
-        raise InvalidInputError(
-            f"denominator={denominator!r} is not among the gates {listed(known)}."
-        )
+    if gate not in known:
+        raise InvalidInputError(f"{what} is not among the gates {listed(known)}.")
 
 
 def _gates_checksum(gates: GatingTree | PathName | None) -> str:

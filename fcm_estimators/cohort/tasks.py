@@ -209,7 +209,9 @@ def _add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
     source = LabelSource(gates=str(path), only=job.only, event_column=job.event_column)
     subset = getattr(model, "subset_key", None)
     is_gate = isinstance(subset, str) and subset not in adata.obs
-    source.add_gates(adata, [g for g in (job.denominator, subset if is_gate else None) if g])
+    within = None if model.within_ is None else model.within_.gate
+    needed = (job.denominator, subset if is_gate else None, within)
+    source.add_gates(adata, [gate for gate in needed if gate])
 
 
 def is_model(path: Path) -> bool:
