@@ -207,7 +207,9 @@ class CellStore:
         shape = (self.n_obs, *tail)
         chunks = (min(BLOCK, max(self.n_obs, 1)), *tail)
         if isinstance(group, h5py.Group):
-            self._reserve(-(-self.n_obs // chunks[0]) * math.prod(chunks) * np.dtype(dtype).itemsize)
+            self._reserve(
+                -(-self.n_obs // chunks[0]) * math.prod(chunks) * np.dtype(dtype).itemsize
+            )
             made = group.create_dataset(name, shape, dtype, chunks=chunks, fillvalue=fill)
         else:
             made = group.create_array(

@@ -98,9 +98,7 @@ def annotate_one(job: Job, file: str, name: str) -> list[Entries]:
         return [failed_row(path, name, error_text(error))]
 
 
-def _kept_or_made(
-    job: Job, path: Path, name: str, output: Path, record: Path
-) -> list[Entries]:
+def _kept_or_made(job: Job, path: Path, name: str, output: Path, record: Path) -> list[Entries]:
     started = time.perf_counter()
     identity = {**job.fingerprint(), "input": checksum(path)}
     kept = kept_rows(record, output, identity) if job.resume else None
