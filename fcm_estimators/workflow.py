@@ -18,7 +18,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators._files import made_folder, write_table
+from fcm_estimators._files import made_folder, replaced_when_complete, write_table
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort import annotate_files, read_files
 from fcm_estimators.cohort.files import PathName

@@ -290,6 +290,7 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[CellStore]:
         try:
             # Consolidated metadata would hide new elements. They are written again at the end.
             root = zarr.open_group(path, mode="r+", use_consolidated=False)
+            list(root.members(max_depth=None))
             metadata = zarr.open_group(path, mode="r").metadata
             consolidated = metadata.consolidated_metadata is not None
         except Exception as error:
@@ -298,7 +299,8 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[CellStore]:
             yield from _without_partial_results(CellStore(root, path))
         finally:
             if consolidated:
-                zarr.consolidate_metadata(path)
+                with readable(path):
+                    zarr.consolidate_metadata(path)
         return
     try:
         file = h5py.File(path, "r+")

@@ -83,7 +83,8 @@ def in_words_of_commands(text: str) -> str:
 def errors_as_exit_status() -> Iterator[None]:
     """Print an error of the input as one line and exit with 2; exit with 130 if interrupted.
 
-    An error of the system, such as a full disk, exits with 1. Warnings are printed as one line each.
+    An error of the system, such as a full disk, exits with 1. Warnings are printed as one line
+    each.
     """
     from fcm_estimators.exceptions import FcmError
 
