@@ -309,13 +309,14 @@ def fuzz_csv(n_files, folder, rng):
 
     adata = simulate_cohort(1, 60, random_state=0)
     table = pd.DataFrame({"event": range(len(adata)), "a": 1, "b": rng.integers(0, 2, len(adata))})
-    table.to_csv(folder / "gates.csv", index=False)
+    table.to_csv(folder / "by event.csv", index=False)
+    table.drop(columns="event").to_csv(folder / "by row.csv", index=False)
     samples = adata.obs["sample"].unique()
     pd.DataFrame({"sample": samples, "patient": "p"}).to_csv(folder / "patients.csv", index=False)
     words = [b"", b"-1", b"nan", b"1e308", b"2", b"0.5", b'"', b"\n", b",", b"\xff", b"event", b"0"]
     path = folder / "mutated.csv"
     for i in range(n_files):
-        name = "patients.csv" if i % 4 == 0 else "gates.csv"
+        name = ("patients.csv", "by event.csv", "by row.csv")[i % 3]
         content = bytearray((folder / name).read_bytes())
         for _ in range(rng.integers(1, 4)):
             fields = [k for k, c in enumerate(content) if c in b",\n"]
@@ -326,7 +327,7 @@ def fuzz_csv(n_files, folder, rng):
             word = words[int(rng.integers(0, len(words)))]
             content[fields[at] + 1 : fields[at + 1]] = word
         path.write_bytes(bytes(content))
-        column = "event" if i % 2 else None
+        column = "event" if name == "by event.csv" else None
         source = LabelSource(gates=str(path), classes={"b": "blast"}, event_column=column)
         yield (
             path,
