@@ -64,6 +64,7 @@ class Lab:
         return self.folder / f"out{self.fresh}"
 
     def annotate(self, out, *options, files=None):
+        """Arguments of the command."""
         given = [self.files] if files is None else files
         return ["annotate", self.model, *given, "-o", out, *options]
 
@@ -197,7 +198,8 @@ def array_of_runs(lab, times):
         for file in sorted(lab.files.iterdir()):
             command = [*FCM, *map(str, lab.annotate(out, "--workers", "0", files=[file]))]
             runs.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        yield not any([run.wait() for run in runs]) and lab.same(out)
+        statuses = [run.wait() for run in runs]
+        yield not any(statuses) and lab.same(out)
 
 
 def input_replaced(lab, times):
@@ -370,7 +372,9 @@ def many_files(lab, times):
 
     def look(_):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        seen.append((len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE")))
+        seen.append(
+            (len(list(Path("/proc/self/fd").iterdir())), pages * os.sysconf("SC_PAGE_SIZE"))
+        )
 
     table = annotate_files(lab.model, folder, lab.new(), n_workers=0, progress=look)
     handles, memory = np.array(seen[N_MANY // 10 :]).T

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
 import os
-import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,13 +124,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that a killed process left beside ``path``."""
+def remove_leftovers(path: Path, *, seconds: float = 0) -> None:
+    """Remove temporary files that a killed process left beside ``path``.
+
+    Where other processes may be writing the same file, ``seconds`` says for how long a temporary
+    file has not changed that none of them can be writing.
+    """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if seconds and time.time() - leftover.stat().st_mtime < seconds:
+                continue
+            leftover.unlink()
 
 
 def checksum(path: Path) -> str:

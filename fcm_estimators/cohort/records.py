@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from fcm_estimators._files import checksum, write_table, write_whole
+from fcm_estimators._files import checksum, remove_leftovers, write_table, write_whole
 from fcm_estimators._types import Entries
 
 _TABLE = "table.csv"
+# Seconds that nobody needs to write a table.
+_LONG = 600.0
 
 
 def read_record(path: Path) -> Entries:
@@ -76,6 +78,7 @@ def write_rows(folder: Path, rows: list[Entries], names: list[str], settings: En
     settings : dict
         :meth:`~fcm_estimators.cohort.tasks.Job.fingerprint`.
     """
+    remove_leftovers(folder / _TABLE, seconds=_LONG)
     while True:
         before = _records(folder)
         others = [row for path in before if path.stem not in names for row in _rows(path, settings)]

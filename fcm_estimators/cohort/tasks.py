@@ -107,8 +107,8 @@ def _kept_or_made(job: Job, path: Path, name: str, output: Path, record: Path) -
     if read_record(record).get("identity", {}).get("input") != identity["input"]:
         # If this run fails, an old result must not pass for the result of these inputs.
         record.unlink(missing_ok=True)
-    for target in (output, record):
-        remove_leftovers(target)
+    for ending in (".h5ad", ".json", ".xml", ".gradient.csv"):
+        remove_leftovers(output.with_name(f"{name}{ending}"))
     rows = _annotated(job, path, name, output, record, str(identity["input"]))
     for row in rows:
         row["seconds"] = round(time.perf_counter() - started, 3)
