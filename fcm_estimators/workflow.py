@@ -18,7 +18,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators._files import replaced_when_complete
+from fcm_estimators._files import made_folder, replaced_when_complete, write_table
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort import annotate_files, read_files
 from fcm_estimators.cohort.files import PathName
@@ -126,7 +126,8 @@ def train_model(
             f"within={labels.within!r} limits the labels of classes, and a model of gates has "
             "none. Choose the cells that it reads with subset_key=..."
         )
-    folder = Path(out)
+    # Before hours of training.
+    folder = made_folder(out)
     state = folder / _TRAINING
     if (folder / "model.json").exists() and not overwrite:
         raise InvalidInputError(
@@ -169,8 +170,7 @@ def train_model(
     # Distributed training keeps no state.
     model.fit(adata, checkpoint=None if model.device == "accelerate" else state)
     model.save(folder)
-    with replaced_when_complete(folder / "history.csv") as temporary:
-        model.history_.to_csv(temporary, index=False)
+    write_table(folder / "history.csv", model.history_)
     shutil.rmtree(state, ignore_errors=True)
     return model
 
@@ -336,8 +336,7 @@ class _Explain:
         else:
             population = keys.label
         table = gradient.summary(adata, population)
-        with replaced_when_complete(path.with_name(f"{path.name}.gradient.csv")) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(path.with_name(f"{path.name}.gradient.csv"), table)
         strongest = adata.obs[GradientKeys().marker].dropna().mode()
         found = {"strongest_marker": str(strongest.iloc[0]) if len(strongest) else ""}
         if self.net_layer is None and self.gate is None:

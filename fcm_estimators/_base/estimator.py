@@ -446,7 +446,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             model = cls(**params)
             model.device = device
             model._restore(fitted, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ModelFormatError(
                 f"The description of the model in {path} does not fit its weights or this version "
                 f"of the package: {error}. Copy the directory again, or train again."

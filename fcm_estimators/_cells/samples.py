@@ -385,6 +385,7 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
         if not isinstance(block, np.ndarray) and not sp.issparse(block):
             block = block[:]  # a backed AnnData: read the array of the file once
         if sp.issparse(block):
+            require_whole(block)
             block = block.tocsr()[rows][:, positions].toarray()
             rows, positions = np.arange(len(rows)), np.arange(len(positions))
     elif isinstance(data, pd.DataFrame):
@@ -410,6 +411,15 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
     picked = block if all_rows else block[rows]
     picked = picked if all_columns else np.take(picked, positions, axis=1)
     return np.ascontiguousarray(picked, dtype=dtype)
+
+
+def require_whole(matrix: Any) -> None:
+    """Raise InvalidInputError if a sparse matrix points beyond itself, which would crash scipy."""
+    try:
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise InvalidInputError(f"The sparse values are damaged: {error}.") from error
 
 
 def read_labels(data: Any, y: PerCell, label_key: Hashable, n_rows: int) -> np.ndarray:

@@ -16,10 +16,11 @@ import pandas as pd
 from fcm_estimators._base.files import model_checksum
 from fcm_estimators._cells.results import require_key_name
 from fcm_estimators._checks import listed
-from fcm_estimators._files import checksum, replaced_when_complete
+from fcm_estimators._files import checksum, made_folder
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor
 from fcm_estimators.cohort.files import PathName, file_names, list_files
+from fcm_estimators.cohort.records import as_table, write_failed, write_rows
 from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_row, is_model
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
@@ -54,6 +55,9 @@ def annotate_files(
     Every result is written under a temporary name and renamed when it is complete, so the
     directory never contains half a file. ``{name}.json`` beside it contains its rows of the table
     and the checksums. A file that fails becomes a row with its error and does not stop the others.
+
+    Several runs may write into one directory, also from several hosts: one process at a time works
+    on a sample, and ``table.csv`` holds the rows of all runs with the same model and settings.
 
     Parameters
     ----------
@@ -108,7 +112,8 @@ def annotate_files(
         :func:`~fcm_estimators.metrics.mrd_table` if the model has a positive class, ``n_qc_*``
         (:func:`~fcm_estimators.quality.quality_table`), ``farthest_marker`` and its ``distance``
         (``check_sample``), ``seconds``, ``input_sha256``, ``model_sha256``. Also written to
-        ``out/"table.csv"``.
+        ``out/"table.csv"``, unless nothing succeeded and there is a table already. In the CSV,
+        text that a spreadsheet would take for a formula begins with an apostrophe.
 
     Raises
     ------
@@ -127,8 +132,7 @@ def annotate_files(
     """
     paths = list_files(files)
     named = file_names(paths, sample_names)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(out)
     for path, name in zip(paths, named, strict=True):
         if path.resolve() == (folder / f"{name}.h5ad").resolve():
             raise InvalidInputError(f"{path} would be overwritten by its own result; change out.")
@@ -172,17 +176,13 @@ def annotate_files(
         for position, rows, error in run(jobs):
             if error:
                 rows = [failed_row(paths[position], named[position], error)]
+                write_failed(folder / f"{named[position]}.json", job.fingerprint(), rows)
             tables[position] = rows
             if progress is not None:
                 progress(rows[0])
-    table = pd.DataFrame([row for rows in tables for row in rows])
-    columns = table.columns.astype(str)
-    whole = [c for c in columns if c.startswith("n_") or c in ("numerator", "denominator")]
-    # Failed files have no counts. Int64 holds missing values without turning counts into floats.
-    table = table.astype(dict.fromkeys(whole, "Int64"))
-    with replaced_when_complete(folder / "table.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    return table
+    rows = [row for rows in tables for row in rows]
+    write_rows(folder, rows, named, job.fingerprint())
+    return as_table(rows)
 
 
 def _require_gate(
@@ -215,4 +215,4 @@ def _gates_checksum(gates: GatingTree | PathName | None) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
     if not Path(gates).exists():
         raise InvalidInputError(f"gates: {gates} does not exist.")
-    return model_checksum(gates) if Path(gates).is_dir() else checksum(Path(gates))
+    return model_checksum(gates) if is_model(Path(gates)) else checksum(Path(gates))
