@@ -30,6 +30,7 @@ _OPTIONS = {
     "pos_label": "--pos-label",
     "denominator": "--denominator",
     "limit_of_blank": "--limit-of-blank",
+    "protocol": "--protocol",
     "max_cells": "--max-cells",
     "max_epochs": "--max-epochs",
     "cofactor": "--cofactor",

@@ -6,14 +6,20 @@ from fcm_estimators.metrics._blank import LimitOfBlank, limit_of_blank
 from fcm_estimators.metrics._calibration import reliability_table
 from fcm_estimators.metrics._classification import classification_table, summarize
 from fcm_estimators.metrics._gates import gate_agreement
-from fcm_estimators.metrics._mrd import mrd_error, mrd_table
+from fcm_estimators.metrics._mrd import mrd_of_counts, mrd_table
+from fcm_estimators.metrics._mrd_error import mrd_error
+from fcm_estimators.metrics._protocol import DEFAULT_PROTOCOL, PROTOCOLS, Protocol
 
 __all__ = [
+    "DEFAULT_PROTOCOL",
+    "PROTOCOLS",
     "LimitOfBlank",
+    "Protocol",
     "classification_table",
     "gate_agreement",
     "limit_of_blank",
     "mrd_error",
+    "mrd_of_counts",
     "mrd_table",
     "reliability_table",
     "summarize",
