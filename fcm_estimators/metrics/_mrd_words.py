@@ -67,7 +67,8 @@ def in_words(
     passed = [c for c in protocol.cut_offs if low > c]
     above = f"; lower bound above the cut-off {in_percent(max(passed))}" if passed else ""
     if detection == "members disagree":
-        return f"No reliable result: the members of the model disagree ({counted} called).{missed}{end}"
+        why = "the members of the model disagree"
+        return f"No reliable result: {why} ({counted} called).{missed}{end}"
     if detection == "within blank":
         found = f"{share} of {of} ({whole})"
         limit = in_percent(float("nan") if blank is None else blank)
