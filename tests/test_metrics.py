@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -685,11 +684,11 @@ def negative_cohort(n_samples: int, n_cells: int = 200, seed: int = 0) -> AnnDat
     return AnnData((rng.normal(size=n) + shift)[:, None].astype(np.float32), obs=obs)
 
 
-few_blanks = pytest.mark.filterwarnings("ignore:The limit of blank is the largest")
+few_blanks = pytest.mark.filterwarnings("ignore:Limit of blank")
 
 
 @few_blanks
-@given(st.integers(1, 40), st.floats(1, 99))
+@given(st.integers(5, 40), st.floats(1, 99))
 def test_limit_is_the_percentile_of_the_samples_false_positive_fractions(
     n_samples: int, percentile: float
 ) -> None:
@@ -700,10 +699,11 @@ def test_limit_is_the_percentile_of_the_samples_false_positive_fractions(
     # EP17: rank 0.5 + p B, interpolated, within the samples.
     rank = np.clip(0.5 + percentile / 100 * n_samples, 1, n_samples)
     assert blank.value == pytest.approx(np.interp(rank, np.arange(1, n_samples + 1), fractions))
-    assert blank.n_samples == n_samples
+    assert blank.n_patients == blank.n_results == n_samples
     assert list(blank.frame().index) == list(pd.unique(cohort.obs["sample"]))
 
 
+@few_blanks
 def test_limit_follows_the_classifiers_own_threshold() -> None:
     cohort = negative_cohort(30)
     values = [
@@ -714,6 +714,7 @@ def test_limit_follows_the_classifiers_own_threshold() -> None:
     assert values[0] > values[2] > values[3] == 0
 
 
+@few_blanks
 def test_disease_free_samples_are_mostly_within_their_blank_and_diseased_ones_are_not() -> None:
     clf = ThresholdClassifier(1.5)
     blank = limit_of_blank(
@@ -737,22 +738,35 @@ def test_disease_free_samples_are_mostly_within_their_blank_and_diseased_ones_ar
     assert share_within(diseased) == 0
 
 
-@pytest.mark.parametrize(("n_samples", "told"), [(1, True), (10, True), (11, False), (20, False)])
-def test_a_limit_that_is_only_the_largest_value_is_told(n_samples: int, told: bool) -> None:
-    cohort = negative_cohort(n_samples)
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        blank = limit_of_blank(ThresholdClassifier(1.0), cohort, population="blast")
-    assert [f"{n_samples} sample(s)" in str(w.message) for w in found] == [True] * told
-    if told:
-        assert blank.value == blank.frame()["fraction"].max()
-        with pytest.warns(UserWarning, match=r"does not exclude a fraction of 0\.01"):
-            limit_of_blank(ThresholdClassifier(np.inf), cohort, population="blast")
+def test_a_limit_from_too_few_patients_is_refused_or_told() -> None:
+    clf = ThresholdClassifier(1.0)
+    for n_samples in (1, 4):
+        with pytest.raises(InvalidInputError, match=f"are of {n_samples} patient"):
+            limit_of_blank(clf, negative_cohort(n_samples), population="blast")
+    with pytest.warns(UserWarning, match="10 results of 10 .* 60 to establish a limit, and 20 to"):
+        blank = limit_of_blank(clf, negative_cohort(10), population="blast")
+    assert blank.value == blank.frame()["fraction"].max()
+    with pytest.warns(UserWarning, match=r"does not exclude a fraction of 0\.01"):
+        limit_of_blank(ThresholdClassifier(np.inf), negative_cohort(10), population="blast")
+
+
+@few_blanks
+def test_repeats_of_a_patient_count_once() -> None:
+    cohort = negative_cohort(12, 50)
+    clf = ThresholdClassifier(1.0)
+    cohort.obs["patient"] = cohort.obs["sample"].str[1:].astype(int) // 2
+    blank = limit_of_blank(clf, cohort, population="blast", patients="patient")
+    assert (blank.n_patients, blank.n_results) == (6, 12)
+    single = limit_of_blank(clf, cohort, population="blast", groups="patient")
+    assert blank.value == single.value
+    cohort.obs["patient"] = np.arange(cohort.n_obs) % 5
+    with pytest.raises(InvalidInputError, match="cells of several patients"):
+        limit_of_blank(clf, cohort, population="blast", patients="patient")
 
 
 @few_blanks
 def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
-    cohort = negative_cohort(4)
+    cohort = negative_cohort(6)
     clf = ThresholdClassifier(0.5)
     found = clf.predict(cohort) == "blast"
     by_name = limit_of_blank(clf, cohort, population="blast", denominator="intact")
@@ -776,16 +790,17 @@ def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
         ({"population": "blasts"}, r"'blasts' is none of .*'blast'"),
         ({"groups": "patient"}, "obs has no column 'patient'"),
         ({"denominator": "syto"}, "obs has no column 'syto'"),
-        ({"denominator": [True]}, "1 values for 600 cells"),
-        ({"groups": ["a"]}, "1 values for 600 cells"),
+        ({"denominator": [True]}, "1 values for 1200 cells"),
+        ({"groups": ["a"]}, "1 values for 1200 cells"),
         ({"percentile": 100}, "percentile"),
         ({"percentile": 0}, "percentile"),
         ({"negatives": negative_cohort(3)[:0]}, "no cells"),
-        ({"denominator": np.arange(600) < 200}, r"\['s1', 's2'\] have no cell"),
+        ({"denominator": np.arange(1200) < 800}, r"\['s4', 's5'\] have no cell"),
+        ({"method": "normal"}, "method is 'normal'"),
     ],
 )
 def test_bad_blank_input_is_a_clear_error(arguments: dict, message: str) -> None:
-    good = {"negatives": negative_cohort(3), "population": "blast"}
+    good = {"negatives": negative_cohort(6), "population": "blast"}
     options = {**good, **arguments}
     with pytest.raises(FcmError, match=message):
         limit_of_blank(ThresholdClassifier(1.0), options.pop("negatives"), **options)
@@ -798,8 +813,8 @@ def test_classifier_without_sample_key_needs_groups() -> None:
 
     with pytest.raises(InvalidInputError, match="pass groups"):
         limit_of_blank(Bare(), negative_cohort(2), population="blast")
-    with pytest.warns(UserWarning, match="largest fraction in 2 sample"):
-        blank = limit_of_blank(Bare(), negative_cohort(2), population="blast", groups="sample")
+    with pytest.warns(UserWarning, match="The largest of 6 patients"):
+        blank = limit_of_blank(Bare(), negative_cohort(6), population="blast", groups="sample")
     assert blank.value == 0
 
 

@@ -11,6 +11,7 @@ import typer
 
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
+from fcm_estimators.cli._lab import add_commands
 from fcm_estimators.cli._options import (
     ChosenGates,
     Classes,
@@ -403,3 +404,6 @@ def report(
                 progress=progress,
             )
         print_files(table, as_json)
+
+
+add_commands(app)

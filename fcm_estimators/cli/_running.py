@@ -31,6 +31,8 @@ _OPTIONS = {
     "denominator": "--denominator",
     "limit_of_blank": "--limit-of-blank",
     "protocol": "--protocol",
+    "n_cells": "--cells",
+    "sheet": "--sheet",
     "max_cells": "--max-cells",
     "max_epochs": "--max-epochs",
     "cofactor": "--cofactor",

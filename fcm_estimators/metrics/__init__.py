@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fcm_estimators.metrics._blank import LimitOfBlank, limit_of_blank
+from fcm_estimators.metrics._blank import LimitOfBlank, blank_of_counts, limit_of_blank
 from fcm_estimators.metrics._calibration import reliability_table
 from fcm_estimators.metrics._classification import classification_table, summarize
+from fcm_estimators.metrics._detection_limits import DetectionLimits, detection_limits
 from fcm_estimators.metrics._gates import gate_agreement
 from fcm_estimators.metrics._mrd import mrd_of_counts, mrd_table
 from fcm_estimators.metrics._mrd_error import mrd_error
@@ -13,9 +14,12 @@ from fcm_estimators.metrics._protocol import DEFAULT_PROTOCOL, PROTOCOLS, Protoc
 __all__ = [
     "DEFAULT_PROTOCOL",
     "PROTOCOLS",
+    "DetectionLimits",
     "LimitOfBlank",
     "Protocol",
+    "blank_of_counts",
     "classification_table",
+    "detection_limits",
     "gate_agreement",
     "limit_of_blank",
     "mrd_error",

@@ -1,0 +1,80 @@
+"""Commands for a laboratory's own studies, from the tables of ``fcm annotate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fcm_estimators.cli._options import Json, ProtocolOption
+from fcm_estimators.cli._output import print_record
+from fcm_estimators.cli._running import errors_as_exit_status
+
+Tables = Annotated[
+    list[Path],
+    typer.Argument(
+        help="table.csv of fcm annotate, or directories that hold one.", show_default=False
+    ),
+]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(help="Table (CSV) with a column sample and what is known of each sample."),
+]
+
+
+def blank(
+    tables: Tables,
+    low: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--low",
+            help="Table of samples with little disease; can be repeated. --sheet gives "
+            "their true fraction in a column expected.",
+        ),
+    ] = None,
+    sheet: Sheet = None,
+    method: Annotated[str, typer.Option(help="nonparametric or parametric.")] = "nonparametric",
+    percentile: Annotated[float, typer.Option(help="Percentile of the patients.")] = 95.0,
+    n_cells: Annotated[
+        int | None,
+        typer.Option("--cells", help="Denominator for which the limits hold. Default: the median."),
+    ] = None,
+    cv_goal: Annotated[
+        float, typer.Option(help="Coefficient of variation that is good enough for a quantity.")
+    ] = 0.3,
+    protocol: ProtocolOption = "20/50 events",
+    as_json: Json = False,
+) -> None:
+    """Limits of blank, detection and quantitation, from samples without and with little disease.
+
+    The samples must not have been in training. Patients count, not repeats: --sheet names the
+    patient, lot and day of each sample. CLSI EP17 asks for 60 results, two lots and three days.
+    """  # fmt: skip
+    with errors_as_exit_status():
+        from fcm_estimators.cohort import limits_of_tables
+
+        found = limits_of_tables(
+            tables,
+            low,
+            sheet=sheet,
+            method=method,
+            percentile=percentile,
+            n_cells=n_cells,
+            cv_goal=cv_goal,
+            protocol=protocol,
+        ).entries()
+        if as_json:
+            print_record({k: None if v != v else v for k, v in found.items()}, as_json)
+            return
+        missing = found.pop("shortfalls")
+        print_record(
+            {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in found.items()}, as_json
+        )
+        for text in missing if isinstance(missing, list) else []:
+            typer.secho(f"Warning: {text}", fg="yellow", err=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(blank)
