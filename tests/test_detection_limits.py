@@ -234,7 +234,7 @@ def test_tables_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="occur twice"):
         read_results([tmp_path / "blank", tmp_path / "blank"])
     sheet = pd.read_csv(tmp_path / "sheet.csv").iloc[:100]
-    with pytest.raises(InvalidInputError, match="'low40'.* are not in it"):
+    with pytest.raises(InvalidInputError, match=r"'low40'.* are not in it"):
         read_results(tmp_path / "low", sheet)
     with pytest.raises(InvalidInputError, match=r"no columns .*model_sha256"):
         read_results(tmp_path / "sheet.csv")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fcm_estimators.cli._options import Json, ProtocolOption
-from fcm_estimators.cli._output import print_record
+from fcm_estimators.cli._output import plain_values, print_record, print_table
 from fcm_estimators.cli._running import errors_as_exit_status
 
 Tables = Annotated[
@@ -75,6 +75,49 @@ def blank(
             typer.secho(f"Warning: {text}", fg="yellow", err=True)
 
 
+def compare(
+    tables: Tables,
+    manual: Annotated[
+        Path,
+        typer.Option(
+            help="Table (CSV) with sample, manual_numerator and manual_denominator, or sample, "
+            "fraction and lloq; and patient."
+        ),
+    ],
+    cut_off: Annotated[float, typer.Option(help="Fraction from which a sample is positive.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Directory for pairs.csv and pairs.png.")
+    ] = None,
+    protocol: ProtocolOption = "20/50 events",
+    as_json: Json = False,
+) -> None:
+    """Compare results with those of a manual method, on patients that were not in training."""
+    with errors_as_exit_status():
+        from fcm_estimators.cohort import comparison_of_tables
+
+        found = comparison_of_tables(tables, manual, cut_off=cut_off, protocol=protocol)
+        if out is not None:
+            from fcm_estimators.metrics import MethodComparisonDisplay
+
+            out.mkdir(parents=True, exist_ok=True)
+            found.pairs.to_csv(out / "pairs.csv")
+            MethodComparisonDisplay(found).plot().figure_.savefig(out / "pairs.png", dpi=150)
+        figures, discordant = found.frame().reset_index(), found.discordant.reset_index()
+        if as_json:
+            tables_of = {"figures": figures, "discordant": discordant}
+            values = {k: plain_values(v) for k, v in tables_of.items()}
+            print_record({**values, "notes": list(found.notes)}, as_json)
+            return
+        print_table(figures.round(4), "")
+        if len(discordant):
+            columns = ["sample", "manual", "automatic"]
+            shown = discordant[columns].map(lambda v: v if isinstance(v, str) else f"{v:.3g}")
+            print_table(shown, f"On different sides of {cut_off:g}")
+        for note in found.notes:
+            typer.secho(f"Note: {note}", err=True)
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(blank)
+    app.command()(compare)

@@ -14,9 +14,12 @@ from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.metrics import (
     DEFAULT_PROTOCOL,
     DetectionLimits,
+    MethodComparison,
     Protocol,
     blank_of_counts,
     detection_limits,
+    method_comparison,
+    mrd_of_counts,
 )
 
 _NEEDED = ("sample", "numerator", "denominator", "denominator_name", "model_sha256")
@@ -137,6 +140,48 @@ def limits_of_tables(
     return detection_limits(
         blank, with_little, n_cells=n_cells, protocol=protocol, cv_goal=cv_goal, warn=False
     )
+
+
+def comparison_of_tables(
+    tables: PathName | Sequence[PathName],
+    manual: PathName | pd.DataFrame,
+    *,
+    cut_off: float,
+    protocol: Protocol | PathName = DEFAULT_PROTOCOL,
+) -> MethodComparison:
+    """Compare result tables with the counts of a manual method.
+
+    Parameters
+    ----------
+    tables : path or sequence of paths
+        Tables of :func:`annotate_files`, of patients that were not in training.
+    manual : path or DataFrame
+        A row per sample: ``sample``, ``manual_numerator``, ``manual_denominator`` (or ``fraction``
+        and ``lloq``), and ``patient``, to make sure that there is one sample of each.
+    cut_off : float
+        Fraction from which a sample is positive.
+    protocol : Protocol, str or path, default "20/50 events"
+        Its events to quantify, divided by the manual denominator, are the manual LLOQ.
+
+    Returns
+    -------
+    MethodComparison
+
+    Raises
+    ------
+    InvalidInputError
+        As :func:`read_results` and :func:`~fcm_estimators.metrics.method_comparison`.
+    """
+    said = _sheet(manual).set_index("sample")
+    automatic = read_results(tables)
+    if {"manual_numerator", "manual_denominator"} <= set(said):
+        counts = said[["manual_numerator", "manual_denominator"]]
+        counts = counts.set_axis(["numerator", "denominator"], axis=1)
+        by_hand = mrd_of_counts(counts, denominator_name="manual", protocol=protocol)
+    else:
+        by_hand = said
+    patients = said.get("patient")
+    return method_comparison(by_hand, automatic, cut_off=cut_off, patients=patients)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -20,9 +20,9 @@ def counts_per_patient(table: pd.DataFrame, name: str) -> pd.DataFrame:
     Raises InvalidInputError if counts are missing or impossible or a denominator is 0.
     """
     if not isinstance(table, pd.DataFrame) or not {"numerator", "denominator"} <= set(table):
-        found = list(table) if isinstance(table, pd.DataFrame) else type(table).__name__
+        columns = list(table) if isinstance(table, pd.DataFrame) else type(table).__name__
         raise InvalidInputError(
-            f"{name}: expected a table with numerator and denominator; found {found}."
+            f"{name}: expected a table with numerator and denominator; found {columns}."
         )
     if table.empty:
         raise InvalidInputError(f"{name}: the table has no rows.")
@@ -39,8 +39,10 @@ def counts_per_patient(table: pd.DataFrame, name: str) -> pd.DataFrame:
         raise InvalidInputError(f"{name}: {int(patient.isna().sum())} results have no patient.")
     if "patient" not in table and not table.index.is_unique:
         raise InvalidInputError(f"{name}: names repeat; say with a column patient whose they are.")
-    found = pd.DataFrame({"n_results": 1, "numerator": k, "denominator": n}).astype(int)
-    added = found.groupby(patient.to_numpy(), sort=False).sum().rename_axis("patient")
+    results = pd.DataFrame({"n_results": 1, "numerator": k, "denominator": n}).astype(int)
+    added: pd.DataFrame = (
+        results.groupby(patient.to_numpy(), sort=False).sum().rename_axis("patient")
+    )
     return added.assign(fraction=added["numerator"] / added["denominator"])
 
 
