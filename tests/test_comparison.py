@@ -159,7 +159,10 @@ def test_a_factor_between_methods_is_found_and_none_is_not():
     doubled = method_comparison(*cohort(factor=2.0), cut_off=1e-4)
     assert doubled.bland_altman.bias == pytest.approx(np.log10(2), abs=0.03)
     assert doubled.passing_bablok.slope_low < 1 < doubled.passing_bablok.slope_high
-    assert doubled.frame().loc["bias (log10)", "ci_low"] > 0.2
+    figures = doubled.frame()
+    assert figures.loc["bias (log10)", "ci_low"] > 0.2
+    assert (figures["ci_low"] <= figures["value"]).all()
+    assert (figures["value"] <= figures["ci_high"]).all()
     same = method_comparison(*cohort(), cut_off=1e-4)
     assert abs(same.bland_altman.bias) < 0.03
 

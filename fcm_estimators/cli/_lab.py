@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fcm_estimators.cli._options import Json, ProtocolOption
+from fcm_estimators.cli._options import Json, LimitOfBlank, ProtocolOption
 from fcm_estimators.cli._output import plain_values, print_record, print_table
 from fcm_estimators.cli._running import errors_as_exit_status
 
@@ -97,11 +97,15 @@ def compare(
 
         found = comparison_of_tables(tables, manual, cut_off=cut_off, protocol=protocol)
         if out is not None:
+            import matplotlib.pyplot as plt
+
             from fcm_estimators.metrics import MethodComparisonDisplay
 
             out.mkdir(parents=True, exist_ok=True)
             found.pairs.to_csv(out / "pairs.csv")
-            MethodComparisonDisplay(found).plot().figure_.savefig(out / "pairs.png", dpi=150)
+            shown = MethodComparisonDisplay(found).plot()
+            shown.figure_.savefig(out / "pairs.png", dpi=150)
+            plt.close(shown.figure_)
         figures, discordant = found.frame().reset_index(), found.discordant.reset_index()
         if as_json:
             tables_of = {"figures": figures, "discordant": discordant}
@@ -117,7 +121,55 @@ def compare(
             typer.secho(f"Note: {note}", err=True)
 
 
+def course(
+    tables: Tables,
+    sheet: Annotated[
+        Path, typer.Option(help="Table (CSV) with sample, patient, day and the column of --pool.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Directory for course.csv and a picture per patient."),
+    ] = Path("course"),
+    pool: Annotated[
+        str | None,
+        typer.Option(help="Column of --sheet that names the tubes whose counts are added."),
+    ] = None,
+    limit_of_blank: LimitOfBlank = None,
+    protocol: ProtocolOption = "20/50 events",
+    identifiers: Annotated[
+        bool, typer.Option("--identifiers", help="Show the names of patients in the pictures.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Residual disease of patients over days, with the counts of pooled tubes added."""
+    with errors_as_exit_status():
+        import matplotlib.pyplot as plt
+
+        from fcm_estimators.cohort import course_of_tables
+        from fcm_estimators.metrics import CourseDisplay, Protocol
+
+        table = course_of_tables(
+            tables, sheet, pool=pool, limit_of_blank=limit_of_blank, protocol=protocol
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "course.csv")
+        cut_offs = Protocol.read(protocol).cut_offs
+        for number, patient in enumerate(table.index.unique("patient"), 1):
+            title = str(patient) if identifiers else f"Patient {number}"
+            figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+            CourseDisplay.from_table(table, patient, title=title, cut_offs=cut_offs).plot(ax)
+            figure.savefig(out / f"course-{number}.png", dpi=150)
+            plt.close(figure)
+        rows = table.reset_index()
+        if as_json:
+            print_record({"course": plain_values(rows)}, as_json)
+            return
+        columns = ["patient", "day", "numerator", "denominator", "shown", "detection", "adequacy"]
+        print_table(rows[[*columns, "n_tubes"]], "")
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(blank)
     app.command()(compare)
+    app.command()(course)

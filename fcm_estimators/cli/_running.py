@@ -33,6 +33,7 @@ _OPTIONS = {
     "protocol": "--protocol",
     "n_cells": "--cells",
     "sheet": "--sheet",
+    "pool": "--pool",
     "cut_off": "--cut-off",
     "max_cells": "--max-cells",
     "max_epochs": "--max-epochs",

@@ -17,9 +17,11 @@ from fcm_estimators.metrics import (
     MethodComparison,
     Protocol,
     blank_of_counts,
+    course_table,
     detection_limits,
     method_comparison,
     mrd_of_counts,
+    pool_tubes,
 )
 
 _NEEDED = ("sample", "numerator", "denominator", "denominator_name", "model_sha256")
@@ -32,7 +34,10 @@ _SAME = {
 
 
 def read_results(
-    tables: PathName | Sequence[PathName], sheet: PathName | pd.DataFrame | None = None
+    tables: PathName | Sequence[PathName],
+    sheet: PathName | pd.DataFrame | None = None,
+    *,
+    same_panel: bool = True,
 ) -> pd.DataFrame:
     """Read result tables, and add what a sheet says of the samples.
 
@@ -43,6 +48,8 @@ def read_results(
     sheet : path or DataFrame, optional
         A row per sample, with a column ``sample`` and others, such as ``patient`` and ``day``.
         Every sample of the tables must be in it.
+    same_panel : bool, default True
+        Refuse rows that lack different markers.
 
     Returns
     -------
@@ -65,6 +72,8 @@ def read_results(
     if done.empty:
         raise InvalidInputError("No file of the tables has a result.")
     for column, what in _SAME.items():
+        if column == "missing_markers" and not same_panel:
+            continue
         if column in done and done[column].fillna("").nunique() > 1:
             values = [str(v) for v in done[column].fillna("none").unique()]
             raise InvalidInputError(
@@ -182,6 +191,47 @@ def comparison_of_tables(
         by_hand = said
     patients = said.get("patient")
     return method_comparison(by_hand, automatic, cut_off=cut_off, patients=patients)
+
+
+def course_of_tables(
+    tables: PathName | Sequence[PathName],
+    sheet: PathName | pd.DataFrame,
+    *,
+    pool: str | None = None,
+    limit_of_blank: float | None = None,
+    protocol: Protocol | PathName = DEFAULT_PROTOCOL,
+) -> pd.DataFrame:
+    """Arrange results by patient and day, with tubes that belong together pooled.
+
+    Parameters
+    ----------
+    tables : path or sequence of paths
+        Tables of :func:`annotate_files`.
+    sheet : path or DataFrame
+        A row per sample: ``sample``, ``patient``, ``day`` (a number) and the column ``pool``.
+    pool : str, optional
+        Column of the sheet that names the pool of each tube. Default: no tubes are pooled.
+    limit_of_blank, protocol
+        As in :func:`~fcm_estimators.metrics.mrd_table`; the counts are read anew.
+
+    Returns
+    -------
+    DataFrame
+        As of :func:`~fcm_estimators.metrics.course_table`.
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        As :func:`read_results`, :func:`~fcm_estimators.metrics.pool_tubes` and
+        :func:`~fcm_estimators.metrics.course_table`.
+    """
+    results = read_results(tables, sheet, same_panel=False)
+    if pool is None:
+        # Every tube is a pool of its own.
+        pool = "tube"
+        results[pool] = results.index
+    pooled = pool_tubes(results, pool, limit_of_blank=limit_of_blank, protocol=protocol)
+    return course_table(pooled)
 
 
 def _read(path: Path) -> pd.DataFrame:

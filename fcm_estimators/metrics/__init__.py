@@ -12,6 +12,7 @@ from fcm_estimators.metrics._comparison import (
     method_comparison,
 )
 from fcm_estimators.metrics._comparison_display import MethodComparisonDisplay
+from fcm_estimators.metrics._course import CourseDisplay, course_table, pool_tubes
 from fcm_estimators.metrics._detection_limits import DetectionLimits, detection_limits
 from fcm_estimators.metrics._gates import gate_agreement
 from fcm_estimators.metrics._mrd import mrd_of_counts, mrd_table
@@ -19,6 +20,9 @@ from fcm_estimators.metrics._mrd_error import mrd_error
 from fcm_estimators.metrics._protocol import DEFAULT_PROTOCOL, PROTOCOLS, Protocol
 
 __all__ = [
+    "pool_tubes",
+    "course_table",
+    "CourseDisplay",
     "method_comparison",
     "dilution_series",
     "MethodComparisonDisplay",

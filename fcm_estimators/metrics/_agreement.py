@@ -84,8 +84,8 @@ def bland_altman(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Blan
     bias, sd = float(difference.mean()), float(difference.std(ddof=1))
     z = float(stats.norm.ppf(0.975))
     t = float(stats.t.ppf((1 + confidence) / 2, n - 1))
-    of_bias = t * sd / np.sqrt(n)
-    of_limits = t * sd * np.sqrt(1 / n + z**2 / (2 * (n - 1)))
+    of_bias = t * sd / n**0.5
+    of_limits = t * sd * (1 / n + z**2 / (2 * (n - 1))) ** 0.5
     lower, upper = bias - z * sd, bias + z * sd
     return BlandAltman(
         n,
@@ -132,10 +132,12 @@ def passing_bablok(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Pa
         return float(np.median(y - b * x))
 
     intercept = intercept_of(slope)
+    # Logarithms of fractions are negative, so the larger slope may have the larger intercept.
+    least, most = sorted((intercept_of(low), intercept_of(high)))
     return PassingBablok(
         n,
         *(slope, low, high),
-        *(intercept, intercept_of(high), intercept_of(low)),
+        *(intercept, least, most),
         _cusum_p(x, y, slope, intercept),
     )
 

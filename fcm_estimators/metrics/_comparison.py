@@ -145,10 +145,10 @@ def method_comparison(
     )
     used = pairs[quantified]
     x, y = (np.log10(used[name].to_numpy()) for name in ("manual", "automatic"))
-    positive = pairs["manual"] >= cut_off, pairs["automatic"] >= cut_off
+    by_hand, by_net = (pairs[name] >= cut_off for name in ("manual", "automatic"))
     pairs["quantified"] = quantified
     pairs["log10_ratio"] = pd.Series(y - x, used.index).reindex(pairs.index)
-    pairs["discordant"] = positive[0] != positive[1]
+    pairs["discordant"] = by_hand != by_net
     n = len(used)
     notes = []
     if n < len(pairs):
@@ -172,7 +172,7 @@ def method_comparison(
         cut_off=cut_off,
         bland_altman=bland_altman(x, y, confidence) if n >= _PAIRS_FOR_LIMITS else None,
         passing_bablok=line,
-        agreement=agreement_at(*(p.to_numpy() for p in positive), confidence),
+        agreement=agreement_at(by_hand.to_numpy(), by_net.to_numpy(), confidence),
         notes=tuple(notes),
     )
 

@@ -59,18 +59,17 @@ class MethodComparisonDisplay:
         low, high = edge / 10, 10 ** np.ceil(np.log10(max(table["manual"].max(), 10 * edge)))
         ax.axvspan(low, edge, color=_BOX, lw=0)
         ax.axhspan(low, edge, color=_BOX, lw=0)
-        place = []
-        for name in ("manual", "automatic"):
-            below = (table[name] < table[f"{name}_lloq"]).to_numpy()
-            # Evenly spread in the box, so that points do not lie on each other.
-            inside = edge * 10 ** -np.linspace(0.2, 0.8, max(int(below.sum()), 1))
-            shown = table[name].to_numpy(dtype=float, copy=True)
-            shown[below] = inside[: below.sum()]
-            place.append(shown)
-        ax.scatter(*place, s=14, color=_POINT, alpha=0.7, zorder=3)
+        # Spread in the boxes by two irrational steps, so that points neither cover each other nor
+        # seem to lie along a line.
+        x, y = (
+            self._placed(name, edge, step)
+            for name, step in (("manual", 0.618), ("automatic", 0.414))
+        )
+        ax.scatter(x, y, s=14, color=_POINT, alpha=0.7, zorder=3)
         ring = table["discordant"].to_numpy()
         ax.scatter(
-            *(p[ring] for p in place),
+            x[ring],
+            y[ring],
             s=60,
             facecolors="none",
             edgecolors=_RING,
@@ -90,7 +89,14 @@ class MethodComparisonDisplay:
         ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         ax.set(xlabel="fraction, manual", ylabel="fraction, automatic")
         ax.text(low * 1.1, edge * 0.95, "below LLOQ", fontsize="x-small", va="top", color="#666666")
-        ax.legend(frameon=False, fontsize="x-small", loc="upper left")
+        _legend(ax)
+
+    def _placed(self, name: str, edge: float, step: float) -> np.ndarray:
+        """Fractions of a method; those below their LLOQ somewhere in the box."""
+        table = self.comparison.pairs
+        below = (table[name] < table[f"{name}_lloq"]).to_numpy()
+        spread = np.arange(1, len(table) + 1) * step % 1
+        return np.where(below, edge * 10 ** -(0.15 + 0.7 * spread), table[name].to_numpy())
 
     def _draw_differences(self, ax: Axes) -> None:
         used = self.comparison.pairs[self.comparison.pairs["quantified"]]
@@ -111,9 +117,15 @@ class MethodComparisonDisplay:
                 ax.axhline(
                     value, color=_POINT, lw=1, ls="-" if name == "bias" else "--", label=label
                 )
-            ax.legend(frameon=False, fontsize="x-small")
+            _legend(ax)
         if len(used):
             ax.set_xscale("log")
         ax.set(xlabel="geometric mean of both", ylabel="log10 (automatic / manual)")
         left = len(self.comparison.pairs) - len(used)
         ax.set_title(f"{len(used)} pairs; {left} below LLOQ not drawn", fontsize="small")
+
+
+def _legend(ax: Axes) -> None:
+    """Below the axes, where it covers no pair."""
+    below = (0.5, -0.14)
+    ax.legend(frameon=False, fontsize="x-small", loc="upper center", bbox_to_anchor=below)
