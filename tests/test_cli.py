@@ -204,6 +204,19 @@ def test_denominator_comes_from_gates(lab, model, tmp_path):
     rows = json.loads(done.stdout)
     assert {row["denominator_name"] for row in rows} == {"intact"}
     assert all(0 < row["denominator"] < row["n_cells"] for row in rows)
+    assert {row["protocol"] for row in rows} == {"20/50 events"}
+    own = '{"name": "lab", "events_to_detect": 1, "events_to_quantify": 1, "least_events": 1}'
+    other = call(
+        "annotate", model, lab / "fcs", "-o", tmp_path, "--gates", lab / "gates.xml",
+        "--denominator", "intact", "--protocol", own, "--json", *ONE_PROCESS,
+    )  # fmt: skip
+    for row in json.loads(other.stdout):
+        assert (row["protocol"], row["adequacy"]) == ("lab", "reached")
+        called = "quantifiable" if row["numerator"] else "below LOD"
+        assert row["detection"] in (called, "members disagree")
+    wrong = call("annotate", model, lab / "fcs", "-o", tmp_path, "--protocol", "euroflow")
+    assert wrong.exit_code == 2
+    assert "--protocol 'euroflow' is none of" in wrong.stderr
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,8 @@ def test_residual_disease_is_that_of_the_table(sample, page):
     assert f'<strong id="mrd-value">{100 * row["fraction"]:.3g} %</strong>' in text
     assert f"{row['numerator']:,}</td>" in text
     assert f"{row['denominator']:,} cd19</td>" in text
-    assert row["status"] in text
+    assert row["detection"] in text
+    assert row["words"] in text
 
 
 def test_a_result_on_which_members_disagree_is_not_quantifiable(sample, page, tmp_path):

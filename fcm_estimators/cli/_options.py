@@ -57,6 +57,15 @@ Denominator = Annotated[
 LimitOfBlank = Annotated[
     float | None, typer.Option(help="Fraction found in samples without disease.")
 ]
+ProtocolOption = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="Limits by which positive cells are counted: 20/50 events, eln-aml, all-response, "
+        "or your own as JSON or as a .json file, such as "
+        '{"name": "our lab", "events_to_detect": 10, "sensitivity": 1e-5}.',
+    ),
+]
 LabelGates = Annotated[
     Path | None,
     typer.Option(

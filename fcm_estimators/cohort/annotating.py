@@ -26,6 +26,7 @@ from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.gating.records import tree_records
 from fcm_estimators.labels import LabelSource
+from fcm_estimators.metrics import DEFAULT_PROTOCOL, Protocol
 from fcm_estimators.models import load_model, result_keys
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def annotate_files(
     event_column: str | None = None,
     denominator: str | None = None,
     limit_of_blank: float | None = None,
+    protocol: Protocol | PathName = DEFAULT_PROTOCOL,
     key_added: str | None = None,
     also: Callable[[Any, ad.AnnData, Path], Entries] | None = None,
     resume: bool = True,
@@ -85,6 +87,9 @@ def annotate_files(
         Gate to which the fraction of positive cells refers. Default: all analysed cells.
     limit_of_blank : float, optional
         Fraction that the model finds in samples without disease.
+    protocol : Protocol, str or path, default "20/50 events"
+        Limits by which the counts are read, or what
+        :meth:`Protocol.read <fcm_estimators.metrics.Protocol.read>` reads.
     key_added : str, optional
         Key of the results. Default: "reluformer", or "predicted_gates" for a PolygonRegressor.
     also : callable, optional
@@ -118,8 +123,8 @@ def annotate_files(
     Raises
     ------
     InvalidInputError
-        There are no files, names repeat, the gates do not exist, or an output would overwrite an
-        input.
+        There are no files, names repeat, the gates or the protocol do not exist, or an output would
+        overwrite an input.
     ModelFormatError
         The directory of the model does not contain a model that this version can read.
     NotFittedError
@@ -130,6 +135,8 @@ def annotate_files(
     Local worker processes import the calling script, so the script needs
     ``if __name__ == "__main__":``.
     """
+    if not isinstance(protocol, Protocol):
+        protocol = Protocol.read(protocol)
     paths = list_files(files)
     named = file_names(paths, sample_names)
     folder = made_folder(out)
@@ -164,6 +171,7 @@ def annotate_files(
         key_added=keys.key,
         denominator=denominator,
         limit_of_blank=limit_of_blank,
+        protocol=protocol.to_dict(),
         also=also,
         resume=resume,
     )
