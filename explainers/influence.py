@@ -167,19 +167,23 @@ class InfluenceExplainer(OfModel):
             One number per group. For AnyChange the root mean square over targets and classes.
         """
         plan = self.plan()
-        chosen = self._chosen(plan, X, samples)
-        for part, mask, own in zip(
-            self._parts(samples),
-            _by_sample(chosen, samples),
-            _by_sample(group, samples),
-            strict=True,
-        ):
+        for part, mask, own in self._with_groups(plan, X, samples, group):
             targets = plan.targets(part, mask)
             before = plan.state(part, targets)
             yield [
                 plan.change(before, plan.state(part, targets, own == g))
                 for g in range(own.max() + 1)
             ]
+
+    def of_groups(self, X: CellData, samples: Samples, group: np.ndarray) -> Iterator[list[float]]:
+        """What :meth:`changes_without` computes exactly, to first order from the influence.
+
+        The influence of the cells is summed over the group; for AnyChange probe by probe, because
+        what cells do to an output may cancel.
+        """
+        plan = self.plan()
+        for part, mask, own in self._with_groups(plan, X, samples, group):
+            yield plan.of_groups(part, mask, own).tolist()
 
     @own_threads()
     def explain(self, data: Writable) -> None:
@@ -345,6 +349,18 @@ class InfluenceExplainer(OfModel):
     def _chosen(self, plan: InfluencePlan, X: CellData, samples: Samples) -> np.ndarray:
         mask: np.ndarray = target_cells(X, self._named_cells(plan, X), samples.n_rows)
         return np.asarray(mask[samples.rows])
+
+    def _with_groups(
+        self, plan: InfluencePlan, X: CellData, samples: Samples, group: np.ndarray
+    ) -> Iterator[tuple[SampleCells, np.ndarray, np.ndarray]]:
+        """Yield cells, target cells and groups of each sample."""
+        chosen = self._chosen(plan, X, samples)
+        return zip(
+            self._parts(samples),
+            _by_sample(chosen, samples),
+            _by_sample(group, samples),
+            strict=True,
+        )
 
     def _named_cells(self, plan: InfluencePlan, data: CellData | CellStore) -> Any:
         """The choice of target cells, None if it is a class of the model."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "EXPERT_GATES",
+    "LABELLED_WITHIN",
     "NOT_ANALYSED",
     "AttentionKeys",
     "ClassKeys",
@@ -27,6 +28,9 @@ NOT_ANALYSED = "not analysed"
 UNKNOWN = "unknown"
 # Key of the expert's gates: membership per cell in ``obsm``, polygons per sample in ``uns``.
 EXPERT_GATES = "gates"
+# Key of ``uns``: for each column of labels the gate inside which they were made, and the key of
+# ``obsm`` with its membership.
+LABELLED_WITHIN = "labelled_within"
 
 
 @dataclass(frozen=True)

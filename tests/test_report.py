@@ -86,7 +86,8 @@ def test_residual_disease_is_that_of_the_table(sample, page):
     assert f'<strong id="mrd-value">{100 * row["fraction"]:.3g} %</strong>' in text
     assert f"{row['numerator']:,}</td>" in text
     assert f"{row['denominator']:,} cd19</td>" in text
-    assert row["status"] in text
+    assert row["detection"] in text
+    assert row["words"] in text
 
 
 def test_a_result_on_which_members_disagree_is_not_quantifiable(sample, page, tmp_path):
@@ -225,6 +226,31 @@ def test_names_cannot_become_markup(page):
     text = page.read_text(encoding="utf-8")
     assert "<img src=x" not in text
     assert "&lt;|script&gt;&lt;img src=x" in text
+
+
+def test_hostile_names_of_samples_gates_and_markers_are_text(tmp_path):
+    raw = simulate_cohort(n_samples=1, n_cells=400, blast_fraction=0.2, random_state=0)
+    raw.obs["sample"] = pd.Categorical([NASTY] * raw.n_obs)
+    marker = '"><svg onload=alert(2)>'
+    adata = LogicleTransform().fit_transform(raw)
+    adata.var_names = [marker if name == "CD19" else name for name in adata.var_names]
+    gate = "<script>alert(3)<|script>"
+    gates = {"syto": ("", "Syto 41", "FSC-A"), gate: ("syto", marker, "SSC-A")}
+    adata.obsm["gates"] = pd.DataFrame(
+        {"syto": True, gate: adata.obsm["gates"]["cd19"]}, index=adata.obs_names
+    )
+    adata.uns.pop("gates", None)
+    reg = PolygonRegressor(gates, sample_key="sample", **{**TINY, "max_epochs": 1})
+    reg.fit(adata).annotate(adata)
+    write_report(adata, tmp_path / "r.html", identifiers=True)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    for markup in ("<img src=x", "<svg onload", "<script>alert"):
+        assert markup not in text
+    for figure in embedded(tmp_path / "r.html")["gates"]:
+        # Plotly reads titles as HTML.
+        assert "<script" not in json.dumps(figure["layout"])
+        assert "<svg" not in json.dumps(figure["layout"])
+    assert "&lt;img src=x" in text
 
 
 def test_the_page_forbids_connections_and_names_no_other_file(page):

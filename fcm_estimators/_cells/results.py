@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._cells.store import CellStore, Rows, as_index, open_store, write_rows
+from fcm_estimators._cells.store import CellStore, as_index, open_store, write_rows
+from fcm_estimators._cells.stored_values import Rows
 from fcm_estimators._types import Element, Entries
 from fcm_estimators.colours import colours, known_colours
 from fcm_estimators.exceptions import InvalidInputError

@@ -156,6 +156,27 @@ def test_any_change_is_the_length_of_the_derivative_of_all_outputs(clf):
     assert (few.attribute(data) != other).any()
 
 
+def test_the_influence_of_a_group_is_the_sum_over_its_cells_unless_they_cancel(clf, cohort):
+    samples = read_samples(clf, cohort)
+    group = np.concatenate([np.arange(j - i) % 7 for i, j in samples.spans()])
+
+    def summed_and_of_groups(explainer):
+        values = explainer.of_samples(cohort, samples)
+        found = explainer.of_groups(cohort, samples, group)
+        for (i, j), of_groups in zip(samples.spans(), found, strict=True):
+            yield np.bincount(group[i:j], values[i:j]) * 100 / (j - i), np.asarray(of_groups)
+
+    for summed, of_groups in summed_and_of_groups(InfluenceExplainer(clf)):
+        np.testing.assert_allclose(of_groups, summed, rtol=1e-9, atol=1e-14)
+    for summed, of_groups in summed_and_of_groups(InfluenceExplainer(clf, AnyChange(5))):
+        assert (of_groups <= summed * (1 + 1e-9)).all()
+        assert (of_groups < 0.9 * summed).any()
+    # All cells together change nothing: their influences add up to 0 in every output.
+    everyone = np.zeros_like(group)
+    for (total,) in InfluenceExplainer(clf, AnyChange(5)).of_groups(cohort, samples, everyone):
+        assert total < 1e-9
+
+
 def test_between_hides_each_population_from_each(clf, cohort):
     table = InfluenceExplainer(clf).between(cohort, "cell_type")
     assert len(table) == 4
