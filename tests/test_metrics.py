@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import warnings
+import json
 
 import numpy as np
 import pandas as pd
@@ -17,15 +17,18 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.metrics import (
+    PROTOCOLS,
+    Protocol,
     classification_table,
     gate_agreement,
     limit_of_blank,
     mrd_error,
+    mrd_of_counts,
     mrd_table,
     reliability_table,
     summarize,
 )
-from fcm_estimators.metrics._mrd import clopper_pearson
+from fcm_estimators.metrics._counting import clopper_pearson
 
 CLASSES = ["B", "T", "mono"]
 
@@ -431,37 +434,107 @@ def test_another_denominator_gives_another_fraction() -> None:
     assert fractions == [0.1, 0.2]
 
 
+STRICT = Protocol("strict", 10, 40, sensitivity=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("k", "n", "options", "status"),
+    ("k", "n", "options", "detection", "adequacy"),
     [
-        (50, 300_000, {}, "quantifiable"),
-        (49, 300_000, {}, "detected below LLOQ"),
-        (20, 300_000, {}, "detected below LLOQ"),
-        (19, 300_000, {}, "not detected"),
-        (0, 300_000, {}, "not detected"),
-        (0, 0, {}, "insufficient events"),
+        (50, 300_000, {}, "quantifiable", "reached"),
+        (49, 300_000, {}, "detected, not quantifiable", "reached"),
+        (20, 300_000, {}, "detected, not quantifiable", "reached"),
+        (19, 300_000, {}, "below LOD", "reached"),
+        (0, 300_000, {}, "below LOD", "reached"),
+        (0, 0, {}, "no cells", "not reached"),
         # 200,000 events show 10^-4 with 20 of them, one fewer do not.
-        (0, 200_000, {}, "not detected"),
-        (0, 199_999, {}, "insufficient events"),
-        (19, 199_999, {}, "insufficient events"),
-        (0, 199_999, {"sensitivity": 1e-3}, "not detected"),
-        (0, 200_000, {"sensitivity": 1e-5}, "insufficient events"),
-        # Enough positive events need no minimal number of events.
-        (20, 1000, {}, "detected below LLOQ"),
-        (50, 1000, {}, "quantifiable"),
-        # The blank: equal is within; below 20 events it has nothing to say.
-        (60, 300_000, {"limit_of_blank": 60 / 300_000}, "within blank"),
-        (61, 300_000, {"limit_of_blank": 60 / 300_000}, "quantifiable"),
-        (30, 300_000, {"limit_of_blank": 2e-4}, "within blank"),
-        (30, 300_000, {"limit_of_blank": 0.0}, "detected below LLOQ"),
-        (0, 300_000, {"limit_of_blank": 0.0}, "not detected"),
-        (19, 300_000, {"limit_of_blank": 1.0}, "not detected"),
-        (19, 1000, {"limit_of_blank": 1.0}, "insufficient events"),
-        (0, 0, {"limit_of_blank": 1.0}, "insufficient events"),
+        (0, 200_000, {}, "below LOD", "reached"),
+        (0, 199_999, {}, "below LOD", "not reached"),
+        (50, 1000, {}, "quantifiable", "not reached"),
+        # Another protocol, other limits.
+        (10, 1_000_000, {"protocol": STRICT}, "detected, not quantifiable", "reached"),
+        (9, 999_999, {"protocol": STRICT}, "below LOD", "not reached"),
+        (40, 999_999, {"protocol": STRICT}, "quantifiable", "not reached"),
+        (0, 500_000, {"protocol": "eln-aml"}, "below LOD", "not reached"),
+        (0, 500_001, {"protocol": "eln-aml"}, "below LOD", "reached"),
+        # The blank: equal is within; below the LOD it has nothing to say.
+        (60, 300_000, {"limit_of_blank": 60 / 300_000}, "within blank", "reached"),
+        (61, 300_000, {"limit_of_blank": 60 / 300_000}, "quantifiable", "reached"),
+        (30, 300_000, {"limit_of_blank": 2e-4}, "within blank", "reached"),
+        (30, 300_000, {"limit_of_blank": 0.0}, "detected, not quantifiable", "reached"),
+        (19, 300_000, {"limit_of_blank": 1.0}, "below LOD", "reached"),
+        (0, 0, {"limit_of_blank": 1.0}, "no cells", "not reached"),
+        # What is not known comes before what was counted.
+        (60, 300_000, {"uncertain": {"all": True}}, "members disagree", "reached"),
+        (0, 300_000, {"uncertain": {"all": True}}, "members disagree", "reached"),
+        (60, 300_000, {"tested": False}, "not tested", "reached"),
     ],
 )
-def test_status_follows_its_order_of_precedence(k: int, n: int, options: dict, status: str) -> None:
-    assert mrd_of(k, n, **options)["status"] == status
+def test_detection_and_adequacy_follow_the_protocol(
+    k: int, n: int, options: dict, detection: str, adequacy: str
+) -> None:
+    row = mrd_of(k, n, **options)
+    assert (row["detection"], row["adequacy"]) == (detection, adequacy)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "options", "words"),
+    [
+        (3, 500_000, {}, "No MRD detected above 0.004 % of cells in intact (3 of 500,000)."),
+        (60, 500_000, {}, "MRD 0.012 % of cells in intact (60 of 500,000; 95 % interval "
+         "0.0092-0.015 %, counting only). Quantifiable."),
+        (15, 1000, {}, "1.5 % of cells in intact (15 of 1,000; 95 % interval 0.84-2.5 %, counting "
+         "only): too few cells to quantify; lower bound above the cut-off 0.01 %. The sensitivity "
+         "asked for was not reached."),
+        (30, 1000, {}, "MRD detected, 3 % of cells in intact (30 of 1,000; 95 % interval 2-4.3 %, "
+         "counting only): too few cells to quantify; lower bound above the cut-off 0.01 %."),
+        (0, 1000, {}, "No MRD detected above 2 % of cells in intact (0 of 1,000). The sensitivity "
+         "asked for was not reached."),
+        # One cell of a thousand, with no cut-off: still no comfort.
+        (1, 1000, {"protocol": STRICT}, "0.1 % of cells in intact (1 of 1,000; 95 % interval "
+         "0.0025-0.56 %, counting only): too few cells to quantify. The sensitivity asked for was "
+         "not reached."),
+        # The interval goes beyond the LOD, so the sentence does too.
+        (19, 500_000, {}, "No MRD detected above 0.0059 % of cells in intact (19 of 500,000)."),
+        (0, 600_000, {"protocol": "eln-aml"}, "No MRD detected above 0.0033 % of CD45+ cells "
+         "(intact) (0 of 600,000)."),
+        (60, 300_000, {"limit_of_blank": 0.001}, "0.02 % of cells in intact (60 of 300,000; 95 % "
+         "interval 0.015-0.026 %, counting only): within the limit of blank, 0.1 %."),
+        (60, 300_000, {"tested": False}, "No result: the model was not tested with these markers "
+         "(60 of 300,000 called)."),
+        (0, 0, {}, "No cell in the denominator intact; nothing can be said."),
+    ],
+)  # fmt: skip
+def test_words_name_the_value_the_denominator_and_what_is_not_known(
+    k: int, n: int, options: dict, words: str
+) -> None:
+    protocol = options.get("protocol", "20/50 events")
+    name = protocol if isinstance(protocol, str) else protocol.name
+    assert mrd_of(k, n, **options)["words"] == f"{words} Protocol: {name}."
+
+
+@given(st.integers(0, 60), st.integers(0, 10**6), st.floats(1e-6, 0.1))
+def test_no_result_is_called_negative_and_nothing_seen_is_hidden(
+    k: int, n: int, cut_off: float
+) -> None:
+    k = min(k, n)
+    counts = pd.DataFrame({"numerator": [k], "denominator": [n]})
+    protocol = Protocol("p", sensitivity=1e-4, cut_offs=(cut_off,))
+    row = mrd_of_counts(counts, denominator_name="intact", protocol=protocol).iloc[0]
+    assert "negative" not in row["words"].lower()
+    if n and row["words"].startswith("No MRD detected above"):
+        # What may be there is not above what the sentence says, and no cut-off is exceeded.
+        said = float(row["words"].split("above ")[1].split(" %")[0]) / 100
+        assert row["ci_high"] <= said * 1.06
+        assert row["ci_low"] <= cut_off
+        assert k == 0 or row["adequacy"] == "reached"
+
+
+def test_counts_give_the_table_that_cells_give() -> None:
+    whole = mrd_of(30, 5000).drop("n_outside")
+    counts = pd.DataFrame({"numerator": [30], "denominator": [5000]}, index=["all"])
+    pd.testing.assert_series_equal(
+        mrd_of_counts(counts, denominator_name="intact").loc["all"], whole
+    )
 
 
 @given(st.integers(1, 300), st.integers(1, 3 * 10**5))
@@ -471,7 +544,67 @@ def test_fraction_equal_to_the_blank_is_within_it(k: int, n: int) -> None:
     table = mrd_table(
         positive, denominator=np.ones(n, bool), denominator_name="g", limit_of_blank=k / n
     )
-    assert table["status"].item() == "within blank"
+    assert table["detection"].item() == "within blank"
+
+
+# --- protocols
+
+
+@given(st.integers(1, 100), st.floats(1e-7, 0.5))
+def test_least_denominator_is_the_smallest_whose_lod_reaches_the_sensitivity(
+    events: int, sensitivity: float
+) -> None:
+    protocol = Protocol("p", events, 100, sensitivity=sensitivity)
+    least = protocol.least_denominator
+    assert events / least <= sensitivity
+    assert least == 1 or events / (least - 1) > sensitivity
+
+
+def test_protocols_come_back_from_json_and_files(tmp_path) -> None:
+    own = Protocol("our lab", 10, 40, sensitivity=1e-5, cut_offs=(0.1, 0.001), source="SOP 7")
+    assert own.cut_offs == (0.001, 0.1)
+    text = json.dumps(own.to_dict())
+    (tmp_path / "lab.json").write_text(text, encoding="utf-8")
+    for given_as in (text, tmp_path / "lab.json", str(tmp_path / "lab.json")):
+        assert Protocol.read(given_as) == own
+    for name, protocol in PROTOCOLS.items():
+        assert Protocol.read(name) == protocol
+        assert protocol.source
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "asks for no sensitivity"),
+        ({"sensitivity": 0}, "sensitivity is 0"),
+        ({"sensitivity": 1e-4, "events_to_detect": 0}, "events_to_detect is 0"),
+        ({"sensitivity": 1e-4, "events_to_detect": 2.5}, r"events_to_detect is 2\.5"),
+        ({"sensitivity": 1e-4, "events_to_detect": 60}, "fewer than the 60"),
+        ({"least_events": True}, "least_events is True"),
+        ({"sensitivity": 1e-4, "cut_offs": [10]}, "cut_offs is 10"),
+        ({"sensitivity": 1e-4, "cut_offs": 0.1}, "expected a list of fractions"),
+        ({"sensitivity": 1e-4, "cutoffs": [0.1]}, r"has no \['cutoffs'\]; it has"),
+        ({"sensitivity": 1e-4, "name": " "}, "no name"),
+        ({"sensitivity": 1e-4, "source": None}, "source is None"),
+    ],
+)
+def test_bad_protocols_are_clear_errors(values: dict, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Protocol.from_dict({"name": "p", **values})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("euroflow", r"protocol='euroflow' is none of \['20/50 events'"),
+        ("nowhere.json", "cannot be read"),
+        ("{nothing", "is not JSON"),
+        ('{"sensitivity": 0.1}', "has no name"),
+    ],
+)
+def test_protocols_that_are_not_there_are_clear_errors(text: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        mrd_of(3, 100, protocol=text)
 
 
 def test_empty_denominator_claims_nothing() -> None:
@@ -507,7 +640,6 @@ def test_denominator_must_be_given_and_named() -> None:
         ({"groups": ["a", np.nan]}, r"1 of 2 cells have no sample id \(NaN\) in .groups"),
         ({"limit_of_blank": -0.1}, "limit_of_blank"),
         ({"limit_of_blank": np.nan}, "limit_of_blank"),
-        ({"sensitivity": 0}, "sensitivity"),
         ({"confidence": 95}, "confidence"),
     ],
 )
@@ -552,11 +684,11 @@ def negative_cohort(n_samples: int, n_cells: int = 200, seed: int = 0) -> AnnDat
     return AnnData((rng.normal(size=n) + shift)[:, None].astype(np.float32), obs=obs)
 
 
-few_blanks = pytest.mark.filterwarnings("ignore:The limit of blank is the largest")
+few_blanks = pytest.mark.filterwarnings("ignore:Limit of blank")
 
 
 @few_blanks
-@given(st.integers(1, 40), st.floats(1, 99))
+@given(st.integers(5, 40), st.floats(1, 99))
 def test_limit_is_the_percentile_of_the_samples_false_positive_fractions(
     n_samples: int, percentile: float
 ) -> None:
@@ -567,10 +699,11 @@ def test_limit_is_the_percentile_of_the_samples_false_positive_fractions(
     # EP17: rank 0.5 + p B, interpolated, within the samples.
     rank = np.clip(0.5 + percentile / 100 * n_samples, 1, n_samples)
     assert blank.value == pytest.approx(np.interp(rank, np.arange(1, n_samples + 1), fractions))
-    assert blank.n_samples == n_samples
+    assert blank.n_patients == blank.n_results == n_samples
     assert list(blank.frame().index) == list(pd.unique(cohort.obs["sample"]))
 
 
+@few_blanks
 def test_limit_follows_the_classifiers_own_threshold() -> None:
     cohort = negative_cohort(30)
     values = [
@@ -581,6 +714,7 @@ def test_limit_follows_the_classifiers_own_threshold() -> None:
     assert values[0] > values[2] > values[3] == 0
 
 
+@few_blanks
 def test_disease_free_samples_are_mostly_within_their_blank_and_diseased_ones_are_not() -> None:
     clf = ThresholdClassifier(1.5)
     blank = limit_of_blank(
@@ -594,9 +728,8 @@ def test_disease_free_samples_are_mostly_within_their_blank_and_diseased_ones_ar
             denominator_name="intact",
             groups=cohort.obs["sample"],
             limit_of_blank=blank,
-            sensitivity=0.5,
         )
-        return table["status"].isin(["within blank", "not detected"]).mean()
+        return table["detection"].isin(["within blank", "below LOD"]).mean()
 
     unseen = negative_cohort(60, 1000, seed=1)
     assert share_within(unseen) > 0.8
@@ -605,22 +738,35 @@ def test_disease_free_samples_are_mostly_within_their_blank_and_diseased_ones_ar
     assert share_within(diseased) == 0
 
 
-@pytest.mark.parametrize(("n_samples", "told"), [(1, True), (10, True), (11, False), (20, False)])
-def test_a_limit_that_is_only_the_largest_value_is_told(n_samples: int, told: bool) -> None:
-    cohort = negative_cohort(n_samples)
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        blank = limit_of_blank(ThresholdClassifier(1.0), cohort, population="blast")
-    assert [f"{n_samples} sample(s)" in str(w.message) for w in found] == [True] * told
-    if told:
-        assert blank.value == blank.frame()["fraction"].max()
-        with pytest.warns(UserWarning, match=r"does not exclude a fraction of 0\.01"):
-            limit_of_blank(ThresholdClassifier(np.inf), cohort, population="blast")
+def test_a_limit_from_too_few_patients_is_refused_or_told() -> None:
+    clf = ThresholdClassifier(1.0)
+    for n_samples in (1, 4):
+        with pytest.raises(InvalidInputError, match=f"are of {n_samples} patient"):
+            limit_of_blank(clf, negative_cohort(n_samples), population="blast")
+    with pytest.warns(UserWarning, match="10 results of 10 .* 60 to establish a limit, and 20 to"):
+        blank = limit_of_blank(clf, negative_cohort(10), population="blast")
+    assert blank.value == blank.frame()["fraction"].max()
+    with pytest.warns(UserWarning, match=r"does not exclude a fraction of 0\.01"):
+        limit_of_blank(ThresholdClassifier(np.inf), negative_cohort(10), population="blast")
+
+
+@few_blanks
+def test_repeats_of_a_patient_count_once() -> None:
+    cohort = negative_cohort(12, 50)
+    clf = ThresholdClassifier(1.0)
+    cohort.obs["patient"] = cohort.obs["sample"].str[1:].astype(int) // 2
+    blank = limit_of_blank(clf, cohort, population="blast", patients="patient")
+    assert (blank.n_patients, blank.n_results) == (6, 12)
+    single = limit_of_blank(clf, cohort, population="blast", groups="patient")
+    assert blank.value == single.value
+    cohort.obs["patient"] = np.arange(cohort.n_obs) % 5
+    with pytest.raises(InvalidInputError, match="cells of several patients"):
+        limit_of_blank(clf, cohort, population="blast", patients="patient")
 
 
 @few_blanks
 def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
-    cohort = negative_cohort(4)
+    cohort = negative_cohort(6)
     clf = ThresholdClassifier(0.5)
     found = clf.predict(cohort) == "blast"
     by_name = limit_of_blank(clf, cohort, population="blast", denominator="intact")
@@ -644,16 +790,17 @@ def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
         ({"population": "blasts"}, r"'blasts' is none of .*'blast'"),
         ({"groups": "patient"}, "obs has no column 'patient'"),
         ({"denominator": "syto"}, "obs has no column 'syto'"),
-        ({"denominator": [True]}, "1 values for 600 cells"),
-        ({"groups": ["a"]}, "1 values for 600 cells"),
+        ({"denominator": [True]}, "1 values for 1200 cells"),
+        ({"groups": ["a"]}, "1 values for 1200 cells"),
         ({"percentile": 100}, "percentile"),
         ({"percentile": 0}, "percentile"),
         ({"negatives": negative_cohort(3)[:0]}, "no cells"),
-        ({"denominator": np.arange(600) < 200}, r"\['s1', 's2'\] have no cell"),
+        ({"denominator": np.arange(1200) < 800}, r"\['s4', 's5'\] have no cell"),
+        ({"method": "normal"}, "method is 'normal'"),
     ],
 )
 def test_bad_blank_input_is_a_clear_error(arguments: dict, message: str) -> None:
-    good = {"negatives": negative_cohort(3), "population": "blast"}
+    good = {"negatives": negative_cohort(6), "population": "blast"}
     options = {**good, **arguments}
     with pytest.raises(FcmError, match=message):
         limit_of_blank(ThresholdClassifier(1.0), options.pop("negatives"), **options)
@@ -666,8 +813,8 @@ def test_classifier_without_sample_key_needs_groups() -> None:
 
     with pytest.raises(InvalidInputError, match="pass groups"):
         limit_of_blank(Bare(), negative_cohort(2), population="blast")
-    with pytest.warns(UserWarning, match="largest fraction in 2 sample"):
-        blank = limit_of_blank(Bare(), negative_cohort(2), population="blast", groups="sample")
+    with pytest.warns(UserWarning, match="The largest of 6 patients"):
+        blank = limit_of_blank(Bare(), negative_cohort(6), population="blast", groups="sample")
     assert blank.value == 0
 
 
@@ -743,7 +890,10 @@ def test_impossible_fractions_are_errors(true: list, predicted: list) -> None:
         mrd_error(true, predicted)
 
 
-@pytest.mark.parametrize("name", ["_classification", "_mrd", "_blank"])
+@pytest.mark.parametrize(
+    "name",
+    ["_classification", "_mrd", "_mrd_error", "_mrd_words", "_counting", "_protocol", "_blank"],
+)
 def test_examples_in_the_documentation_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"fcm_estimators.metrics.{name}"))
     assert result.attempted > 0

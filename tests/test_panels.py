@@ -199,7 +199,7 @@ def test_several_missing_markers_give_no_residual_disease(fitted, new):
     table = mrd_table(
         positive, denominator=np.ones(less.n_obs, bool), denominator_name="all", tested=False
     )
-    assert list(table["status"]) == ["not tested"]
+    assert list(table["detection"]) == ["not tested"]
     assert table[["fraction", "ci_low", "ci_high"]].isna().all(axis=None)
     assert table["numerator"].iloc[0] == positive.sum() > 0
 

@@ -86,7 +86,8 @@ def test_residual_disease_is_that_of_the_table(sample, page):
     assert f'<strong id="mrd-value">{100 * row["fraction"]:.3g} %</strong>' in text
     assert f"{row['numerator']:,}</td>" in text
     assert f"{row['denominator']:,} cd19</td>" in text
-    assert row["status"] in text
+    assert row["detection"] in text
+    assert row["words"] in text
 
 
 def test_a_result_on_which_members_disagree_is_not_quantifiable(sample, page, tmp_path):
@@ -132,10 +133,25 @@ def test_values_come_back_from_the_page_within_a_thousandth_of_their_range(sampl
 
 def test_missing_values_have_a_code_of_their_own():
     values = np.array([1.0, np.nan, 3.0])
-    column = _cells.packed("Markers", "m", values, np.arange(3))
+    column = _cells.packed("Markers", "m", values, np.arange(3), {})
     assert np.frombuffer(base64.b64decode(column["data"]), "<u2").tolist() == [0, 65_535, 65_534]
-    same = _cells.packed("Markers", "m", np.full(3, np.nan), np.arange(3))
+    same = _cells.packed("Markers", "m", np.full(3, np.nan), np.arange(3), {})
     assert same["low"] < same["high"]
+
+
+def test_classes_and_heads_have_the_colours_of_uns(sample, tmp_path):
+    shown = sample.copy()
+    shown.uns["reluformer_colors"] = ["#0000ff", *list(shown.uns["reluformer_colors"])[1:]]
+    write_report(shown, tmp_path / "r.html")
+    columns = {c["name"]: c for c in embedded(tmp_path / "r.html")["columns"]}
+    for name, column in (("class", "reluformer"), ("head that looks most", "attention_head")):
+        names = shown.obs[column].cat.categories
+        wanted = dict(zip(names, shown.uns[f"{column}_colors"], strict=True))
+        drawn = dict(zip(columns[name]["categories"], columns[name]["colours"], strict=True))
+        assert {n: c for n, c in drawn.items() if n != "not analysed"} == {
+            n: wanted[n].lower() for n in drawn if n != "not analysed"
+        }
+    assert columns["expert's label"]["colours"][0] == "#0000ff"
 
 
 def test_without_an_embedding_the_first_view_tells_the_classes_apart(sample, tmp_path):

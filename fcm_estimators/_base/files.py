@@ -26,8 +26,8 @@ from fcm_estimators.exceptions import ModelFormatError
 
 FORMAT = "fcm-estimators model"
 # Version 3 stores the members and the novelty of a classifier, version 4 the limits of the inputs
-# and names the weights by their checksum.
-FORMAT_VERSION = 4
+# and names the weights by their checksum, version 5 the gate inside which it was trained.
+FORMAT_VERSION = 5
 _DESCRIPTION = "model.json"
 
 

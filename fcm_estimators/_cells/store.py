@@ -31,6 +31,7 @@ from fcm_estimators._checks import (
 )
 from fcm_estimators._files import reserve
 from fcm_estimators._types import Element, Entries, Group
+from fcm_estimators.colours import named
 from fcm_estimators.exceptions import InvalidInputError
 
 # Number of rows that are read from a store at once.
@@ -116,6 +117,14 @@ class CellStore:
         self.require_column(key, "cells")
         return as_flags(self.column(key), f"The obs column {key!r}")
 
+    def table(self, key: str) -> pd.DataFrame | None:
+        """A table of ``obsm`` without its index; None if there is none of this key."""
+        group = self.root.get("obsm", {}).get(key)
+        if group is None or group.attrs.get("encoding-type") != "dataframe":
+            return None
+        names = [str(name) for name in group.attrs["column-order"]]
+        return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in names})
+
     def matrix(self, layer: str | None) -> Element:
         """The values: ``X`` or a layer."""
         if layer is not None:
@@ -129,6 +138,15 @@ class CellStore:
     def values(self, layer: str | None) -> StoredValues:
         """Rows of ``X`` or of a layer."""
         return StoredValues(self.matrix(layer), (self.n_obs, len(self.var)), self.path)
+
+    def known_colours(self, first: str) -> dict[str, str]:
+        """Colours by name of category in ``uns``, those of one column before those of others."""
+        obs, uns = self.root["obs"], self.root.get("uns", {})
+        columns = [name.removesuffix("_colors") for name in uns if name.endswith("_colors")]
+        columns = [c for c in columns if c in obs and "categories" in obs[c]]
+        columns.sort(key=lambda column: column != first)
+        read = anndata.io.read_elem
+        return named((read(obs[c]["categories"]), read(uns[f"{c}_colors"])) for c in columns)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -193,13 +211,13 @@ class CellStore:
         self._prepare(layers, key)
         return self._array(layers, key, (len(self.var),), np.float32, np.nan)
 
-    def add_record(self, key: str, record: Entries, stale: Sequence[str] = ()) -> None:
-        """Add a run record to ``uns``, and remove the entries ``stale`` of an earlier run."""
+    def add_records(self, entries: Entries) -> None:
+        """Set entries of ``uns``."""
         uns = self.root.require_group("uns")
-        for name in (key, *stale):
+        for name, entry in entries.items():
             if name in uns:
                 del uns[name]
-        anndata.io.write_elem(uns, key, dict(record))
+            anndata.io.write_elem(uns, name, entry)
 
     def _array(
         self, group: Group, name: str, tail: tuple[int, ...], dtype: DTypeLike, fill: object
@@ -324,7 +342,10 @@ def _without_partial_results(store: CellStore) -> Iterator[CellStore]:
 
 
 def sample_rows(
-    store: CellStore, sample_key: str | int | None, subset_key: str | None
+    store: CellStore,
+    sample_key: str | int | None,
+    subset_key: str | None,
+    chosen: np.ndarray | None = None,
 ) -> dict[Hashable, Rows]:
     """Rows of each sample, in the order of their first appearance.
 
@@ -333,6 +354,8 @@ def sample_rows(
     store : CellStore
     sample_key, subset_key : str or None
         Columns of ``obs``.
+    chosen : ndarray of bool, shape (n_obs,), optional
+        Cells to analyse among those of ``subset_key``.
 
     Returns
     -------
@@ -355,6 +378,8 @@ def sample_rows(
     if sample_key is not None:
         codes, names = sample_codes(store.column(str(sample_key)), sample_key)
     kept = store.flags(subset_key)
+    if chosen is not None:
+        kept &= chosen
     found: dict[Hashable, list[Rows]] = {}
     for block in store.blocks():
         part, inside = codes[block], kept[block]
@@ -363,7 +388,8 @@ def sample_rows(
             if len(rows):
                 _append(found.setdefault(names[int(code)], []), rows + block.start)
     if not found:
-        raise InvalidInputError(f"subset_key={subset_key!r} leaves no cells to analyse.")
+        limit = "The gate of the model" if subset_key is None else f"subset_key={subset_key!r}"
+        raise InvalidInputError(f"{limit} leaves no cells to analyse.")
     return {name: _joined(parts) for name, parts in found.items()}
 
 

@@ -11,6 +11,7 @@ import typer
 
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
+from fcm_estimators.cli._lab import add_commands
 from fcm_estimators.cli._options import (
     ChosenGates,
     Classes,
@@ -25,6 +26,7 @@ from fcm_estimators.cli._options import (
     LimitOfBlank,
     Model,
     Out,
+    ProtocolOption,
     Resume,
     Scheduler,
     Within,
@@ -208,6 +210,7 @@ def annotate(
     event_column: EventColumn = None,
     denominator: Denominator = None,
     limit_of_blank: LimitOfBlank = None,
+    protocol: ProtocolOption = "20/50 events",
     resume: Resume = True,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -227,6 +230,7 @@ def annotate(
                 event_column=event_column,
                 denominator=denominator,
                 limit_of_blank=limit_of_blank,
+                protocol=protocol,
                 resume=resume,
                 n_workers=workers,
                 client=client,
@@ -371,6 +375,7 @@ def report(
     ] = None,
     denominator: Denominator = None,
     limit_of_blank: LimitOfBlank = None,
+    protocol: ProtocolOption = "20/50 events",
     umap: Annotated[
         bool, typer.Option("--umap", help="Compute a UMAP if the file has none.")
     ] = False,
@@ -393,9 +398,13 @@ def report(
                 sample=sample,
                 denominator=denominator,
                 limit_of_blank=limit_of_blank,
+                protocol=protocol,
                 umap=umap,
                 max_cells=max_cells,
                 identifiers=identifiers,
                 progress=progress,
             )
         print_files(table, as_json)
+
+
+add_commands(app)

@@ -57,6 +57,15 @@ Denominator = Annotated[
 LimitOfBlank = Annotated[
     float | None, typer.Option(help="Fraction found in samples without disease.")
 ]
+ProtocolOption = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="Limits by which positive cells are counted: 20/50 events, eln-aml, all-response, "
+        "or your own as JSON or as a .json file, such as "
+        '{"name": "our lab", "events_to_detect": 10, "sensitivity": 1e-5}.',
+    ),
+]
 LabelGates = Annotated[
     Path | None,
     typer.Option(
@@ -76,7 +85,13 @@ LabelKey = Annotated[
     str,
     typer.Option(help="Column of obs with the labels (h5ad, zarr), or for the labels of --class."),
 ]
-Within = Annotated[str | None, typer.Option(help="Gate outside of which cells stay unlabelled.")]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        help="Gate outside of which cells stay unlabelled. A model that is trained with it reads "
+        "and judges only the cells inside, and needs the gate (--gates) whenever it is used."
+    ),
+]
 EventColumn = Annotated[
     str | None,
     typer.Option(help="Column of the tables with the number of the event, counted from 0."),

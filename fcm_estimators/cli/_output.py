@@ -46,7 +46,8 @@ def _screen_columns(table: pd.DataFrame) -> pd.DataFrame:
             table[c].map("{:.2g}".format, na_action="ignore") for c in ("ci_low", "ci_high")
         )
         found["95 % interval"] = low + "-" + high
-        found["MRD"] = table["mrd_status"]
+        missed = table["adequacy"].eq("not reached")
+        found["MRD"] = table["detection"].where(~missed, table["detection"] + ", too few cells")
         low, high = (
             table[c].map("{:.2g}".format, na_action="ignore")
             for c in ("members_lowest", "members_possible")

@@ -26,6 +26,7 @@ from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.gating.records import tree_records
 from fcm_estimators.labels import LabelSource
+from fcm_estimators.metrics import DEFAULT_PROTOCOL, Protocol
 from fcm_estimators.models import load_model, result_keys
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def annotate_files(
     event_column: str | None = None,
     denominator: str | None = None,
     limit_of_blank: float | None = None,
+    protocol: Protocol | PathName = DEFAULT_PROTOCOL,
     key_added: str | None = None,
     also: Callable[[Any, ad.AnnData, Path], Entries] | None = None,
     resume: bool = True,
@@ -75,7 +77,8 @@ def annotate_files(
         A tree, a saved PolygonRegressor, or what
         :class:`~fcm_estimators.labels.LabelSource` reads: a Gating-ML file, a FlowJo workspace that
         lists the files, a table, or a directory of tables. The membership goes to
-        ``obsm["gates"]``, which ``denominator`` and models with ``subset_key`` need.
+        ``obsm["gates"]``, which ``denominator`` and models that read the cells inside a gate
+        need.
     only : sequence of str, default ()
         Gates to read of a file, as for LabelSource.
     event_column : str, optional
@@ -84,6 +87,9 @@ def annotate_files(
         Gate to which the fraction of positive cells refers. Default: all analysed cells.
     limit_of_blank : float, optional
         Fraction that the model finds in samples without disease.
+    protocol : Protocol, str or path, default "20/50 events"
+        Limits by which the counts are read, or what
+        :meth:`Protocol.read <fcm_estimators.metrics.Protocol.read>` reads.
     key_added : str, optional
         Key of the results. Default: "reluformer", or "predicted_gates" for a PolygonRegressor.
     also : callable, optional
@@ -117,8 +123,8 @@ def annotate_files(
     Raises
     ------
     InvalidInputError
-        There are no files, names repeat, the gates do not exist, or an output would overwrite an
-        input.
+        There are no files, names repeat, the gates or the protocol do not exist, or an output would
+        overwrite an input.
     ModelFormatError
         The directory of the model does not contain a model that this version can read.
     NotFittedError
@@ -129,6 +135,8 @@ def annotate_files(
     Local worker processes import the calling script, so the script needs
     ``if __name__ == "__main__":``.
     """
+    if not isinstance(protocol, Protocol):
+        protocol = Protocol.read(protocol)
     paths = list_files(files)
     named = file_names(paths, sample_names)
     folder = made_folder(out)
@@ -140,7 +148,12 @@ def annotate_files(
         model = folder / "model"
     identity = model_checksum(model)
     loaded = cached_model(str(model), identity)
-    _require_denominator(denominator, gates, paths)
+    if denominator is not None:
+        _require_gate(f"denominator={denominator!r}", denominator, gates, paths)
+    if loaded.within_ is not None:
+        gate = loaded.within_.gate
+        what = f"This model was trained on the cells inside the gate {gate!r}, which"
+        _require_gate(what, gate, gates, paths)
     if only and (gates is None or isinstance(gates, GatingTree) or is_model(Path(gates))):
         raise InvalidInputError(
             "only=... chooses gates of a table, a Gating-ML file or a workspace. Give one as gates."
@@ -158,6 +171,7 @@ def annotate_files(
         key_added=keys.key,
         denominator=denominator,
         limit_of_blank=limit_of_blank,
+        protocol=protocol.to_dict(),
         also=also,
         resume=resume,
     )
@@ -179,18 +193,16 @@ def annotate_files(
     return as_table(rows)
 
 
-def _require_denominator(
-    denominator: str | None, gates: GatingTree | PathName | None, paths: Sequence[Path]
+def _require_gate(
+    what: str, gate: str, gates: GatingTree | PathName | None, paths: Sequence[Path]
 ) -> None:
     """Raise InvalidInputError, before any result is replaced, if no file can have this gate."""
-    if denominator is None:
-        return
     if gates is None:
         # Results and zarr directories may have gates of their own; FCS files have none.
         if all(path.suffix.lower() not in (".h5ad", ".zarr") for path in paths):
             raise InvalidInputError(
-                f"denominator={denominator!r} is a gate, and FCS files have none. Pass gates=..., "
-                "or leave the denominator out to use all analysed cells."
+                f"{what} is a gate of the data, and FCS files have none. Give a file of gates or a "
+                "model of gates with gates=..."
             )
         return
     if isinstance(gates, GatingTree):
@@ -199,10 +211,8 @@ def _require_denominator(
         known = list(load_model(gates).tree_.gates)
     else:
         known = LabelSource(gates=str(gates)).gate_names()
-    if denominator not in known:
-        raise InvalidInputError(
-            f"denominator={denominator!r} is not among the gates {listed(known)}."
-        )
+    if gate not in known:
+        raise InvalidInputError(f"{what} is not among the gates {listed(known)}.")
 
 
 def _gates_checksum(gates: GatingTree | PathName | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._checks import listed
-from fcm_estimators._types import Progress
+from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor, in_turn
 from fcm_estimators.cohort.files import PathName, as_text, file_names, list_files, read_file
 from fcm_estimators.exceptions import InvalidInputError, PanelMismatchError
@@ -30,6 +30,7 @@ from fcm_estimators.io.record import (
     pack_amplifiers,
     pack_fcs_record,
 )
+from fcm_estimators.keys import LABELLED_WITHIN
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -259,10 +260,25 @@ def joined(parts: list[ad.AnnData]) -> ad.AnnData:
         digests = [file_digests(part).get(s, "") for part, s in owners]
         whole.uns[UNS_KEY][FILE_KEY] = np.array(digests, dtype=object)
         whole.uns[UNS_KEY] |= pack_amplifiers(row for part in parts for row in amplifiers(part))
+    if within := _same_record([part.uns.get(LABELLED_WITHIN, {}) for part in parts], samples):
+        whole.uns[LABELLED_WITHIN] = within
     matrices = [part.uns.get(COMPENSATION_KEY) for part in parts]
     if all(_same_matrix(matrices[0], other) for other in matrices):
         whole.uns[COMPENSATION_KEY] = matrices[0]
     return whole
+
+
+def _same_record(records: list[Entries], samples: list[str]) -> Entries:
+    """The gates inside which labels were made, which must be the same in all files."""
+    for record in records[1:]:
+        if record != records[0]:
+            one, other = ({k: v["gate"] for k, v in r.items()} for r in (records[0], record))
+            raise InvalidInputError(
+                f"Labels were made inside different gates: {one or 'none'} in some files, "
+                f"{other or 'none'} in others (samples {listed(samples)}). Label all files inside "
+                "the same gate."
+            )
+    return records[0]
 
 
 def _same_matrix(

@@ -32,7 +32,7 @@ from fcm_estimators.gating import GatingTree
 from fcm_estimators.io.record import FILE_KEY, UNS_KEY
 from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
 from fcm_estimators.labels.source import LabelSource
-from fcm_estimators.metrics import mrd_table
+from fcm_estimators.metrics import Protocol, mrd_table
 from fcm_estimators.models import load_model, result_keys
 from fcm_estimators.quality import CHECKS, flag_quality, quality_table
 
@@ -53,6 +53,7 @@ class Job:
     key_added: str
     denominator: str | None
     limit_of_blank: float | None
+    protocol: Entries
     also: Callable[[Any, ad.AnnData, Path], Entries] | None
     resume: bool
 
@@ -223,7 +224,9 @@ def _add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
     source = LabelSource(gates=str(path), only=job.only, event_column=job.event_column)
     subset = getattr(model, "subset_key", None)
     is_gate = isinstance(subset, str) and subset not in adata.obs
-    source.add_gates(adata, [g for g in (job.denominator, subset if is_gate else None) if g])
+    within = None if model.within_ is None else model.within_.gate
+    needed = (job.denominator, subset if is_gate else None, within)
+    source.add_gates(adata, [gate for gate in needed if gate])
     if path.is_file():
         _require_unchanged(path, job.gates_checksum)
 
@@ -282,8 +285,8 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
         limit_of_blank=job.limit_of_blank,
         uncertain=uncertain_samples(adata.uns[keys.record]),
         tested=was_tested(adata.uns[keys.record]),
+        protocol=Protocol.from_dict(job.protocol),
     )
-    mrd = mrd.rename(columns={"status": "mrd_status"})
     members = members_table(adata.uns[keys.record]).set_index("sample")
     for name in ("lowest", "highest", "possible"):
         mrd[f"members_{name}"] = members[name].reindex(mrd.index.astype(str)).to_numpy()

@@ -12,7 +12,7 @@ from fcm_estimators._checks import listed
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
-from fcm_estimators.metrics import classification_table, gate_agreement, mrd_table
+from fcm_estimators.metrics import Protocol, classification_table, gate_agreement, mrd_table
 from fcm_estimators.quality import flag_quality, quality_table
 from fcm_estimators.report._sample import Annotated, json_table
 
@@ -46,6 +46,7 @@ def residual_disease(
     sample: Annotated,
     denominator: str | None,
     limit_of_blank: float | None,
+    protocol: Protocol,
 ) -> dict[str, str] | None:
     """Entries of the table of residual disease; None without a positive class.
 
@@ -78,6 +79,7 @@ def residual_disease(
         limit_of_blank=limit_of_blank,
         uncertain={"all": uncertain_samples(sample.run).get(sample.name, False)},
         tested=was_tested(sample.run),
+        protocol=protocol,
     ).iloc[0]
     entries = {
         "positive class": positive,
@@ -87,10 +89,13 @@ def residual_disease(
         "95 % interval (counting error only)": (
             f"{percent(row['ci_low'])} to {percent(row['ci_high'])}"
         ),
-        "LOD (20 events)": percent(row["lod"]),
-        "LLOQ (50 events)": percent(row["lloq"]),
+        f"LOD ({protocol.events_to_detect} events)": percent(row["lod"]),
+        f"LLOQ ({protocol.events_to_quantify} events)": percent(row["lloq"]),
         "positive outside of the denominator": f"{row['n_outside']:,}",
-        "status": str(row["status"]),
+        "status": str(row["detection"]),
+        "sensitivity asked for": _adequacy(protocol, str(row["adequacy"])),
+        "in words": str(row["words"]),
+        "protocol": " ".join(t for t in (f"{protocol.name}.", protocol.source) if t),
     }
     missing = [str(marker) for marker in sample.run.get("missing_markers", ())]
     if missing:
@@ -107,6 +112,12 @@ def residual_disease(
         flagged = sample.adata.obs[flag].to_numpy(dtype=bool) & called & inside
         entries[f"positive cells flagged {flag.removeprefix('qc_')}"] = f"{flagged.sum():,}"
     return entries
+
+
+def _adequacy(protocol: Protocol, adequacy: str) -> str:
+    least = protocol.least_denominator
+    asked = [] if protocol.sensitivity is None else [percent(protocol.sensitivity)]
+    return f"{adequacy} ({', '.join([*asked, f'{least:,} cells in the denominator'])})"
 
 
 def _members_entries(sample: Annotated) -> dict[str, str]:

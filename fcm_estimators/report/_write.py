@@ -19,8 +19,10 @@ from fcm_estimators._version import __version__
 from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
 from fcm_estimators.cohort.tasks import failed_row
+from fcm_estimators.colours import known_colours
 from fcm_estimators.exceptions import FcmError, InvalidInputError
 from fcm_estimators.keys import EXPERT_GATES, AttentionKeys, ClassKeys, GateKeys, GradientKeys
+from fcm_estimators.metrics import DEFAULT_PROTOCOL, Protocol
 from fcm_estimators.report import _cells, _figures, _tables
 from fcm_estimators.report._sample import Annotated, Keys, one_sample, samples_in
 
@@ -41,6 +43,7 @@ def write_report(
     attention_key: str = AttentionKeys.key,
     denominator: str | None = None,
     limit_of_blank: float | None = None,
+    protocol: Protocol | str | os.PathLike[str] = DEFAULT_PROTOCOL,
     umap: bool = False,
     max_cells: int = 100_000,
     identifiers: bool = False,
@@ -74,6 +77,9 @@ def write_report(
         Default: all cells that the model analysed.
     limit_of_blank : float, optional
         Fraction found in samples without disease (:func:`fcm_estimators.metrics.limit_of_blank`).
+    protocol : Protocol, str or path, default "20/50 events"
+        Limits by which the counts are read, or what
+        :meth:`Protocol.read <fcm_estimators.metrics.Protocol.read>` reads.
     umap : bool, default False
         Compute a UMAP of at most 10,000 cells on the model's markers if the data have none.
     max_cells : int, default 100,000
@@ -87,7 +93,7 @@ def write_report(
     ------
     InvalidInputError
         ``adata`` is not an AnnData or has no cells, there are several samples and none is chosen,
-        ``max_cells`` is below 1, or a run record is damaged.
+        ``max_cells`` is below 1, there is no such protocol, or a run record is damaged.
     MissingKeyError
         A model has not annotated the data, or the sample or the gate is not there.
 
@@ -110,6 +116,8 @@ def write_report(
     """
     if max_cells < 1:
         raise InvalidInputError(f"max_cells={max_cells} must be 1 or more.")
+    if not isinstance(protocol, Protocol):
+        protocol = Protocol.read(protocol)
     keys = Keys(
         ClassKeys(key),
         GateKeys(gates_key),
@@ -120,7 +128,7 @@ def write_report(
     found = one_sample(adata, sample, keys)
     if umap and "X_umap" not in found.adata.obsm:
         _add_umap(found)
-    mrd = _tables.residual_disease(found, denominator, limit_of_blank)
+    mrd = _tables.residual_disease(found, denominator, limit_of_blank, protocol)
     planes = _figures.planes(found)
     data, note = _picture(found, planes, max_cells)
     data["gates"] = [_figures.gate_figure(found, plane) for plane in planes]
@@ -246,7 +254,8 @@ def _picture(sample: Annotated, planes: list[Entries], max_cells: int) -> tuple[
     """Columns and views of the picture of cells, and a note on which cells are drawn."""
     everything = list(_cells.columns(sample))
     rows = _cells.chosen_cells(sample, everything, max_cells)
-    columns = [_cells.packed(*column, rows) for column in everything]
+    known = known_colours(sample.adata, sample.keys.classes.label)
+    columns = [_cells.packed(*column, rows, known) for column in everything]
     for column in columns:
         if column["group"] == "Markers":
             column |= _cells.axis_of(sample, column["name"], column["low"], column["high"])

@@ -1,0 +1,90 @@
+"""Results of residual disease in words, which never say "negative" alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fcm_estimators.metrics._protocol import Protocol
+
+
+def in_percent(value: float) -> str:
+    """A fraction in percent with two digits; "not known" for NaN.
+
+    Examples
+    --------
+    >>> from fcm_estimators.metrics._mrd_words import in_percent
+    >>> in_percent(4e-5), in_percent(0.015), in_percent(1e-7), in_percent(1.0)
+    ('0.004 %', '1.5 %', '0.00001 %', '100 %')
+    """
+    if np.isnan(value):
+        return "not known"
+    digits = np.format_float_positional(100 * value, precision=2, fractional=False, trim="-")
+    return f"{digits} %"
+
+
+def in_words(
+    k: int,
+    n: int,
+    interval: tuple[float, float],
+    *,
+    detection: str,
+    adequacy: str,
+    gate: str,
+    protocol: Protocol,
+    blank: float | None,
+    confidence: float,
+) -> str:
+    """One sample's result as a sentence, with value, denominator, interval and protocol.
+
+    Parameters
+    ----------
+    k, n : int
+        Positive cells and cells of the denominator.
+    interval : tuple of float
+        Ends of the counting interval.
+    detection, adequacy : str
+        As in :func:`~fcm_estimators.metrics.mrd_table`.
+    gate : str
+        Name of the denominator.
+    protocol : Protocol
+    blank : float or None
+        Limit of blank.
+    confidence : float
+        Level of the interval.
+    """
+    end = f" Protocol: {protocol.name}."
+    counted = f"{k:,} of {n:,}"
+    if detection == "no cells":
+        return f"No cell in the denominator {gate}; nothing can be said.{end}"
+    if detection == "not tested":
+        return f"No result: the model was not tested with these markers ({counted} called).{end}"
+    low, high = interval
+    of = _denominator(gate, protocol)
+    share = in_percent(k / n)
+    lowest, highest = in_percent(low).removesuffix(" %"), in_percent(high)
+    whole = f"{counted}; {confidence:.3g} % interval {lowest}-{highest}, counting only"
+    missed = " The sensitivity asked for was not reached." if adequacy == "not reached" else ""
+    passed = [c for c in protocol.cut_offs if low > c]
+    above = f"; lower bound above the cut-off {in_percent(max(passed))}" if passed else ""
+    if detection == "members disagree":
+        why = "the members of the model disagree"
+        return f"No reliable result: {why} ({counted} called).{missed}{end}"
+    if detection == "within blank":
+        found = f"{share} of {of} ({whole})"
+        limit = in_percent(float("nan") if blank is None else blank)
+        return f"{found}: within the limit of blank, {limit}.{missed}{end}"
+    if detection == "quantifiable":
+        return f"MRD {share} of {of} ({whole}). Quantifiable.{end}"
+    if detection == "detected, not quantifiable":
+        return f"MRD detected, {share} of {of} ({whole}): too few cells to quantify{above}.{end}"
+    if passed or (k and missed):
+        # Cells were found, and too few were measured to say that there is nothing.
+        return f"{share} of {of} ({whole}): too few cells to quantify{above}.{missed}{end}"
+    shown = in_percent(max(protocol.events_to_detect / n, high))
+    return f"No MRD detected above {shown} of {of} ({counted}).{missed}{end}"
+
+
+def _denominator(gate: str, protocol: Protocol) -> str:
+    if not protocol.denominator:
+        return gate if gate.endswith("cells") else f"cells in {gate}"
+    return protocol.denominator + ("" if gate == protocol.denominator else f" ({gate})")

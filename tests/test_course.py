@@ -1,0 +1,175 @@
+"""Pooled tubes and courses: counts are added, and nothing undetected looks like a value."""
+
+from __future__ import annotations
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fcm_estimators.cli._commands import app
+from fcm_estimators.exceptions import FcmError
+from fcm_estimators.metrics import CourseDisplay, course_table, mrd_of_counts, pool_tubes
+
+
+def tubes_of(counts: list[tuple[int, int]], **columns) -> pd.DataFrame:
+    names = [f"t{i}" for i in range(len(counts))]
+    table = pd.DataFrame(counts, index=names, columns=["numerator", "denominator"])
+    return mrd_of_counts(table, denominator_name="intact").assign(**columns)
+
+
+# --- pools
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(51, 10**6)), min_size=1, max_size=8))
+def test_pools_are_the_table_of_added_counts(counts: list):
+    pools = ["a" if i % 2 else "b" for i in range(len(counts))]
+    pooled = pool_tubes(tubes_of(counts, visit=pools), "visit")
+    assert list(pooled.index) == list(dict.fromkeys(pools))
+    for name, row in pooled.iterrows():
+        own = [c for c, p in zip(counts, pools, strict=True) if p == name]
+        k, n = (sum(values) for values in zip(*own, strict=True))
+        alone = tubes_of([(k, n)]).iloc[0]
+        pd.testing.assert_series_equal(row[alone.index], alone, check_names=False)
+        assert row["n_tubes"] == len(own)
+
+
+def test_counts_are_added_and_fractions_not_averaged():
+    pooled = pool_tubes(tubes_of([(10, 1_000), (0, 999_000)], visit="v"), "visit").iloc[0]
+    assert pooled["fraction"] == 1e-5
+    assert pooled["tubes"] == "t0, t1"
+    # Tubes so different are hardly of one sample; equal ones are not remarked.
+    assert pooled["tubes_p"] < 1e-6
+    same = pool_tubes(tubes_of([(10, 500_000), (11, 500_000)], visit="v"), "visit").iloc[0]
+    assert same["tubes_p"] > 0.5
+    # Two tubes below the LOD can be above it together.
+    assert same["detection"] == "detected, not quantifiable"
+    assert np.isnan(pool_tubes(tubes_of([(10, 100)], visit="v"), "visit")["tubes_p"].item())
+
+
+@pytest.mark.parametrize("state", ["not tested", "members disagree"])
+def test_a_doubtful_tube_makes_a_doubtful_pool(state: str):
+    tubes = tubes_of([(100, 10_000)] * 4, visit=["a", "a", "b", "b"])
+    tubes.loc["t1", "detection"] = state
+    pooled = pool_tubes(tubes, "visit")
+    assert pooled["detection"].tolist() == [state, "quantifiable"]
+    assert pooled["fraction"].isna().tolist() == [state == "not tested", False]
+
+
+@pytest.mark.parametrize(
+    "column", ["missing_markers", "model_sha256", "panel", "denominator_name", "day", "patient"]
+)
+def test_only_tubes_that_belong_together_are_pooled(column: str):
+    tubes = tubes_of([(5, 100_000)] * 4, visit=["a", "a", "b", "b"])
+    tubes[column] = ["x", "x", "y", "y"]
+    if column == "denominator_name":
+        with pytest.raises(FcmError, match="several denominators"):
+            pool_tubes(tubes, "visit")
+    else:
+        assert len(pool_tubes(tubes, "visit")) == 2  # other pools may differ
+    tubes[column] = ["x", "x", "y", "x"]
+    with pytest.raises(FcmError, match=f"tubes of 'b' .*several values of {column}"):
+        pool_tubes(tubes, "visit")
+
+
+def test_tubes_without_a_pool_are_refused():
+    tubes = tubes_of([(5, 100_000)] * 2, visit=["a", None])
+    with pytest.raises(FcmError, match=r"visit: the tubes 't1' have no pool"):
+        pool_tubes(tubes, "visit")
+    with pytest.raises(FcmError, match="no column 'tube'"):
+        pool_tubes(tubes, "tube")
+
+
+# --- courses
+
+STATES = [(250_000, 500_000), (30, 500_000), (7, 500_000), (0, 30_000), (15, 1_000), (0, 0)]
+
+
+def test_what_is_shown_says_no_more_than_the_words():
+    results = tubes_of(STATES, patient="p", day=[0, 15, 33, 78, 106, 134])
+    table = course_table(results)
+    assert table["shown"].tolist() == [
+        "50 %",
+        "0.006 %",
+        "< 0.004 %",
+        "< 0.067 %, too few cells",
+        "1.5 %, too few cells",
+        "no cells",
+    ]
+    blank = mrd_of_counts(results, denominator_name="intact", limit_of_blank=0.001)
+    shown = course_table(blank.assign(patient="p", day=range(6)))["shown"]
+    assert shown.iloc[1] == "within blank"
+    for text, words in zip(table["shown"], table["words"], strict=True):
+        assert text.startswith("<") == words.startswith("No MRD detected above")
+
+
+def test_course_is_in_the_order_of_days_for_each_patient():
+    results = tubes_of([(1, 100)] * 4, patient=["b", "a", "b", "a"], day=[33, 15, 0, 100])
+    table = course_table(results)
+    assert list(table.index) == [("b", 0), ("b", 33), ("a", 15), ("a", 100)]
+    with pytest.raises(FcmError, match=r"Several results of one patient and day.*Pool tubes"):
+        course_table(results.assign(patient="a", day=1))
+    with pytest.raises(FcmError, match="'d15' are no numbers"):
+        course_table(results.assign(day="d15"))
+    with pytest.raises(FcmError, match="no column 'patient'"):
+        course_table(results.drop(columns="patient"))
+
+
+def test_picture_joins_only_what_was_detected():
+    table = course_table(tubes_of(STATES, patient="p", day=[0, 15, 33, 78, 106, 134]))
+    display = CourseDisplay.from_table(table, "p", cut_offs=(1e-4,)).plot()
+    lines = {line.get_label(): line for line in display.ax_.lines}
+    assert lines["detected, 95 % by counting"].get_xdata().tolist() == [0, 15]
+    assert lines["seen, too few cells"].get_xdata().tolist() == [106]
+    assert lines["less than"].get_xdata().tolist() == [33, 78]
+    assert lines["no result"].get_xdata().tolist() == [134]
+    # The open triangle is at the upper end of what may be there, never at the value.
+    np.testing.assert_allclose(lines["less than"].get_ydata(), [4e-5, 20 / 30_000])
+    joined = [ln for ln in display.ax_.lines if ln.get_linestyle() == ":"]
+    assert [ln.get_xdata().tolist() for ln in joined] == [[0, 15]]
+    texts = [t.get_text().replace("\n", " ") for t in display.ax_.texts]
+    assert texts == table["shown"].tolist()
+    plt.close(display.figure_)
+    with pytest.raises(FcmError, match="'q' is none of"):
+        CourseDisplay.from_table(table, "q")
+
+
+def test_the_command_writes_a_table_and_a_picture_per_patient(tmp_path):
+    counts = [(300, 500_000), (320, 500_000), (2, 500_000), (3, 500_000), (90, 400_000)]
+    results = tubes_of(counts, model_sha256="m").rename_axis("sample").reset_index()
+    results.to_csv(tmp_path / "table.csv", index=False)
+    sheet = pd.DataFrame(
+        {
+            "sample": results["sample"],
+            "patient": ["Miller"] * 4 + ["Smith"],
+            "day": [15, 15, 33, 33, 15],
+            "visit": ["m15", "m15", "m33", "m33", "s15"],
+        }
+    )
+    sheet.to_csv(tmp_path / "sheet.csv", index=False)
+    arguments = ["course", str(tmp_path), "--sheet", str(tmp_path / "sheet.csv")]
+    arguments += ["-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*arguments, "--pool", "visit", "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["course"]
+    assert [(r["patient"], r["day"], r["numerator"]) for r in rows] == [
+        ("Miller", 15, 620),
+        ("Miller", 33, 5),
+        ("Smith", 15, 90),
+    ]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "course-1.png",
+        "course-2.png",
+        "course.csv",
+    ]
+    apart = CliRunner().invoke(app, arguments)
+    assert apart.exit_code == 2
+    assert "Pool tubes first" in apart.stderr
+    sheet.assign(visit="one").to_csv(tmp_path / "sheet.csv", index=False)
+    mixed = CliRunner().invoke(app, [*arguments, "--pool", "visit"])
+    assert "several values of patient" in mixed.stderr
