@@ -98,6 +98,6 @@ def _require_whole(element: Element, n_rows: int, path: Path) -> None:
         or sizes != {(int(ends[-1]),)}
     ):
         raise InvalidInputError(
-            f"{path} is damaged: indptr, indices and data of its csr_matrix do not fit together, or "
-            "do not fit obs."
+            f"{path} is damaged: indptr, indices and data of its csr_matrix do not fit together, "
+            "or do not fit obs."
         )
