@@ -40,7 +40,8 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except OSError as error:
         # The error of a full disk names no file.
-        error.filename = error.filename or str(path)
+        if error.errno is not None and not error.filename:
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -70,8 +71,8 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     table = table.rename(columns=_plain)
     for name in table.columns[table.dtypes.map(lambda kind: kind.kind not in "biuf").to_numpy()]:
         table[name] = table[name].astype(object).map(_plain)
-    with replaced_when_complete(path) as temporary:
-        table.to_csv(temporary, index=False)
+    with replaced_when_complete(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        table.to_csv(file, index=False, lineterminator="\n")
 
 
 def _plain(value: object) -> object:

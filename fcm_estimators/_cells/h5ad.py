@@ -30,7 +30,8 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     """
     adata.strings_to_categoricals()
     parts = [getattr(adata, n) for n in ("layers", "obsm", "varm", "obsp", "varp", "uns")]
-    needed = sum(map(_n_bytes, [adata.X, adata.obs, adata.var, *map(dict, parts)]))
+    raw = [] if adata.raw is None else [adata.raw.X]
+    needed = sum(map(_n_bytes, [adata.X, *raw, adata.obs, adata.var, *map(dict, parts)]))
     with h5py.File(path, "w") as file:
         reserve(file.id.get_vfd_handle(), needed + needed // 10 + MARGIN)
         anndata.io.write_elem(file, "/", adata)

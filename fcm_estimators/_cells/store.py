@@ -325,10 +325,11 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[CellStore]:
     except OSError as error:
         raise InvalidInputError(f"{path} is no h5ad file: {error}") from error
     try:
-        with file:
-            yield from _without_partial_results(CellStore(file, path))
+        yield from _without_partial_results(CellStore(file, path))
     finally:
-        trim(path)
+        with readable(path):
+            file.close()
+            trim(path)
 
 
 def _without_partial_results(store: CellStore) -> Iterator[CellStore]:

@@ -48,7 +48,7 @@ class StoredValues:
     """
 
     def __init__(self, element: Element, shape: tuple[int, int], path: Path) -> None:
-        self._shape, self._path = shape, path
+        self._path = path
         with readable(path):
             kind = element.attrs.get("encoding-type", "array")
             if kind not in ("array", "csr_matrix"):
@@ -58,7 +58,7 @@ class StoredValues:
                 )
             self._sparse = kind == "csr_matrix"
             if self._sparse:
-                _require_whole(element, shape[0])
+                _require_whole(element, shape[0], path)
             self._rows = anndata.io.sparse_dataset(element) if self._sparse else element
             if tuple(self._rows.shape) != shape:
                 raise InvalidInputError(
@@ -85,7 +85,7 @@ class StoredValues:
         return dense if len(rows) == last - first else dense[np.asarray(rows) - first]
 
 
-def _require_whole(element: Element, n_rows: int) -> None:
+def _require_whole(element: Element, n_rows: int, path: Path) -> None:
     """Raise InvalidInputError unless the rows of a CSR matrix lie one after the other."""
     ends = np.asarray(element["indptr"][:])
     sizes = {element[name].shape for name in ("data", "indices")}
@@ -98,5 +98,6 @@ def _require_whole(element: Element, n_rows: int) -> None:
         or sizes != {(int(ends[-1]),)}
     ):
         raise InvalidInputError(
-            "indptr, indices and data of its csr_matrix do not fit together or do not fit obs"
+            f"{path} is damaged: indptr, indices and data of its csr_matrix do not fit together, "
+            "or do not fit obs."
         )

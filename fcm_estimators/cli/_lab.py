@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fcm_estimators._files import made_folder, write_table
 from fcm_estimators.cli._options import Json, LimitOfBlank, ProtocolOption
 from fcm_estimators.cli._output import plain_values, print_record, print_table
 from fcm_estimators.cli._running import errors_as_exit_status
@@ -101,8 +102,7 @@ def compare(
 
             from fcm_estimators.metrics import MethodComparisonDisplay
 
-            out.mkdir(parents=True, exist_ok=True)
-            found.pairs.to_csv(out / "pairs.csv")
+            write_table(made_folder(out) / "pairs.csv", found.pairs.reset_index())
             shown = MethodComparisonDisplay(found).plot()
             shown.figure_.savefig(out / "pairs.png", dpi=150)
             plt.close(shown.figure_)
@@ -151,8 +151,7 @@ def course(
         table = course_of_tables(
             tables, sheet, pool=pool, limit_of_blank=limit_of_blank, protocol=protocol
         )
-        out.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out / "course.csv")
+        write_table(made_folder(out) / "course.csv", table.reset_index())
         cut_offs = Protocol.read(protocol).cut_offs
         for number, patient in enumerate(table.index.unique("patient"), 1):
             title = str(patient) if identifiers else f"Patient {number}"

@@ -125,7 +125,7 @@ def errors_as_exit_status() -> Iterator[None]:
         raise typer.Exit(130) from None
     finally:
         if in_charge:
-            signal.signal(signal.SIGTERM, ended_by)
+            signal.signal(signal.SIGTERM, ended_by or signal.SIG_DFL)
         warnings.showwarning = shown
 
 
