@@ -18,8 +18,10 @@ from fcm_estimators.metrics._gates import gate_agreement
 from fcm_estimators.metrics._mrd import mrd_of_counts, mrd_table
 from fcm_estimators.metrics._mrd_error import mrd_error
 from fcm_estimators.metrics._protocol import DEFAULT_PROTOCOL, PROTOCOLS, Protocol
+from fcm_estimators.metrics._total_interval import ClassificationErrors
 
 __all__ = [
+    "ClassificationErrors",
     "pool_tubes",
     "course_table",
     "CourseDisplay",
