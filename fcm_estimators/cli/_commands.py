@@ -396,6 +396,7 @@ def report(
     denominator: Denominator = None,
     limit_of_blank: LimitOfBlank = None,
     protocol: ProtocolOption = "20/50 events",
+    errors: Errors = None,
     umap: Annotated[
         bool, typer.Option("--umap", help="Compute a UMAP if the file has none.")
     ] = False,
@@ -419,6 +420,7 @@ def report(
                 denominator=denominator,
                 limit_of_blank=limit_of_blank,
                 protocol=protocol,
+                errors=errors,
                 umap=umap,
                 max_cells=max_cells,
                 identifiers=identifiers,

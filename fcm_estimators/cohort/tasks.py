@@ -138,6 +138,8 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
     told = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
     warned = " | ".join(told)
     keys = result_keys(model, job.key_added)
+    # A report can tell by it whether errors of a classifier are those of this one.
+    ready.uns[keys.record]["model_sha256"] = job.model_checksum
     distances = _distances(ready, keys.record)
     results = _counts(model, ready, job, keys)
     suited = suited_to(model, ready, quiet=True)
