@@ -1,15 +1,14 @@
 """What the explanations show on real samples, with controls, and what they cost.
 
-Run ``python benchmarks/explanations.py influence`` (or ``controls``, ``specialisation``,
-``layers``, ``directions``, ``context``, ``cost``, ``checks``, ``pictures``, ``all``). Models are
-trained on the binary label alone, with default parameters but those given and without members, and
-everything is measured on cells they have not seen, except for ``layers``.
+Run ``python benchmarks/explanations.py influence`` (or ``controls``, ``groupings``,
+``specialisation``, ``layers``, ``directions``, ``context``, ``cost``, ``checks``, ``pictures``,
+``all``). Models are trained on the binary label alone, with default parameters but those given and
+without members, and everything is measured on cells they have not seen, except for ``layers``.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from pathlib import Path
 
@@ -17,8 +16,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from _explained import DATA, SETTINGS, TRAINING, controls_of, marrow
 from scipy.stats import spearmanr
-from sklearn.metrics import f1_score
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score, f1_score
 
 from explainers import (
     AnyChange,
@@ -30,100 +31,15 @@ from explainers import (
     plotting,
     specialisation,
 )
+from explainers._maths.attention import assigned_heads
+from explainers._maths.information import conditional_information
 from explainers.faithfulness._removal import clusters_of
-from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._fitting.augmentation import Augmentation
-from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof
+from fcm_estimators.colours import set_colours
 from fcm_estimators.inference import read_samples
-from fcm_estimators.preprocessing import (
-    ArcsinhTransform,
-    Compensation,
-    LinearTransform,
-    LogicleTransform,
-)
 
 # Layer whose heads are shown; the one in which the heads of training samples differ most.
 LAYER = 0
-# The estimators' parameters of these names.
-HEAD_DIVERSITY = 0.0
-HEAD_EVENNESS = 0.0
-N_HEADS = 4
-HIDDEN_DIM = 32
-# Folder for fitted models, None to keep none.
-MODELS = None
-
-
-def trained(name, seed, train, label_key, pos_label):
-    """Fit with default parameters, or load what an earlier run kept in the folder ``--models``."""
-    kind = f"{name}_{seed}_{HEAD_DIVERSITY:g}_{HEAD_EVENNESS:g}_{N_HEADS}_{HIDDEN_DIM}"
-    path = None if MODELS is None else MODELS / kind
-    if path is not None and path.exists():
-        return ReluFormerClassifier.load(path)
-    clf = ReluFormerClassifier(
-        sample_key="sample",
-        label_key=label_key,
-        pos_label=pos_label,
-        head_diversity=HEAD_DIVERSITY,
-        head_evenness=HEAD_EVENNESS,
-        n_heads=N_HEADS,
-        hidden_dim=HIDDEN_DIM,
-        n_members=0,
-        validation_fraction=None,
-        random_state=seed,
-    ).fit(train)
-    if path is not None:
-        clf.save(path)
-    return clf
-
-
-@functools.cache
-def marrow_halves(seed):
-    """Two random halves of the intact cells of one leukaemic marrow."""
-    raw = fetch_all494()
-    raw = raw[raw.obsm["gates"]["intact"].to_numpy()].copy()
-    for step in (Compensation(), LogicleTransform(), LinearTransform()):
-        raw = step.fit_transform(raw)
-    gates = raw.obsm["gates"]
-    blast = (raw.obs["cell_type"] == "blast").to_numpy()
-    # The model is not told which population the other cells belong to.
-    raw.obs["others"] = np.select(
-        [blast, gates["cd20"], gates["erythropoiesis"]], ["", "cd20", "erythropoiesis"], "rest"
-    )
-    raw.obs["others"] = raw.obs["others"].where(~blast)
-    half = np.random.default_rng(seed).random(raw.n_obs) < 0.5
-    return raw[half].copy(), raw[~half].copy()
-
-
-@functools.cache
-def marrow(seed):
-    """Model trained on a random half of one leukaemic marrow, and the other half."""
-    train, test = marrow_halves(seed)
-    return trained("marrow", seed, train, "cell_type", "blast"), test.copy()
-
-
-@functools.cache
-def blood_batches(seed):
-    """CyTOF samples of two batches; the same for every seed."""
-    cohort = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
-    cell_type = cohort.obs["cell_type"].astype(str)
-    cohort.obs["is_b"] = np.where(cell_type == "B", "B", "rest")
-    cohort.obs["others"] = cell_type.where(cell_type.isin(["CD4 T", "CD8 T", "monocyte"]))
-    batches = (cohort.obs["batch"] == name for name in ("batch1", "batch2"))
-    first, second = (cohort[rows].copy() for rows in batches)
-    return first, second
-
-
-@functools.cache
-def blood(seed):
-    """Model trained to tell B cells from the rest in one CyTOF batch, and the other batch."""
-    train, test = blood_batches(seed)
-    return trained("blood", seed, train, "is_b", "B"), test
-
-
-@functools.cache
-def controls_of(name, seed):
-    """Untrained and label-permuted twins of a model."""
-    return faithfulness.twins(DATA[name](seed)[0], TRAINING[name](seed)[0])
 
 
 def influence(seeds, n_samples=3):
@@ -320,8 +236,67 @@ def specialised(seeds):
     print(summary.round(4).to_string())
 
 
-DATA = {"all494": marrow, "multicentre CyTOF": blood}
-TRAINING = {"all494": marrow_halves, "multicentre CyTOF": blood_batches}
+def groupings(seeds, n_groups=5, n_cells=40_000):
+    """What heads, clusters of encodings and clusters of markers tell of populations and influence.
+
+    ``bits``: about populations that no label named, given the label. ``influence``: share of the
+    variance of the influence of cells, within samples, that lies between the groups. ``seeds``:
+    adjusted Rand index with the same grouping of the next seed's model.
+    """
+    rows = []
+    for name, make in DATA.items():
+        for seed in seeds:
+            clf, test = make(seed)
+            keep = np.random.default_rng(0).random(test.n_obs) < n_cells / test.n_obs
+            part = test[keep].copy()
+            found, of_next = (_grouped(model, part, n_groups) for model in (clf, make(seed + 1)[0]))
+            influence = InfluenceExplainer(clf).attribute(part)
+            known = part.obs["others"].notna().to_numpy()
+            codes = pd.factorize(part.obs["others"][known])[0]
+            label = pd.factorize(part.obs[clf.label_key][known])[0]
+            sample = part.obs["sample"].astype(str).to_numpy()
+            within = influence - pd.Series(influence).groupby(sample).transform("mean")
+            for what, group in found.items():
+                left = within - within.groupby([sample, group]).transform("mean")
+                rows.append(
+                    {
+                        "data": name,
+                        "grouping": what,
+                        "bits": conditional_information(group[known], codes, label),
+                        "influence": 1 - left.var() / within.var(),
+                        "seeds": adjusted_rand_score(group, of_next[what]),
+                    }
+                )
+            show(rows[-len(found) :])
+    table = pd.DataFrame(rows)
+    print(table.groupby(["data", "grouping"], sort=False).agg(["mean", "min", "max"]).round(3))
+
+
+def _grouped(clf, part, n_groups):
+    """Group of each cell, by name of the grouping."""
+
+    def clusters(x):
+        return KMeans(n_groups, n_init=3, random_state=0).fit_predict(x)
+
+    def encoding(model):
+        with torch.no_grad():
+            first = next(model.net_.module_.trace(torch.from_numpy(samples.x), samples.offsets))
+        out = np.empty(first.output.shape, np.float32)
+        out[samples.rows] = first.output.numpy()
+        return out
+
+    samples = read_samples(clf, part)
+    z = np.empty_like(samples.x)
+    for start, stop in samples.spans():
+        x = samples.x[start:stop]
+        z[samples.rows[start:stop]] = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
+    received = AttentionExplainer(clf, net_layer=LAYER).attribute(part).relative
+    return {
+        "heads of the first layer, or none": assigned_heads(received) + 1,
+        f"{n_groups} clusters of its encoding": clusters(encoding(clf)),
+        "the same of an untrained net": clusters(encoding(clf.untrained_twin(0))),
+        f"{n_groups} clusters of markers, z-scores": clusters(z),
+    }
 
 
 def directions(seeds):
@@ -480,16 +455,30 @@ def pictures(seeds, n_shown=8_000):
     clf.annotate(test)
     gradient.explain(test)
     attention.explain(test)
+    influence = InfluenceExplainer(clf, "blast", of="blast")
+    influence.explain(test)
     test.obs["population"] = test.obs["others"].fillna("blast").astype("category")
+    set_colours(test, "population")
     shown = test[some].copy()
     # Only the markers the model reads: Time would make clusters of its own.
     embedded = sc.pp.scale(shown[:, clf.markers_].copy(), copy=True)
     sc.pp.neighbors(embedded, use_rep="X", random_state=0)
     sc.tl.umap(embedded, random_state=0)
     shown.obsm["X_umap"] = embedded.obsm["X_umap"]
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    plotting.InfluenceDisplay.from_explanation(test, "CD45", "CD10").plot(panels[0])
+    plotting.InfluenceDisplay.from_explanation(shown).plot(panels[1])
+    figure.savefig(folder / "influence.png", dpi=80)
     displays = {
-        "gradient_field": plotting.GradientFieldDisplay.from_adata(test, "CD45", "CD10"),
-        "attention_heads": plotting.AttentionHeadsDisplay.from_adata(shown),
+        "influence_between": plotting.InfluenceMatrixDisplay.from_between(
+            influence.between(test, "population"), name="change of the log-odds of blast"
+        ),
+        "gradient_field": plotting.GradientFieldDisplay.from_explanation(test, "CD45", "CD10"),
+        "gradient_cells": plotting.GradientFieldDisplay.from_explanation(
+            test, "CD45", "CD10", arrows="cells"
+        ),
+        "attention_plane": plotting.AttentionDisplay.from_explanation(shown, "CD45", "CD10"),
+        "attention_heads": plotting.AttentionDisplay.from_explanation(shown),
         "gradient_summary": plotting.GradientSummaryDisplay.from_summary(
             gradient.summary(test, "population")
         ),
@@ -532,6 +521,7 @@ if __name__ == "__main__":
     parts = {
         "influence": influence,
         "controls": controls,
+        "groupings": groupings,
         "layers": layers,
         "specialisation": specialised,
         "directions": directions,
@@ -544,16 +534,16 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=[*parts, "all"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--models", type=Path, help="keep fitted models here and use them again")
-    parser.add_argument("--head-diversity", type=float, default=HEAD_DIVERSITY)
-    parser.add_argument("--head-evenness", type=float, default=HEAD_EVENNESS)
-    parser.add_argument("--n-heads", type=int, default=N_HEADS)
-    parser.add_argument("--hidden-dim", type=int, default=HIDDEN_DIM)
-    parser.add_argument("--data", choices=list(DATA), help="of the specialisation; default both")
+    parser.add_argument("--head-diversity", type=float, default=SETTINGS.head_diversity)
+    parser.add_argument("--head-evenness", type=float, default=SETTINGS.head_evenness)
+    parser.add_argument("--n-heads", type=int, default=SETTINGS.n_heads)
+    parser.add_argument("--hidden-dim", type=int, default=SETTINGS.hidden_dim)
+    parser.add_argument("--data", choices=list(DATA), help="default: both")
     given = parser.parse_args()
-    if given.data is not None:
-        DATA = {given.data: DATA[given.data]}
-    MODELS, HEAD_DIVERSITY = given.models, given.head_diversity
-    HEAD_EVENNESS, N_HEADS, HIDDEN_DIM = given.head_evenness, given.n_heads, given.hidden_dim
+    for name in set(DATA) - {given.data or name for name in DATA}:
+        del DATA[name]
+    for name in vars(SETTINGS):
+        setattr(SETTINGS, name, getattr(given, name))
     for name, part in parts.items():
         if given.what in (name, "all"):
             print(f"\n== {name}: {part.__doc__}", flush=True)

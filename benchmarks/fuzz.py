@@ -1,6 +1,7 @@
 """Damaged and hostile files: each is read or refused with an FcmError, soon and in little memory.
 
-Run ``python benchmarks/fuzz.py fcs`` (or ``model``, ``gates``, ``all``); ``--files`` says how many.
+Run ``python benchmarks/fuzz.py fcs`` (or ``model``, ``gates``, ``store``, ``csv``, ``all``);
+``--files`` says how many of each.
 Files are made from small valid ones by mutations that a seed decides. Any outcome other than a
 result or an FcmError is printed, its file is kept in ``--keep``, and the script fails.
 """
@@ -8,6 +9,7 @@ result or an FcmError is printed, its file is kept in ``--keep``, and the script
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -23,8 +25,10 @@ from collections import Counter
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from fcm_estimators import FcmError, read_fcs, write_fcs
 from fcm_estimators.datasets import simulate_cohort
@@ -137,16 +141,25 @@ def fuzz_fcs(n_files, folder, rng):
         yield path, lambda path=path: read_fcs(path)
 
 
-def fuzz_model(n_files, folder, rng):
+def small_model(rng):
+    """A classifier that was hardly trained, and its data."""
     from fcm_estimators import ReluFormerClassifier
-    from fcm_estimators.models import load_model
 
     x = rng.normal(size=(60, 3)).astype(np.float32)
-    adata = ad.AnnData(x, obs=pd.DataFrame({"y": np.where(x[:, 0] > 0, "a", "b")}))
+    names = [f"cell {i}" for i in range(60)]
+    obs = pd.DataFrame({"y": np.where(x[:, 0] > 0, "a", "b")}, index=names)
+    adata = ad.AnnData(x, obs=obs.astype("category"), var=pd.DataFrame(index=["A", "B", "C"]))
     clf = ReluFormerClassifier(
         label_key="y", max_epochs=1, steps_per_epoch=1, hidden_dim=8, n_layers=1
     )
-    clf.fit(adata).save(folder / "model")
+    return clf.fit(adata), adata
+
+
+def fuzz_model(n_files, folder, rng):
+    from fcm_estimators.models import load_model
+
+    clf, _ = small_model(rng)
+    clf.save(folder / "model")
     original = {p.name: p.read_bytes() for p in (folder / "model").iterdir()}
     target = folder / "mutated"
     for _ in range(n_files):
@@ -206,6 +219,126 @@ def fuzz_gates(n_files, folder, rng):
         yield path, lambda path=path, read=read: read(path)
 
 
+def fuzz_store(n_files, folder, rng):
+    """h5ad and zarr, dense and sparse: read into memory, and annotated on the disk."""
+    from fcm_estimators.cohort import read_file
+
+    clf, adata = small_model(rng)
+    adata.obs["sample"] = pd.Categorical(np.repeat(["s", "t"], 30))
+    clf.set_params(sample_key="sample")
+    originals = []
+    for name, x in (("dense", adata.X), ("sparse", sp.csr_matrix(adata.X))):
+        made = ad.AnnData(x, obs=adata.obs, var=adata.var, obsm={"gates": adata.obs})
+        made.write_h5ad(folder / f"{name}.h5ad")
+        made.write_zarr(folder / f"{name}.zarr", convert_strings_to_categoricals=False)
+        originals += [folder / f"{name}.h5ad", folder / f"{name}.zarr"]
+    for i in range(n_files):
+        original = originals[i % len(originals)]
+        target = folder / f"mutated{original.suffix}"
+        shutil.rmtree(target, ignore_errors=True)
+        copy = shutil.copytree if original.is_dir() else shutil.copy
+        copy(original, target)
+        for _ in range(rng.integers(1, 4)):
+            if original.is_dir():
+                damage_zarr(target, rng)
+            else:
+                with (
+                    contextlib.suppress(KeyError, TypeError, ValueError),
+                    h5py.File(target, "r+") as file,
+                ):
+                    damage_h5(file, rng)
+        if not original.is_dir() and rng.random() < 0.2:
+            target.write_bytes(mutated(target.read_bytes(), rng))
+
+        def both(target=target):
+            try:
+                clf.predict(read_file(target))
+            finally:
+                clf.annotate(target)
+
+        yield target, both
+
+
+def damage_h5(file, rng):
+    """Change one element of an HDF5 file, or an attribute."""
+    found = []
+    file.visit(found.append)
+    name = str(rng.choice(found))
+    element, kind = file[name], rng.integers(0, 6)
+    if kind == 0:
+        del file[name]
+    elif kind == 1 and len(element.attrs):
+        key = str(rng.choice(list(element.attrs)))
+        odd = [0, "", "csr_matrix", "array", "categorical", "x" * 99, np.array([9, 9]), -1.5]
+        element.attrs[key] = odd[int(rng.integers(0, len(odd)))]
+    elif kind == 2:
+        del file[name]
+        file[name] = np.zeros(int(rng.integers(0, 90)))
+    elif kind == 3:
+        del file[name]
+        file.create_group(name)
+    elif isinstance(element, h5py.Dataset) and element.size and element.dtype.kind in "fiu":
+        values = element[:]
+        odd = [-1, 2**31 - 1, 10**6, 0, 127, 1, 59]
+        at = int(rng.integers(0, values.size))
+        values.reshape(-1)[at] = np.array(odd[int(rng.integers(0, 7))]).astype(values.dtype)
+        element[...] = values
+        if kind == 5:
+            del file[name]
+            file[name] = values.reshape(-1)[: int(rng.integers(0, values.size + 1))]
+
+
+def damage_zarr(folder, rng):
+    """Change a description of a zarr store, or the bytes of a chunk, or remove a file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = files[int(rng.integers(0, len(files)))]
+    if rng.random() < 0.2:
+        path.unlink()
+    elif path.name.startswith(".z") or path.suffix == ".json":
+        described = json.loads(path.read_bytes())
+        twist(described, rng)
+        path.write_text(json.dumps(described))
+    else:
+        path.write_bytes(mutated(path.read_bytes(), rng))
+
+
+def fuzz_csv(n_files, folder, rng):
+    """Tables of gates, and of patients."""
+    from fcm_estimators.cli._options import patients_of
+    from fcm_estimators.labels import LabelSource
+
+    adata = simulate_cohort(1, 60, random_state=0)
+    table = pd.DataFrame({"event": range(len(adata)), "a": 1, "b": rng.integers(0, 2, len(adata))})
+    table.to_csv(folder / "by event.csv", index=False)
+    table.drop(columns="event").to_csv(folder / "by row.csv", index=False)
+    samples = adata.obs["sample"].unique()
+    pd.DataFrame({"sample": samples, "patient": "p"}).to_csv(folder / "patients.csv", index=False)
+    words = [b"", b"-1", b"nan", b"1e308", b"2", b"0.5", b'"', b"\n", b",", b"\xff", b"event", b"0"]
+    path = folder / "mutated.csv"
+    for i in range(n_files):
+        name = ("patients.csv", "by event.csv", "by row.csv")[i % 3]
+        content = bytearray((folder / name).read_bytes())
+        for _ in range(rng.integers(1, 4)):
+            fields = [k for k, c in enumerate(content) if c in b",\n"]
+            if rng.random() < 0.3 or len(fields) < 2:
+                content = bytearray(mutated(bytes(content), rng))
+                continue
+            at = int(rng.integers(0, len(fields) - 1))
+            word = words[int(rng.integers(0, len(words)))]
+            content[fields[at] + 1 : fields[at + 1]] = word
+        path.write_bytes(bytes(content))
+        column = "event" if name == "by event.csv" else None
+        source = LabelSource(gates=str(path), classes={"b": "blast"}, event_column=column)
+        yield (
+            path,
+            (
+                (lambda: patients_of(path))
+                if name == "patients.csv"
+                else lambda source=source: source(adata.copy())
+            ),
+        )
+
+
 def run(name, cases, keep):
     """Run all cases and count outcomes; unwanted ones are printed and their files kept."""
     outcomes, slowest, largest = Counter(), 0.0, 0
@@ -244,10 +377,16 @@ def run(name, cases, keep):
 
 
 def main():
-    kinds = {"fcs": (fuzz_fcs, 20_000), "model": (fuzz_model, 2_000), "gates": (fuzz_gates, 1_000)}
+    kinds = {
+        "fcs": (fuzz_fcs, 5_000),
+        "model": (fuzz_model, 2_000),
+        "gates": (fuzz_gates, 900),
+        "store": (fuzz_store, 600),
+        "csv": (fuzz_csv, 1_500),
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=[*kinds, "all"])
-    parser.add_argument("--files", type=int, help="default: 20,000 FCS, 2,000 models, 1,000 gates")
+    parser.add_argument("--files", type=int, help="default: 10,000 in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="keep what was neither read nor refused here")
     given = parser.parse_args()

@@ -22,6 +22,7 @@ import pandas as pd
 from explainers import AttentionExplainer, GradientExplainer
 from explainers.plotting import GateDisplay, GradientFieldDisplay
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
+from fcm_estimators.colours import column_colours
 from fcm_estimators.datasets import fetch_all494
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.metrics import (
@@ -42,7 +43,6 @@ GATES = {
     "intact": ("syto", "FSC-A", "SSC-A"),
     "cd19": ("intact", "CD19", "SSC-A"),
 }
-HUES = {"blast": "#D55E00", "other": "#BBBBBB"}
 
 
 def marrow():
@@ -94,26 +94,19 @@ def overview(reg, test, shown):
     x, y = shown.obsm["X_umap"].T
     order = np.random.default_rng(0).permutation(len(x))
     style = {"s": 4, "lw": 0, "rasterized": True}
-    called = shown.obs["reluformer"].map(HUES).to_numpy()
-    axes[0].scatter(x[order], y[order], c=called[order], **style)
+    for ax, column in zip(axes, ("reluformer", "attention_head"), strict=False):
+        names, hues = shown.obs[column].astype(str), column_colours(shown, column)
+        ax.scatter(x[order], y[order], c=names.map(hues).to_numpy()[order], **style)
+        for name in sorted(set(names)):
+            ax.scatter([], [], c=hues[name], s=30, label=name)
     axes[0].set_title("which cells are blasts\n(one marrow, unseen cells, UMAP)")
-    for name, hue in HUES.items():
-        axes[0].scatter([], [], c=hue, s=30, label=name)
-    heads = shown.obs["attention_head"].astype(str)
-    names = sorted(set(heads))
-    palette = dict(
-        zip(names, ["#0072B2", "#009E73", "#CC79A7", "#E69F00", "#BBBBBB"], strict=False)
-    )
-    axes[1].scatter(x[order], y[order], c=heads.map(palette).to_numpy()[order], **style)
     axes[1].set_title("what the model looked at\n(head that looks most at a cell)")
-    for name, hue in palette.items():
-        axes[1].scatter([], [], c=hue, s=30, label=name)
     for ax in axes[:2]:
         ax.set_axis_off()
         ax.legend(
             frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.03), ncols=5, columnspacing=1
         )
-    GradientFieldDisplay.from_adata(test, "CD45", "CD10").plot(axes[2])
+    GradientFieldDisplay.from_explanation(test, "CD45", "CD10").plot(axes[2])
     axes[2].set_title("why: where the model\nwould be surer of a blast")
     tree = reg.predict_gates(test)["unseen"]
     expert = GatingTree.from_labels(test, test.obsm["gates"], GATES)

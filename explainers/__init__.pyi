@@ -8,6 +8,7 @@ from .attention import AttentionExplainer as AttentionExplainer
 from .gradient import GradientExplainer as GradientExplainer
 from .influence import InfluenceExplainer as InfluenceExplainer
 from .summary import gradient_summary as gradient_summary
+from .summary import influence_summary as influence_summary
 from .targets import AnyChange as AnyChange
 from .targets import GateSize as GateSize
 from .targets import LogOdds as LogOdds
@@ -30,6 +31,7 @@ __all__ = [
     "Vertex",
     "faithfulness",
     "gradient_summary",
+    "influence_summary",
     "plotting",
     "specialisation",
 ]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from explainers._gradient_plan import differentiable, sample_seed
-from explainers._maths.influence import probed_change, weight_gradient
+from explainers._maths.influence import probe_gradient, weight_gradient
 from explainers._maths.outputs import ClassOutput, Output, SizeOutput, VertexOutput
 from explainers.targets import AnyChange, output_of
 from fcm_estimators.classifier import ReluFormerClassifier
@@ -26,6 +26,7 @@ from fcm_estimators.inference import (
     stream,
 )
 from fcm_estimators.nn.sources import Rows, Stored
+from fcm_estimators.nn.streaming import Stream
 
 
 @dataclass(frozen=True)
@@ -95,37 +96,75 @@ class InfluencePlan:
         ------
         start, stop and influence, of shape (stop - start,), of each block; NaN without targets
         """
-        net = net_for(fitted_net(self.estimator), cells.glance.dtype)
         targets = self.targets(cells, chosen)
         n_cells = len(targets)
-
-        def rows() -> Rows:
-            if cells.in_file:
-                return FileRows(n_cells, 1, net.input_mean)
-            return Stored(net.input_mean.new_zeros(n_cells, 1))
-
-        into, mask = rows(), torch.from_numpy(targets).to(net.input_mean.device)
-        has_targets = targets.any() or isinstance(self.output, VertexOutput)
-        with differentiable():
-            if not has_targets:
-                pass
-            elif self.output is None:
-                seed = sample_seed(self.probes.random_state, cells.name)
-                generator = torch.Generator().manual_seed(seed)
-                into = probed_change(
-                    lambda: stream(net, cells, keep_layers=True),
-                    mask,
-                    rows,
-                    self.probes.n_probes,
-                    generator,
-                )
+        total: Rows | None = None
+        for found in self._gradients(cells, targets):
+            if self.output is None:
+                total = total or _rows(cells, fitted_net(self.estimator).input_mean)
+                for i, j in _spans(n_cells):
+                    square = found.get(i, j).square() / self.probes.n_probes
+                    total.put(i, total.get(i, j) + square)
             else:
-                weight_gradient(stream(net, cells, keep_layers=True), self.output, mask, into)
-        # The derivative says what one cell more would change; hidden is 1 % of the cells.
-        factor = n_cells / 100 * (1 if self.output is None else -1)
-        chunks = ((i, j, into.get(i, j)[:, 0]) for i, j in _spans(n_cells))
-        for start, stop, values in by_block(chunks):
-            yield start, stop, factor * values if has_targets else np.full(stop - start, np.nan)
+                total = found
+        for start, stop in _spans(n_cells):
+            if total is None:
+                yield start, stop, np.full(stop - start, np.nan)
+                continue
+            values = total.get(start, stop)[:, 0]
+            # The derivative says what one cell more would change; hidden is 1 % of the cells.
+            values = values.sqrt() if self.output is None else -values
+            yield start, stop, n_cells / 100 * values.numpy(force=True)
+
+    def of_groups(self, cells: SampleCells, chosen: np.ndarray, group: np.ndarray) -> np.ndarray:
+        """Change of the target, to first order, if one group of cells after the other is hidden.
+
+        Parameters
+        ----------
+        cells : SampleCells
+        chosen : bool ndarray of shape (n,)
+        group : ndarray of int of shape (n,)
+
+        Returns
+        -------
+        ndarray of shape (G,)
+            For any change the root mean square over targets and classes. What cells of a group do
+            to an output may cancel, so this is less than the sum over cells. NaN without targets.
+        """
+        sums = [
+            np.bincount(group, _values(found, len(group)))
+            for found in self._gradients(cells, self.targets(cells, chosen))
+        ]
+        if not sums:
+            return np.full(group.max() + 1, np.nan)
+        return -sums[0] if self.output is not None else np.sqrt(np.square(sums).mean(0))
+
+    def _gradients(self, cells: SampleCells, targets: np.ndarray) -> Iterator[Rows]:
+        """Derivatives by the weight of each cell: of the target, or of each probe of all outputs.
+
+        There are none without target cells.
+        """
+        net = net_for(fitted_net(self.estimator), cells.glance.dtype)
+        mask = torch.from_numpy(targets).to(net.input_mean.device)
+        if not targets.any() and not isinstance(self.output, VertexOutput):
+            return
+
+        def new_stream() -> Stream:
+            return stream(net, cells, keep_layers=True)
+
+        if self.output is None:
+            seed = sample_seed(self.probes.random_state, cells.name)
+            generator = torch.Generator().manual_seed(seed)
+            for _ in range(self.probes.n_probes):
+                found = _rows(cells, net.input_mean)
+                with differentiable():
+                    probe_gradient(new_stream(), mask, generator, found)
+                yield found
+        else:
+            found = _rows(cells, net.input_mean)
+            with differentiable():
+                weight_gradient(new_stream(), self.output, mask, found)
+            yield found
 
     def values(self, cells: SampleCells, hidden: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
         """Explained output and raw outputs of all cells of a sample, with some cells hidden.
@@ -182,6 +221,17 @@ class InfluencePlan:
             calls = model.decide(outputs.numpy(force=True)) == output.positive
             return np.asarray(calls, dtype=np.float64)
         return np.asarray(value.double().numpy(force=True))
+
+
+def _rows(cells: SampleCells, like: Tensor) -> Rows:
+    """Rows of zeros, one number per cell."""
+    n_cells = len(cells.rows)
+    return FileRows(n_cells, 1, like) if cells.in_file else Stored(like.new_zeros(n_cells, 1))
+
+
+def _values(found: Rows, n_cells: int) -> np.ndarray:
+    parts = [found.get(i, j)[:, 0].numpy(force=True) for i, j in _spans(n_cells)]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _spans(n_cells: int, block: int = 1 << 18) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -11,11 +11,17 @@ from anndata import AnnData
 from sklearn.pipeline import Pipeline
 
 from explainers._attention_plan import AttentionPlan, Received, head_names
-from explainers._maths.attention import assigned_heads, population_attention, rollout
+from explainers._maths.attention import (
+    assigned_heads,
+    attention_matrix,
+    population_attention,
+    rollout,
+)
 from explainers._model import OfModel
 from explainers._populations import chosen_cells, population_labels, target_cells
 from fcm_estimators import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
+from fcm_estimators.exceptions import InvalidInputError, listed
 from fcm_estimators.inference import (
     CellData,
     PerCell,
@@ -32,6 +38,8 @@ from fcm_estimators.polygon_regressor import PolygonRegressor
 
 # Category of cells to which no head attends more than uniformly.
 NO_HEAD = "none"
+# Largest number of entries of an attention matrix per head.
+LARGEST_MATRIX = 25_000_000
 
 
 class AttentionExplainer(OfModel):
@@ -261,28 +269,100 @@ class AttentionExplainer(OfModel):
         return flat.reset_index()
 
     @own_threads()
-    def rollout(self, X: CellData, *, groups: PerCell = None) -> np.ndarray:
+    def matrix(self, X: CellData, *, groups: PerCell = None) -> np.ndarray:
+        """Attention matrix of a small sample, each query to each cell.
+
+        Everything else here is computed without it. It is for one sample, and for few queries or
+        few cells: at most 25 million entries per head, as many as 5,000 x 5,000.
+
+        Parameters
+        ----------
+        X, groups
+            As for :meth:`attribute`; cells of one sample.
+
+        Returns
+        -------
+        ndarray of shape (n_heads, n_queries, n_cells)
+            Attention, in the dtype of X. Rows are the ``queries`` in their order, by default all
+            cells. A row sums to 1 minus what no cell receives. NaN for cells not analysed.
+
+        Raises
+        ------
+        As :meth:`attribute`; InvalidInputError
+            No layer is chosen, the query is that of a gate, there is more than one sample, or the
+            matrix is too large.
+        """
+        plan = self.plan()
+        plan.require_cells_as_queries()
+        layer = plan.require_layer("a matrix of attention")
+        samples = read_samples(self.estimator, self.ready(X), groups)
+        chosen = target_cells(X, self.queries, samples.n_rows)
+        if len(samples.names) != 1:
+            raise InvalidInputError(
+                f"A matrix is that of one sample, and there are {len(samples.names)}: "
+                f"{listed(samples.names)}. Pass the cells of one of them."
+            )
+        n_queries, n_cells = int(chosen.sum()), samples.n_rows
+        if n_queries * n_cells > LARGEST_MATRIX:
+            raise InvalidInputError(
+                f"A matrix of {n_queries:,} queries x {n_cells:,} cells has "
+                f"{n_queries * n_cells:,} entries per head; the limit is {LARGEST_MATRIX:,}. "
+                "Choose fewer cells as queries=, or use attribute, which needs no matrix."
+            )
+        ((_, _, stream),) = plan.streams(samples)
+        asked = torch.from_numpy(chosen[samples.rows]).to(stream.module.input_mean.device)
+        found = attention_matrix(stream, layer, asked).cpu().numpy()
+        out = np.full((len(found), n_queries, n_cells), np.nan, dtype=samples.x.dtype)
+        place = np.cumsum(chosen) - 1
+        analysed = place[samples.rows[chosen[samples.rows]]]
+        out[:, analysed[:, None], samples.rows] = found
+        return out
+
+    @own_threads()
+    def rollout(
+        self,
+        X: CellData,
+        *,
+        groups: PerCell = None,
+        share: float | Literal["measured"] = "measured",
+    ) -> np.ndarray:
         """Attention followed through all layers, from the queries to the input cells.
+
+        In every layer a cell keeps a part of what it is and takes the rest from the cells that it
+        attends to, in the mean over heads.
 
         Parameters
         ----------
         X, groups
             As for :meth:`attribute`.
+        share : float from 0 to 1, or "measured", default "measured"
+            Share that a cell takes from others. "measured": for each cell and layer, the length of
+            the output of the attention relative to this and its residual (arXiv 2109.07152). 0.5 is
+            the convention of Abnar and Zuidema, which says nothing of the model.
 
         Returns
         -------
         ndarray of shape (n_cells,)
             Relative to uniform within each sample (the mean is 1 minus the absorbed share); NaN
             for cells not analysed.
+
+        Raises
+        ------
+        As :meth:`attribute`; InvalidInputError
+            The query is that of a gate, or ``share`` is unknown.
         """
         plan = self.plan()
         plan.require_cells_as_queries()
+        known = isinstance(share, (int, float)) and 0 <= share <= 1
+        if share != "measured" and not known:
+            raise InvalidInputError(f"share={share!r}: give 'measured' or a number from 0 to 1.")
+        fixed = None if isinstance(share, str) else float(share)
         samples = read_samples(self.estimator, self.ready(X), groups)
         chosen = target_cells(X, self.queries, samples.n_rows)[samples.rows]
         parts = []
         for start, stop, stream in plan.streams(samples):
             mask = torch.from_numpy(chosen[start:stop])
-            mass = rollout(stream, mask.to(stream.module.input_mean.device))
+            mass = rollout(stream, mask.to(stream.module.input_mean.device), fixed)
             parts.append((mass * len(mass)).cpu().numpy())
         return samples.scatter(np.concatenate(parts).astype(samples.x.dtype), np.nan)
 

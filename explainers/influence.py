@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy.stats import t as student_t
 from sklearn.pipeline import Pipeline
 
 from explainers._influence_plan import InfluencePlan
 from explainers._maths.outputs import SizeOutput
+from explainers._maths.summary import mean_interval
 from explainers._model import OfModel
 from explainers._populations import chosen_cells, population_labels, target_cells
+from explainers.summary import influence_summary
 from explainers.targets import AnyChange, Target
 from fcm_estimators import __version__
 from fcm_estimators.classifier import ReluFormerClassifier
@@ -36,9 +37,6 @@ from fcm_estimators.inference import (
 )
 from fcm_estimators.keys import InfluenceKeys
 from fcm_estimators.polygon_regressor import PolygonRegressor
-
-# First-order values are right for groups of up to about this share of the cells.
-SMALL_GROUP = 0.02
 
 
 class InfluenceExplainer(OfModel):
@@ -169,19 +167,23 @@ class InfluenceExplainer(OfModel):
             One number per group. For AnyChange the root mean square over targets and classes.
         """
         plan = self.plan()
-        chosen = self._chosen(plan, X, samples)
-        for part, mask, own in zip(
-            self._parts(samples),
-            _by_sample(chosen, samples),
-            _by_sample(group, samples),
-            strict=True,
-        ):
+        for part, mask, own in self._with_groups(plan, X, samples, group):
             targets = plan.targets(part, mask)
             before = plan.state(part, targets)
             yield [
                 plan.change(before, plan.state(part, targets, own == g))
                 for g in range(own.max() + 1)
             ]
+
+    def of_groups(self, X: CellData, samples: Samples, group: np.ndarray) -> Iterator[list[float]]:
+        """What :meth:`changes_without` computes exactly, to first order from the influence.
+
+        The influence of the cells is summed over the group; for AnyChange probe by probe, because
+        what cells do to an output may cancel.
+        """
+        plan = self.plan()
+        for part, mask, own in self._with_groups(plan, X, samples, group):
+            yield plan.of_groups(part, mask, own).tolist()
 
     @own_threads()
     def explain(self, data: Writable) -> None:
@@ -221,6 +223,7 @@ class InfluenceExplainer(OfModel):
                 {"target": self.target, "of": self.of, "key_added": self.key_added},
                 version=__version__,
                 explained=plan.name,
+                signed=plan.output is not None,
                 of=self.of if isinstance(self.of, str) else of,
                 unit="change of the target per 1 % of such cells hidden",
                 sample_key=self.estimator.sample_key,
@@ -312,7 +315,7 @@ class InfluenceExplainer(OfModel):
         for h, hidden in enumerate(names):
             for c, target in enumerate(names):
                 use = known[:, h, c]
-                low, high = _interval(change[use, h, c], confidence)
+                low, high = mean_interval(change[use, h, c], confidence)
                 rows.append(
                     {
                         "hidden": hidden,
@@ -327,6 +330,13 @@ class InfluenceExplainer(OfModel):
                 )
         return pd.DataFrame(rows)
 
+    def summary(self, adata: AnnData, by: str, *, confidence: float = 0.95) -> pd.DataFrame:
+        """Influence summed over called classes, gates or any column.
+
+        Calls :func:`explainers.influence_summary` on the results of this explainer.
+        """
+        return influence_summary(adata, by, key=self.key_added, confidence=confidence)
+
     def _with_direction(self) -> InfluencePlan:
         plan = self.plan()
         if plan.output is None:
@@ -339,6 +349,18 @@ class InfluenceExplainer(OfModel):
     def _chosen(self, plan: InfluencePlan, X: CellData, samples: Samples) -> np.ndarray:
         mask: np.ndarray = target_cells(X, self._named_cells(plan, X), samples.n_rows)
         return np.asarray(mask[samples.rows])
+
+    def _with_groups(
+        self, plan: InfluencePlan, X: CellData, samples: Samples, group: np.ndarray
+    ) -> Iterator[tuple[SampleCells, np.ndarray, np.ndarray]]:
+        """Yield cells, target cells and groups of each sample."""
+        chosen = self._chosen(plan, X, samples)
+        return zip(
+            self._parts(samples),
+            _by_sample(chosen, samples),
+            _by_sample(group, samples),
+            strict=True,
+        )
 
     def _named_cells(self, plan: InfluencePlan, data: CellData | CellStore) -> Any:
         """The choice of target cells, None if it is a class of the model."""
@@ -398,12 +420,3 @@ def _exact(
                 pair = [float(total(v[chosen])) for v in (before, after)]
                 found[h, c] = (*pair, pair[1] - pair[0], switched[chosen].mean())
     return found
-
-
-def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Student interval of a mean."""
-    if len(values) < 2:
-        return np.nan, np.nan
-    half = student_t.ppf((1 + confidence) / 2, len(values) - 1)
-    half *= values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)

@@ -1,4 +1,5 @@
 from . import cohort as cohort
+from . import colours as colours
 from . import datasets as datasets
 from . import exceptions as exceptions
 from . import gating as gating
@@ -24,6 +25,7 @@ __all__ = [
     "PolygonRegressor",
     "ReluFormerClassifier",
     "cohort",
+    "colours",
     "datasets",
     "exceptions",
     "gating",

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import hashlib
 import os
-import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcm_estimators.exceptions import InvalidInputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# With these a spreadsheet begins a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
@@ -25,6 +38,10 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        # The error of a full disk names no file.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -33,6 +50,64 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file completely or not at all."""
     with replaced_when_complete(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV completely or not at all, in which a spreadsheet finds no formulas.
+
+    Names of files, samples and classes come from others. Text that would begin a formula gets an
+    apostrophe before it.
+
+    Examples
+    --------
+    >>> import pandas as pd, tempfile
+    >>> from fcm_estimators._files import write_table
+    >>> path = Path(tempfile.mkdtemp()) / "table.csv"
+    >>> write_table(path, pd.DataFrame({"sample": ["=cmd()", "a"], "shift": [-1.5, 2.0]}))
+    >>> path.read_text().split()
+    ['sample,shift', "'=cmd(),-1.5", 'a,2.0']
+    """
+    table = table.rename(columns=_plain)
+    for name in table.columns[table.dtypes.map(lambda kind: kind.kind not in "biuf").to_numpy()]:
+        table[name] = table[name].astype(object).map(_plain)
+    with replaced_when_complete(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def _plain(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def made_folder(path: str | os.PathLike[str]) -> Path:
+    """Directory for results, made if it is not there; InvalidInputError if it is a file."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InvalidInputError(
+            f"{folder} cannot be the directory of the results, because a file is there. Give "
+            "another out=..."
+        ) from error
+    return folder
+
+
+def reserve(handle: int, n_bytes: int) -> None:
+    """Take space on the disk for an open file, to its size ``n_bytes``.
+
+    HDF5 crashes after a write that fails, so space is taken before.
+
+    Raises
+    ------
+    OSError
+        There is less space, or files may not be so large.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(handle, 0, max(n_bytes, 1))
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -49,13 +124,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that a killed process left beside ``path``."""
-    for leftover in path.parent.glob(f".{path.name}.*.part"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+def remove_leftovers(path: Path, *, seconds: float = 0) -> None:
+    """Remove temporary files that a killed process left beside ``path``.
+
+    Where other processes may be writing the same file, ``seconds`` says for how long a temporary
+    file has not changed that none of them can be writing.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if seconds and time.time() - leftover.stat().st_mtime < seconds:
+                continue
+            leftover.unlink()
 
 
 def checksum(path: Path) -> str:

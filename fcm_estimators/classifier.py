@@ -401,7 +401,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         return self._fit_copy(X, y, groups, checkpoint)
 
     def _fit(self, X: CellData, y: PerCell, groups: PerCell, checkpoint: Path | None) -> None:
-        samples = read_to_fit(self, X, groups, continued=self._continues())
+        label_key = self.label_key if y is None else None
+        samples = read_to_fit(self, X, groups, continued=self._continues(), label_key=label_key)
         classes, codes = encode_labels(read_labels(X, y, self.label_key, samples.n_rows))
         column_names(classes)
         codes = codes[samples.rows]

@@ -188,6 +188,8 @@ def _draw_umap(adata: AnnData, clf: ReluFormerClassifier, path: Path) -> None:
     import matplotlib as mpl
     import scanpy as sc
 
+    from fcm_estimators.colours import colours
+
     mpl.use("Agg")
     rows = np.random.default_rng(0).permutation(adata.n_obs)[:_SHOWN]
     shown = adata[np.sort(rows), clf.markers_].copy()
@@ -199,7 +201,7 @@ def _draw_umap(adata: AnnData, clf: ReluFormerClassifier, path: Path) -> None:
     sc.pp.neighbors(shown, n_neighbors=15, use_rep="X", random_state=0)
     sc.tl.umap(shown, random_state=0)
     names = sorted(set(shown.obs["expert"]) | set(shown.obs["ReluFormer"]))
-    palette = dict(zip(names, _colours(names), strict=True))
+    palette = colours(names)
     figure = sc.pl.umap(
         shown,
         color=["expert", "ReluFormer", "highest probability"],
@@ -212,12 +214,6 @@ def _draw_umap(adata: AnnData, clf: ReluFormerClassifier, path: Path) -> None:
         return_fig=True,
     )
     figure.savefig(path, dpi=130, bbox_inches="tight")
-
-
-def _colours(names: list[str]) -> list[str]:
-    """Okabe-Ito colours, which colour-blind readers can distinguish; grey for "other"."""
-    hues = iter(["#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#F0E442"])
-    return ["#BBBBBB" if name == "other" else next(hues) for name in names]
 
 
 def _table(out: TextIO, title: str, table: pd.DataFrame) -> None:

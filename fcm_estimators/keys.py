@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "EXPERT_GATES",
+    "LABELLED_WITHIN",
     "NOT_ANALYSED",
     "AttentionKeys",
     "ClassKeys",
@@ -27,6 +28,9 @@ NOT_ANALYSED = "not analysed"
 UNKNOWN = "unknown"
 # Key of the expert's gates: membership per cell in ``obsm``, polygons per sample in ``uns``.
 EXPERT_GATES = "gates"
+# Key of ``uns``: for each column of labels the gate inside which they were made, and the key of
+# ``obsm`` with its membership.
+LABELLED_WITHIN = "labelled_within"
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,6 @@ class ClassKeys:
         """``uns``: the run record."""
         return self.key
 
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: colours of scanpy, which a new run removes."""
-        return [f"{self.label}_colors"]
-
 
 @dataclass(frozen=True)
 class GateKeys:
@@ -98,11 +97,6 @@ class GateKeys:
     def record(self) -> str:
         """``uns``: the run record, with the outlines under "gates"."""
         return self.key
-
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: none, because no column of ``obs`` is written."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -137,11 +131,6 @@ class GradientKeys:
         """``uns``: the run record."""
         return self.key
 
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: colours of scanpy, which a new run removes."""
-        return [f"{self.marker}_colors"]
-
     def arrows(self, basis: str) -> str:
         """``obsm``: arrows on the embedding ``X_{basis}``."""
         return f"{self.key}_{basis}"
@@ -168,11 +157,6 @@ class InfluenceKeys:
     def record(self) -> str:
         """``uns``: the run record."""
         return self.key
-
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: none, because no categories are written."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -201,11 +185,6 @@ class AttentionKeys:
     def record(self) -> str:
         """``uns``: the run record."""
         return self.key
-
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: colours of scanpy, which a new run removes."""
-        return [f"{self.head}_colors"]
 
     def received(self, net_layer: int) -> str:
         """``obsm``: attention received from each head in a layer of the net, DataFrame."""

@@ -26,7 +26,7 @@ from fcm_estimators._cells.samples import CellData, PerCell, Samples
 from fcm_estimators._checks import listed
 from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.gate_draws import GateDraws, Probes
-from fcm_estimators._fitting.gate_fit import adjust_to_samples, fitted_vertices, place_typical_gates
+from fcm_estimators._fitting.gate_fit import adjust_to_samples, place_typical_gates
 from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators._fitting.gate_plan import GatePlan
 from fcm_estimators._fitting.gate_targets import (
@@ -38,10 +38,10 @@ from fcm_estimators._fitting.gate_targets import (
     read_membership,
     require_taught,
     sample_probes,
-    soft_gates,
     strata,
     within_parents,
 )
+from fcm_estimators._fitting.gate_tracing import traced_vertices
 from fcm_estimators._fitting.scale import MarkerScale
 from fcm_estimators._fitting.split import split_patients
 from fcm_estimators._fitting.threads import own_threads
@@ -279,7 +279,7 @@ class PolygonRegressor(SetEstimator):
         codes = strata(inside)
         module = cast(PolygonFormer, self._initial_module(samples, seed))
         if not self._continues():
-            place_typical_gates(module, samples, inside, self._plan.parents, seed)
+            place_typical_gates(module, samples, inside, self._plan.hierarchy, seed)
         present = class_presence(codes, samples.offsets, len(self.gates_) + 1)
         train, valid = split_patients(samples, self.validation_fraction, seed, present[:, 1:])
         members = {f"inside {name}": inside[:, j] == 1 for j, name in enumerate(self.gates_)}
@@ -289,9 +289,9 @@ class PolygonRegressor(SetEstimator):
             for chosen, fixed in ((train, False), (valid, True))
             if chosen
         ]
-        loss = GateLoss(self._plan.parents)
+        loss = GateLoss(self._plan.hierarchy)
         self._train(samples, module, loss, draws, next(iter(valid_draws), None), checkpoint)
-        adjust_to_samples(module, samples, train, draws, self._plan.parents)
+        adjust_to_samples(module, samples, train, draws, self._plan.hierarchy)
         with torch.no_grad():
             typical = module.typical().cpu().numpy()
         self.tree_ = self._plan.drawn(typical, self.preprocessing_)
@@ -592,10 +592,11 @@ class PolygonRegressor(SetEstimator):
     def trace_gates(
         self, X: CellData, y: PerCell = None, groups: PerCell = None
     ) -> dict[Hashable, GatingTree]:
-        """Star polygons fitted to the expert's cells of each sample.
+        """Star polygons traced around the expert's cells of each sample.
 
         These gates are fitted to the answer, so their agreement with the expert is about the best
-        that star polygons can reach. If the predicted gates agree equally well in
+        that star polygons can reach. They start from quantiles of the distances in each direction,
+        and no start is better than the result. If the predicted gates agree equally well in
         :meth:`score_table`, more training does not help. If the fitted gates agree poorly, a star
         polygon cannot describe the population.
 
@@ -616,7 +617,7 @@ class PolygonRegressor(SetEstimator):
         found = {}
         for name, (start, stop) in zip(samples.names.tolist(), samples.spans(), strict=True):
             cells = samples.x[start:stop], inside[start:stop]
-            vertices = fitted_vertices(module, *cells, self._plan.parents, rng)
+            vertices = traced_vertices(module, *cells, self._plan.hierarchy, rng)
             found[name] = self._plan.drawn(vertices, self.preprocessing_)
         return found
 
@@ -639,7 +640,7 @@ class PolygonRegressor(SetEstimator):
     def _soft_members(self, samples: Samples) -> pd.DataFrame:
         """Soft membership of each cell in each gate, within soft parents."""
         inside = torch.sigmoid(torch.from_numpy(outputs_of(fitted_net(self), samples)))
-        members = soft_members(soft_gates(self.tree_), inside).numpy()
+        members = soft_members(self._plan.hierarchy, inside).numpy()
         return pd.DataFrame(members, columns=list(self.tree_.gates))
 
     def _table(self, samples: Samples, members: pd.DataFrame, X: CellData) -> pd.DataFrame:

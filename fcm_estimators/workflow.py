@@ -18,7 +18,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed
-from fcm_estimators._files import replaced_when_complete
+from fcm_estimators._files import made_folder, replaced_when_complete, write_table
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort import annotate_files, read_files
 from fcm_estimators.cohort.files import PathName
@@ -110,8 +110,8 @@ def train_model(
     InvalidInputError
         ``out`` holds an unfinished training and ``resume`` is False, or a model and ``overwrite``
         is False; the labels are two classes, there is no ``pos_label``, and ``labels.classes``
-        names both or none of them; there is no tree of gates for ``kind="gates"``; and as
-        ``read_files`` and ``fit``.
+        names both or none of them; there is no tree of gates for ``kind="gates"``, or there is
+        ``labels.within``; and as ``read_files`` and ``fit``.
     MissingKeyError
         The files have no labels, or ``patients`` lacks a sample.
     """
@@ -121,7 +121,13 @@ def train_model(
     if kind not in ("classifier", "gates"):
         raise InvalidInputError(f'kind must be "classifier" or "gates", got {kind!r}.')
     labels = _with_subset(labels or LabelSource(), params.get("subset_key"))
-    folder = Path(out)
+    if kind == "gates" and labels.within is not None:
+        raise InvalidInputError(
+            f"within={labels.within!r} limits the labels of classes, and a model of gates has "
+            "none. Choose the cells that it reads with subset_key=..."
+        )
+    # Before hours of training.
+    folder = made_folder(out)
     state = folder / _TRAINING
     if (folder / "model.json").exists() and not overwrite:
         raise InvalidInputError(
@@ -164,10 +170,15 @@ def train_model(
     # Distributed training keeps no state.
     model.fit(adata, checkpoint=None if model.device == "accelerate" else state)
     model.save(folder)
-    with replaced_when_complete(folder / "history.csv") as temporary:
-        model.history_.to_csv(temporary, index=False)
+    write_table(folder / "history.csv", model.history_)
     shutil.rmtree(state, ignore_errors=True)
     return model
+
+
+def _with_gates_of(model: Any, labels: LabelSource) -> LabelSource:
+    """Let the source read the gates whose cells a fitted model reads."""
+    within = None if model.within_ is None else model.within_.gate
+    return _with_subset(_with_subset(labels, model.subset_key), within)
 
 
 def _with_subset(labels: LabelSource, subset: object) -> LabelSource:
@@ -269,7 +280,7 @@ def evaluate_files(
     adata = read_files(
         files,
         steps=model if model.preprocessing_ else (),
-        label=None if labels is None else _with_subset(labels, getattr(model, "subset_key", None)),
+        label=None if labels is None else _with_gates_of(model, labels),
         client=client,
         n_workers=n_workers,
         progress=progress,
@@ -325,8 +336,7 @@ class _Explain:
         else:
             population = keys.label
         table = gradient.summary(adata, population)
-        with replaced_when_complete(path.with_name(f"{path.name}.gradient.csv")) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(path.with_name(f"{path.name}.gradient.csv"), table)
         strongest = adata.obs[GradientKeys().marker].dropna().mode()
         found = {"strongest_marker": str(strongest.iloc[0]) if len(strongest) else ""}
         if self.net_layer is None and self.gate is None:

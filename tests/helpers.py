@@ -13,6 +13,7 @@ import pytest
 
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._fitting.scale import MarkerScale
+from fcm_estimators.nn.soft_gates import SoftGate
 
 
 def data_home(folder):
@@ -34,6 +35,11 @@ def plain_scale(n_markers):
     """Mean 0, SD 1 and no limits."""
     values = [0.0, 1.0, -np.inf, np.inf]
     return MarkerScale(*(np.full(n_markers, value, dtype=np.float32) for value in values))
+
+
+def polygons_below(*parents):
+    """Hierarchy of polygons alone, with the position of the parent of each, -1 for none."""
+    return [SoftGate(parent, polygon) for polygon, parent in enumerate(parents)]
 
 
 MARKERS = ["CD10", "CD19", "CD34", "CD45"]

@@ -123,12 +123,13 @@ def test_trained_model_is_that_of_the_python_api(lab, model, raw):
         pos_label="blast",
         max_epochs=3,
     )
-    new = again.prepare(read_fcs(sorted((lab / "fcs").iterdir())[0]))
+    new = again.prepare(raw[raw.obs["sample"] == "patient1_d0"].copy())
     np.testing.assert_array_equal(again.predict_proba(new), clf.predict_proba(new))
 
 
 def test_annotate_prints_a_table_or_json_and_writes_files(lab, model, tmp_path):
-    done = call("annotate", model, lab / "fcs", "-o", tmp_path, "--json", *ONE_PROCESS)
+    gates = ["--gates", lab / "tables"]
+    done = call("annotate", model, lab / "fcs", "-o", tmp_path, *gates, "--json", *ONE_PROCESS)
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     assert [row["status"] for row in rows] == ["done"] * 6
@@ -136,10 +137,66 @@ def test_annotate_prints_a_table_or_json_and_writes_files(lab, model, tmp_path):
     assert rows[0]["n_qc_dead"] is None
     written = ad.read_h5ad(rows[0]["output"])
     assert (written.obs["reluformer"] == "blast").sum() == rows[0]["n_blast"]
-    again = call("annotate", model, lab / "fcs", "-o", tmp_path, *ONE_PROCESS)
+    again = call("annotate", model, lab / "fcs", "-o", tmp_path, *gates, *ONE_PROCESS)
     assert again.exit_code == 0
     assert again.stdout.count("kept") == 6
     assert "patient1_d0" in again.stdout
+
+
+def test_a_model_asks_for_the_gate_inside_which_it_was_trained(lab, model, raw, tmp_path):
+    """Dead cells and debris, about which nobody told it anything, are not analysed."""
+    first = sorted((lab / "fcs").iterdir())[0]
+    for command in ("annotate", "explain"):
+        for gates in ([], ["--gates", lab / "some.csv"]):
+            table = pd.read_csv(lab / "tables" / f"{first.stem}.csv")[["syto", "event"]]
+            table.to_csv(lab / "some.csv", index=False)
+            refused = call(command, model, first, "-o", tmp_path / "no", *gates, *ONE_PROCESS)
+            assert refused.exit_code == 2
+            told = " ".join(refused.stderr.split())
+            assert "inside the gate 'intact'" in told
+            assert gates or "--gates" in told
+            assert "gates=" not in told
+            assert not list((tmp_path / "no").glob("*.h5ad"))
+    refused = call("evaluate", model, lab / "fcs", *ONE_PROCESS)
+    assert refused.exit_code == 2
+    done = call(
+        "annotate", model, first, "-o", tmp_path, "--gates", lab / "tables", "--json",
+        *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    inside = raw[raw.obs["sample"] == first.stem].obsm["gates"]["intact"].to_numpy()
+    assert row["n_analysed"] == row["denominator"] == inside.sum() < row["n_cells"]
+    called = ad.read_h5ad(row["output"]).obs["reluformer"]
+    assert ((called == "not analysed") == ~inside).all()
+    # A file that has the membership already needs no more; one that lacks it fails alone.
+    stored = read_fcs(first)
+    stored.write_h5ad(tmp_path / "without.h5ad")
+    failed = call("annotate", model, tmp_path / "without.h5ad", "-o", tmp_path / "o", *ONE_PROCESS)
+    assert failed.exit_code == 1
+    assert "inside the gate 'intact'" in " ".join(failed.stderr.split())
+    # Gates that a model has learnt will do.
+    learnt = call(
+        "train", lab / "fcs", "-o", tmp_path / "gates", "--kind", "gates", "--gates",
+        lab / "gates.xml", "--max-epochs", 1, *ONE_PROCESS,
+    )  # fmt: skip
+    assert learnt.exit_code == 0, learnt.output
+    done = call(
+        "annotate", model, first, "-o", tmp_path / "g", "--gates", tmp_path / "gates", "--json",
+        *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)
+    assert row["n_analysed"] == ad.read_h5ad(row["output"]).obsm["gates"]["intact"].sum()
+
+
+def test_within_is_of_labels_and_not_of_gates(lab, tmp_path):
+    done = call(
+        "train", lab / "fcs", "-o", tmp_path, "--kind", "gates", "--gates", lab / "gates.xml",
+        "--within", "intact", *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "--subset" in " ".join(done.stderr.split())
 
 
 def test_denominator_comes_from_gates(lab, model, tmp_path):
@@ -173,11 +230,12 @@ def wsp(lab, raw):
     below = workspaces.population("upper half", workspaces.box(**{forward: (middle, None)}))
     gates = workspaces.population("all", workspaces.box(**{forward: (None, None)}), below)
     odd = workspaces.population("odd", "<gating:CurlyQuad/>")
+    intact = workspaces.population("intact", workspaces.box(**{forward: (middle / 2, None)}))
     samples = raw.obs["sample"].cat.categories
     return workspaces.write_workspace(
         lab / "lab.wsp",
         *(
-            workspaces.sample(f"{name}.FCS", gates, odd, number=i + 1)
+            workspaces.sample(f"{name}.FCS", gates, intact, odd, number=i + 1)
             for i, name in enumerate(samples)
         ),
     )
@@ -220,7 +278,10 @@ def test_labels_of_the_deepest_gate_need_no_list_of_classes(lab, raw, wsp, tmp_p
 
 def test_explain_adds_gradients_and_heads(lab, model, tmp_path):
     first = sorted((lab / "fcs").iterdir())[0]
-    done = call("explain", model, first, "-o", tmp_path, "--json", "--net-layer", 0, *ONE_PROCESS)
+    done = call(
+        "explain", model, first, "-o", tmp_path, "--gates", lab / "tables", "--json",
+        "--net-layer", 0, *ONE_PROCESS,
+    )  # fmt: skip
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
     adata = ad.read_h5ad(row["output"])
@@ -348,9 +409,12 @@ def test_h5ad_and_zarr_are_read_like_fcs(lab, model, raw, tmp_path):
         tmp_path / f"{sample}.h5ad",
         tmp_path / "stored.zarr",
     ):
+        # The stored ones have gates of their own.
+        gates = ["--gates", lab / "tables"] if file.suffix == ".fcs" else []
         done = call(
-            "annotate", model, file, "-o", tmp_path / file.suffix[1:], "--json", *ONE_PROCESS
-        )
+            "annotate", model, file, "-o", tmp_path / file.suffix[1:], "--json", *gates,
+            *ONE_PROCESS,
+        )  # fmt: skip
         assert done.exit_code == 0, done.output
         [row] = json.loads(done.stdout)
         found.append((row["n_cells"], row["n_blast"], row["n_other"]))
@@ -363,8 +427,9 @@ def test_failed_files_are_told_on_stderr_and_by_the_exit_status(lab, model, tmp_
     (tmp_path / "broken.fcs").write_bytes(b"FCS3.1")
     first = sorted((lab / "fcs").iterdir())[0]
     done = call(
-        "annotate", model, first, tmp_path / "broken.fcs", "-o", tmp_path / "o", *ONE_PROCESS
-    )
+        "annotate", model, first, tmp_path / "broken.fcs", "-o", tmp_path / "o",
+        "--gates", lab / "tables", *ONE_PROCESS,
+    )  # fmt: skip
     assert done.exit_code == 1
     assert "1 of 2 files failed" in done.stderr
     assert "done" in done.stdout
@@ -440,7 +505,19 @@ def test_a_pipe_gets_the_result_and_nothing_else(lab, model, tmp_path):
     first = sorted((lab / "fcs").iterdir())[0]
     fcm = Path(sys.executable).with_name("fcm")
     done = subprocess.run(
-        [fcm, "annotate", model, first, "-o", tmp_path, "--json", "--workers", "0"],
+        [
+            fcm,
+            "annotate",
+            model,
+            first,
+            "-o",
+            tmp_path,
+            "--json",
+            "--workers",
+            "0",
+            "--gates",
+            lab / "tables",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -512,7 +589,7 @@ def test_real_leukaemia_from_file_and_table(tmp_path):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     done = call("annotate", tmp_path / "model", folder / "494.fcs", "-o", tmp_path, "--json",
-                *ONE_PROCESS)  # fmt: skip
+                *labels[:2], "--event-column", "index", *ONE_PROCESS)  # fmt: skip
     (row,) = json.loads(done.stdout)
     expert = (fetch_all494().obs["cell_type"] == "blast").sum()
     assert row["n_blast"] == pytest.approx(expert, rel=0.1)

@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 
 import anndata
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from fcm_estimators import exceptions
@@ -21,6 +23,7 @@ MODULES = [
     "explainers.plotting",
     "fcm_estimators",
     "fcm_estimators.cohort",
+    "fcm_estimators.colours",
     "fcm_estimators.datasets",
     "fcm_estimators.exceptions",
     "fcm_estimators.gating",
@@ -95,24 +98,47 @@ def test_links_and_pictures_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+def blocks_of(page):
+    """The code of a page, block after block."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
 def test_python_on_the_pages_is_python():
     for page in PAGES:
         if page.parent.name == "tutorials":
             continue  # run when the site is built
-        for block in re.findall(
-            r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
-        ):
+        for block in blocks_of(page.relative_to(DOCS)):
             compile(block, page.name, "exec")
+
+
+def test_the_page_on_the_paper_runs_as_it_stands(training, capsys):
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what UMAP and scanpy warn of is theirs
+        for block in blocks_of("paper.md"):
+            exec(compile(block, "paper.md", "exec"), names)
+    plt.close("all")
+    sample, shown, matrix = names["sample"], names["shown"], names["matrix"]
+    assert {"attention_head", "mean", "influence", "edge_norm", "size_norm"} <= set(sample.obs)
+    received = shown.obsm["attention_layer0"].to_numpy().T
+    inside = ~np.isnan(received[0])
+    given = matrix[:, inside][:, :, inside].mean(1)
+    # The subset is all that the model reads, so the matrix is that of the whole sample.
+    np.testing.assert_allclose(given / given.mean(1, keepdims=True), received[:, inside], rtol=1e-3)
+    assert names["row"].shape == (4, 1, sample.n_obs)
+    assert len(names["pairs"][0]) == len(names["outline"])
+    distance = float(re.search(r"^matched distance (\S+)", capsys.readouterr().out).group(1))
+    assert np.isfinite(distance)
 
 
 @pytest.mark.real_data
 def test_start_page_runs_as_it_stands(training, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    page = (DOCS / "start.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what UMAP and scanpy warn of is theirs
-        for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        for block in blocks_of("start.md"):
             exec(compile(block, "start.md", "exec"), names)
     printed = capsys.readouterr().out
     f1 = float(re.search(r"^f1\s+(\S+)", printed, re.MULTILINE).group(1))

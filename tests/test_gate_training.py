@@ -20,13 +20,13 @@ from fcm_estimators._fitting.gate_loss import _SHARPNESS, GateLoss
 from fcm_estimators._fitting.gate_targets import (
     derive_booleans,
     fill_from_polygons,
-    parent_positions,
     sample_probes,
     strata,
     within_parents,
 )
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
-from tests.helpers import plain_scale
+from fcm_estimators.nn.soft_gates import SoftGate
+from tests.helpers import plain_scale, polygons_below
 from tests.test_polygons import FAST, gated_cohort
 
 seeds = st.integers(0, 2**32 - 1)
@@ -68,12 +68,6 @@ def test_a_polygon_is_taught_by_the_cells_of_its_parent_and_knows_the_strays(see
         above = table[parent] if parent else 1
         expected = np.select([above == 0, above == -1], [-2, -1], table[name])
         assert found[name].tolist() == expected.tolist()
-
-
-def test_a_parent_without_polygon_has_no_position_among_the_polygons():
-    above = dict(zip(POLYGONS, parent_positions(TREE), strict=True))
-    place = POLYGONS.index("live")
-    assert above == {"live": -1, "t": place, "b": place, "rest": -1, "doublet": -1}
 
 
 @given(seeds)
@@ -190,7 +184,7 @@ def gate_loss(logits, member, *, sample=None, stratum=None, ratio=(0.0, 0.0), pr
         "sample": torch.from_numpy(sample),
         "log_odds_ratio": torch.tensor(ratio, dtype=torch.float64).expand(n, -1),
     }
-    loss = GateLoss([-1] * logits.shape[1]).train(progress is not None)
+    loss = GateLoss(polygons_below(*[-1] * logits.shape[1])).train(progress is not None)
     loss.progress = progress or 0.0
     value = loss(logits, target, inputs)
     return value.item(), torch.autograd.grad(value, logits)[0].numpy()
@@ -297,17 +291,104 @@ def test_a_stray_cell_counts_as_far_as_every_predicted_ancestor_lets_it_through(
     member[40] = torch.tensor([0, 0, -2])
     target = torch.cat([torch.zeros(41, 1, dtype=torch.long), member], 1)
     inputs = {"sample": torch.zeros(41, dtype=torch.long), "log_odds_ratio": torch.zeros(41, 1)}
-    loss = GateLoss([-1, 0, 1]).train(training)
+    loss = GateLoss(polygons_below(-1, 0, 1)).train(training)
     (gradient,) = torch.autograd.grad(loss(logits, target, inputs), logits)
     strays, known_outside = gradient[-1, 2], gradient[20, 2]
     # It pushes the gate away as a cell does of which the expert says that it is outside, or not.
     assert known_outside > 1e-4
     assert strays.item() == pytest.approx(0 if shut else known_outside.item(), abs=1e-6)
     # And it is no reason to open or shut the parents for it.
-    of_gate = GateLoss([-1, 0, 1]).train(training)
+    of_gate = GateLoss(polygons_below(-1, 0, 1)).train(training)
     target[:, 1:3] = -1
     (gradient,) = torch.autograd.grad(of_gate(logits, target, inputs), logits)
     assert (gradient[:, :2] == 0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("parent", "holds"),
+    [
+        # live and dead are polygons 0 and 1, both below none; t is below their combination.
+        (SoftGate(0, operation="not", operands=(1,), complements=(False,)), lambda a, b: a & ~b),
+        (
+            SoftGate(-1, operation="or", operands=(0, 1), complements=(False, True)),
+            lambda a, b: a | ~b,
+        ),
+        (
+            SoftGate(0, operation="and", operands=(0, 1), complements=(False, False)),
+            lambda a, b: a & b,
+        ),
+    ],
+    ids=["not", "or", "and"],
+)
+@pytest.mark.parametrize("between", [False, True])
+def test_a_stray_cell_counts_as_far_as_a_combination_above_lets_it_through(
+    training, parent, holds, between
+):
+    """As above; ``between`` puts another combination between them, which is all of the first."""
+    again = SoftGate(2, operation="or", operands=(0, 2), complements=(False, False))
+    hierarchy = [SoftGate(-1, 0), SoftGate(-1, 1), parent]
+    hierarchy += [again] if between else []
+    hierarchy.append(SoftGate(len(hierarchy) - 1, 2))
+    strays = np.array([[a, b] for a in (False, True) for b in (False, True)])
+    logits = torch.zeros(44, 3)
+    logits[40:, :2] = torch.from_numpy(np.where(strays, 5.0, -5.0)).float()
+    logits.requires_grad_()
+    member = torch.full((44, 3), -1, dtype=torch.long)
+    member[:20, 2], member[20:40, 2], member[40:, 2] = 1, 0, -2
+    target = torch.cat([torch.zeros(44, 1, dtype=torch.long), member], 1)
+    inputs = {"sample": torch.zeros(44, dtype=torch.long), "log_odds_ratio": torch.zeros(44, 1)}
+    loss = GateLoss(hierarchy).train(training)
+    (gradient,) = torch.autograd.grad(loss(logits, target, inputs), logits)
+    full, pushed = gradient[20, 2].item(), gradient[40:, 2].numpy()
+    assert full > 1e-4
+    expected = np.where(holds(*strays.T), full, 0)
+    np.testing.assert_allclose(pushed, expected, atol=1e-6)
+    assert (gradient[:, :2] == 0).all()
+
+
+def shadowed_cohort(n_samples=4, n_cells=3000):
+    """Live T cells in A x B, dead cells (by C) in the same place; debris far below (by D)."""
+    rng = np.random.default_rng(0)
+    kind = rng.choice(4, (n_samples, n_cells), p=[0.3, 0.3, 0.3, 0.1])  # T, other, dead, debris
+    x = rng.normal(size=(n_samples, n_cells, 4))
+    x[..., 0] += np.select([kind == 0, kind == 1], [0, 7], 1.5)
+    x[..., 2] += np.where(kind == 2, 7, 0)
+    x[..., 3] += np.where(kind == 3, 0, 7)
+    kind, x = kind.ravel(), x.reshape(-1, 4)
+    names = np.repeat([f"s{i}" for i in range(n_samples)], n_cells)
+    index = [f"c{i}" for i in range(len(names))]
+    adata = ad.AnnData(x.astype("f4"), obs=pd.DataFrame({"sample": names}, index=index))
+    adata.var_names = list("ABCD")
+    live = np.isin(kind, [0, 1])
+    adata.obsm["gates"] = pd.DataFrame(
+        {"cell": kind != 3, "dead": kind == 2, "live": live, "T": kind == 0}, index=index
+    )
+    return adata
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_gate_below_not_is_learnt_among_the_cells_that_not_lets_through(depth):
+    """The T cells lie among dead cells and debris, which the gates above take away."""
+    adata = shadowed_cohort()
+    gates = {
+        "cell": ("", "D", "A"),
+        "dead": ("cell", "C", "A"),
+        "live": BooleanGate("live", "not", ("dead",), "cell"),
+        "T": ("live", "A", "B"),
+    }
+    if depth == 2:
+        adata.obsm["gates"]["alive"] = adata.obsm["gates"]["live"]
+        gates["alive"] = BooleanGate("alive", "and", ("live", "cell"), "live")
+        gates["T"] = ("alive", "A", "B")
+    reg = PolygonRegressor(**{**FAST, "gates": gates, "max_epochs": 10}).fit(adata)
+    table = reg.score_table(adata)
+    assert table.loc[table["gate"] == "T", "f1"].mean() > 0.985
+    traced = pd.concat(
+        [tree.apply(adata[adata.obs["sample"] == s]) for s, tree in reg.trace_gates(adata).items()]
+    )
+    truth = adata.obsm["gates"]["T"]
+    assert f1_score(truth, traced.loc[truth.index, "T"]) > 0.985
 
 
 def test_outlines_become_sharp_from_the_first_epoch_to_the_last(monkeypatch):

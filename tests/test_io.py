@@ -632,7 +632,7 @@ def test_writing_and_reading_again_changes_nothing(tmp_path_factory, rows, cyt):
     adata = read_fcs(simple(folder / "a.fcs", rows, parameters, SPILL="1,FL2-A,1"))
     adata.uns["fcs"]["keywords"]["CYT"] = np.array([cyt], dtype=object)
     write_fcs(adata, folder / "b.fcs")
-    back = read_fcs(folder / "b.fcs")
+    back = read_fcs(folder / "b.fcs", keep_keywords=["CYT"] if cyt.strip() else [])
     assert same_values(adata, back)
     assert back.uns["fcs"]["keywords"].get("CYT", [""])[0].strip() == cyt.strip()
     # flowio checks that HEADER and TEXT agree on the offsets, for every length of TEXT.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 
 import anndata as ad
 import joblib
@@ -35,8 +36,9 @@ from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate, Rectangl
 from fcm_estimators.metrics import gate_agreement, summarize
 from fcm_estimators.nn import PolygonFormer, streamed
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
-from fcm_estimators.nn.soft_gates import soft_members
+from fcm_estimators.nn.soft_gates import SoftGate, soft_members, soft_parents
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
+from tests.helpers import polygons_below
 
 GATES = {"live": ("", "A", "B"), "left": ("live", "C", "D"), "right": ("live", "C", "D")}
 FAST = {
@@ -148,7 +150,7 @@ def test_gradients_stay_finite_and_bounded_at_the_hard_places(seed, case):
     target = torch.cat([torch.zeros(40, 1, dtype=torch.long), member], 1)
     x.requires_grad_()
     inputs = {"sample": torch.zeros(40, dtype=torch.long), "log_odds_ratio": torch.zeros(40, 1)}
-    loss = GateLoss([-1, -1])(net(x), target, inputs)
+    loss = GateLoss(polygons_below(-1, -1))(net(x), target, inputs)
     loss.backward()
     gradients = [x.grad, *(p.grad for p in net.parameters())]
     assert torch.isfinite(loss)
@@ -163,39 +165,91 @@ def test_a_gate_without_cells_does_not_move_its_centre():
     target = torch.zeros(50, 2, dtype=torch.long)
     inputs = {"sample": torch.zeros(50, dtype=torch.long), "log_odds_ratio": torch.zeros(50, 1)}
     logits = gates.membership(z, gates.shapes(change), [0, 50])
-    GateLoss([-1])(logits, target, inputs).backward()
+    GateLoss(polygons_below(-1))(logits, target, inputs).backward()
     assert change.grad.abs().max() < 1e-6
 
 
-@given(
-    st.lists(st.floats(0, 1), min_size=5, max_size=5),
-    st.sampled_from(["and", "or", "not"]),
-    st.sets(st.sampled_from("abc")),
-    st.booleans(),
-)
-def test_soft_membership_is_the_chance_of_being_inside(chances, operation, complements, nested):
-    """Of independent polygons, each of them used once; at 0 and 1 that is the tree's own logic."""
-    square = [[0, 0], [1, 0], [1, 1], [0, 1]]
-    operands = "a" if operation == "not" else "abc"
-    parent = "parent" if nested else ""
-    gates = [PolygonGate(name, "x", "y", square) for name in (*operands, "parent")]
-    combined = BooleanGate(
-        "combined", operation, tuple(operands), parent, tuple(complements & set(operands))
-    )
-    tree = GatingTree([*gates, combined, PolygonGate("child", "x", "y", square, "combined")])
-    polygons = [name for name in tree.gates if name != "combined"]
-    chance = dict(zip(polygons, chances, strict=False))
-    own = torch.tensor([[chance[name] for name in polygons]], dtype=torch.float64)
-    found = dict(zip(tree.gates, soft_members(soft_gates(tree), own)[0].tolist(), strict=True))
+PLANE = [[0, 0], [1, 0], [1, 1], [0, 1]]
+
+
+@st.composite
+def mixed_trees(draw):
+    """Polygons and combinations of any earlier gates, also of relatives, at any depth."""
+    gates, n_polygons = [], draw(st.integers(1, 6))
+    left = n_polygons
+    while left:
+        names = [gate.name for gate in gates]
+        parent = draw(st.sampled_from(["", *names]))
+        name = f"g{len(gates)}"
+        combine = len(names) >= 2 and len(gates) < 2 * n_polygons and draw(st.booleans())
+        if not combine:
+            gates.append(PolygonGate(name, "x", "y", PLANE, parent))
+            left -= 1
+            continue
+        operation = draw(st.sampled_from(["and", "or", "not"]))
+        size = 1 if operation == "not" else draw(st.integers(2, 3))
+        operands = tuple(draw(st.sampled_from(names)) for _ in range(size))
+        complements = tuple(draw(st.sets(st.sampled_from(operands))))
+        gates.append(BooleanGate(name, operation, operands, parent, complements))
+    return GatingTree(gates)
+
+
+@settings(deadline=None)
+@given(mixed_trees(), st.integers(0, 2**32 - 1), st.booleans())
+def test_soft_membership_is_the_chance_of_being_inside(tree, seed, sharp):
+    """Of independent polygons, each counted once; at 0 and 1 that is the tree's own logic."""
+    polygons = [gate.name for gate in tree if isinstance(gate, PolygonGate)]
+    chances = np.random.default_rng(seed).random(len(polygons))
+    own = torch.tensor(np.round(chances) if sharp else chances)[None].requires_grad_()
+    hierarchy = soft_gates(tree)
+    found = soft_members(hierarchy, own)
     # Every way in which the polygons may hold a cell, and how likely it is.
-    inside = np.array(list(itertools.product([False, True], repeat=len(polygons))))
-    likely = np.where(inside, own.numpy(), 1 - own.numpy()).prod(1)
-    cells = dict(zip(polygons, inside.T, strict=True))
-    within = cells["parent"] if nested else True
-    cells["combined"] = combined.combine([cells[name] for name in operands]) & within
-    cells["child"] = cells["child"] & cells["combined"]
-    for name, members in cells.items():
-        assert found[name] == pytest.approx(likely[members].sum(), abs=1e-12)
+    ways = np.array(list(itertools.product([False, True], repeat=len(polygons))))
+    likely = torch.where(torch.from_numpy(ways), own, 1 - own).prod(1)
+    everything = np.ones(len(ways), dtype=bool)
+    cells = {"": everything}
+    for gate in tree:
+        if isinstance(gate, PolygonGate):
+            inside = ways[:, polygons.index(gate.name)]
+        else:
+            inside = gate.combine([cells[o] for o in gate.operands])
+        cells[gate.name] = inside & cells[gate.parent]
+    for place, name in enumerate(tree.gates):
+        expected = likely[torch.from_numpy(cells[name])].sum()
+        assert found[0, place].item() == pytest.approx(expected.item(), abs=1e-12)
+        slopes = (
+            torch.autograd.grad(value, own, retain_graph=True, allow_unused=True)[0]
+            for value in (found[0, place], expected)
+        )
+        a, b = (torch.zeros_like(own) if s is None else s for s in slopes)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    above = soft_parents(hierarchy, own)
+    for number, name in enumerate(polygons):
+        expected = likely[torch.from_numpy(cells[tree[name].parent])].sum()
+        assert above[0, number].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_a_shared_ancestor_counts_once_and_a_gate_and_itself_are_the_gate():
+    live, t, b = (SoftGate(parent, place) for place, parent in enumerate((-1, 0, 0)))
+    both = SoftGate(0, operation="and", operands=(1, 2), complements=(False, False))
+    same = SoftGate(-1, operation="and", operands=(1, 1), complements=(False, False))
+    rest = SoftGate(0, operation="not", operands=(1,), complements=(False,))
+    own = torch.tensor([[0.5, 0.4, 0.2]], dtype=torch.float64)
+    found = soft_members([live, t, b, both, same, rest], own)[0].tolist()
+    assert found == pytest.approx([0.5, 0.2, 0.1, 0.5 * 0.4 * 0.2, 0.2, 0.5 * 0.6])
+
+
+def test_combinations_of_many_gates_stay_small():
+    """A union of forty children, and the cells in none of them: no more nodes than twice forty."""
+    parts = [SoftGate(0, place) for place in range(1, 41)]
+    operands, plain = tuple(range(1, 41)), (False,) * 40
+    union = SoftGate(0, operation="or", operands=operands, complements=plain)
+    none = SoftGate(0, operation="not", operands=(41,), complements=(False,))
+    own = torch.full((3, 41), 0.1, dtype=torch.float64)
+    start = time.perf_counter()
+    found = soft_members([SoftGate(-1, 0), *parts, union, none], own)
+    assert time.perf_counter() - start < 2
+    assert found[0, -1].item() == pytest.approx(0.1 * 0.9**40)
 
 
 def test_cells_are_independent_given_the_contexts_and_the_gates_attention_is_one():
@@ -383,7 +437,7 @@ def fit_free(points, inside, n_vertices=16):
     gates.spread.copy_(torch.from_numpy(places.std(0))[None])
     z = torch.from_numpy(points).float()
     member = torch.from_numpy(inside[:, None].astype("i8"))
-    shapes = fit_shapes(gates, z, member, [0, len(z)], [-1], shared=False)
+    shapes = fit_shapes(gates, z, member, [0, len(z)], polygons_below(-1), shared=False)
     called = gates.membership(z, shapes, [0, len(z)])[:, 0].numpy() > 0
     return 2 * (called & inside).sum() / (called.sum() + inside.sum())
 
@@ -422,7 +476,7 @@ def test_a_gate_is_as_wide_as_its_cells_within_a_sample_wherever_the_samples_lie
     for shift in (0.0, 6.0):
         z, inside, offsets = discs(2, shift=shift)
         gates = StarGates([(0, 1)], 8)
-        place_gates(gates, z, inside[:, None].astype("i8"), offsets, [-1])
+        place_gates(gates, z, inside[:, None].astype("i8"), offsets, polygons_below(-1))
         spreads.append(gates.spread[0].numpy())
     np.testing.assert_allclose(spreads[0], discs(2)[0][discs(2)[1]].std(0), rtol=0.05)
     np.testing.assert_allclose(spreads[1], spreads[0], rtol=1e-4)
@@ -434,7 +488,7 @@ def test_a_gate_of_few_cells_keeps_its_place_and_the_others_find_theirs():
     gates = StarGates([(0, 1), (0, 1)], 8)
     gates.centre.fill_(0.5)
     before = copy.deepcopy(gates)
-    place_gates(gates, z, np.stack([inside, few], 1).astype("i8"), offsets, [-1, -1])
+    place_gates(gates, z, np.stack([inside, few], 1).astype("i8"), offsets, polygons_below(-1, -1))
     for name in ("centre", "spread", "log_radius"):
         old, new = getattr(before, name), getattr(gates, name)
         assert torch.equal(new[1], old[1])
@@ -447,11 +501,18 @@ def test_a_gate_of_few_cells_keeps_its_place_and_the_others_find_theirs():
 def test_a_sample_gets_the_polygon_that_it_gets_alone():
     z, inside, offsets = discs(2, 200, shift=1.0)
     member, gates = torch.from_numpy(inside[:, None].astype("i8")), StarGates([(0, 1)], 8)
-    together = fit_shapes(gates, torch.from_numpy(z), member, offsets, [-1], shared=False)
+    together = fit_shapes(
+        gates, torch.from_numpy(z), member, offsets, polygons_below(-1), shared=False
+    )
     for s in range(2):
         rows = slice(offsets[s], offsets[s + 1])
         alone = fit_shapes(
-            gates, torch.from_numpy(z[rows]), member[rows], [0, 200], [-1], shared=False
+            gates,
+            torch.from_numpy(z[rows]),
+            member[rows],
+            [0, 200],
+            polygons_below(-1),
+            shared=False,
         )
         for a, b in zip(alone, together, strict=True):
             np.testing.assert_allclose(a[0], b[s], atol=0.02)
@@ -476,7 +537,7 @@ def test_changes_are_suited_to_samples_as_measured():
         "sample": torch.arange(12).repeat_interleave(800),
         "log_odds_ratio": torch.zeros(12 * 800, 3),
     }
-    scale, offset = settled_change(gates, change, (inputs, target), [-1, -1])
+    scale, offset = settled_change(gates, change, (inputs, target), polygons_below(-1, -1))
     assert scale[0].item() == pytest.approx(0.5, abs=0.1)
 
     def agreement(change):

@@ -162,10 +162,25 @@ def test_values_come_back_from_the_page_within_a_thousandth_of_their_range(sampl
 
 def test_missing_values_have_a_code_of_their_own():
     values = np.array([1.0, np.nan, 3.0])
-    column = _cells.packed("Markers", "m", values, np.arange(3))
+    column = _cells.packed("Markers", "m", values, np.arange(3), {})
     assert np.frombuffer(base64.b64decode(column["data"]), "<u2").tolist() == [0, 65_535, 65_534]
-    same = _cells.packed("Markers", "m", np.full(3, np.nan), np.arange(3))
+    same = _cells.packed("Markers", "m", np.full(3, np.nan), np.arange(3), {})
     assert same["low"] < same["high"]
+
+
+def test_classes_and_heads_have_the_colours_of_uns(sample, tmp_path):
+    shown = sample.copy()
+    shown.uns["reluformer_colors"] = ["#0000ff", *list(shown.uns["reluformer_colors"])[1:]]
+    write_report(shown, tmp_path / "r.html")
+    columns = {c["name"]: c for c in embedded(tmp_path / "r.html")["columns"]}
+    for name, column in (("class", "reluformer"), ("head that looks most", "attention_head")):
+        names = shown.obs[column].cat.categories
+        wanted = dict(zip(names, shown.uns[f"{column}_colors"], strict=True))
+        drawn = dict(zip(columns[name]["categories"], columns[name]["colours"], strict=True))
+        assert {n: c for n, c in drawn.items() if n != "not analysed"} == {
+            n: wanted[n].lower() for n in drawn if n != "not analysed"
+        }
+    assert columns["expert's label"]["colours"][0] == "#0000ff"
 
 
 def test_without_an_embedding_the_first_view_tells_the_classes_apart(sample, tmp_path):
@@ -240,6 +255,31 @@ def test_names_cannot_become_markup(page):
     text = page.read_text(encoding="utf-8")
     assert "<img src=x" not in text
     assert "&lt;|script&gt;&lt;img src=x" in text
+
+
+def test_hostile_names_of_samples_gates_and_markers_are_text(tmp_path):
+    raw = simulate_cohort(n_samples=1, n_cells=400, blast_fraction=0.2, random_state=0)
+    raw.obs["sample"] = pd.Categorical([NASTY] * raw.n_obs)
+    marker = '"><svg onload=alert(2)>'
+    adata = LogicleTransform().fit_transform(raw)
+    adata.var_names = [marker if name == "CD19" else name for name in adata.var_names]
+    gate = "<script>alert(3)<|script>"
+    gates = {"syto": ("", "Syto 41", "FSC-A"), gate: ("syto", marker, "SSC-A")}
+    adata.obsm["gates"] = pd.DataFrame(
+        {"syto": True, gate: adata.obsm["gates"]["cd19"]}, index=adata.obs_names
+    )
+    adata.uns.pop("gates", None)
+    reg = PolygonRegressor(gates, sample_key="sample", **{**TINY, "max_epochs": 1})
+    reg.fit(adata).annotate(adata)
+    write_report(adata, tmp_path / "r.html", identifiers=True)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    for markup in ("<img src=x", "<svg onload", "<script>alert"):
+        assert markup not in text
+    for figure in embedded(tmp_path / "r.html")["gates"]:
+        # Plotly reads titles as HTML.
+        assert "<script" not in json.dumps(figure["layout"])
+        assert "<svg" not in json.dumps(figure["layout"])
+    assert "&lt;img src=x" in text
 
 
 def test_the_page_forbids_connections_and_names_no_other_file(page):

@@ -230,7 +230,7 @@ def test_a_store_that_is_none_is_refused(tmp_path, cohort, clf):
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_half_written_results_do_not_stay(tmp_path, cohort, clf, kind, monkeypatch):
     path = written(cohort, tmp_path, kind)
-    monkeypatch.setattr(store_module.CellStore, "add_record", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(store_module.CellStore, "add_records", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         clf.annotate(path)
     got = READ[kind](path)

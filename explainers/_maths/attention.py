@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fcm_estimators.nn import PolygonFormer
-from fcm_estimators.nn.relu_attention import query_readers, split_heads
+from fcm_estimators.nn.relu_attention import attend, query_readers, split_heads
 from fcm_estimators.nn.streaming import Stream
 
 
@@ -106,17 +106,41 @@ def population_attention(stream: Stream, layer: int, readers: Tensor, read: Tens
     return torch.einsum("phd,rhd->hpr", means, keys) / stream.source.n_cells
 
 
-def rollout(stream: Stream, queries: Tensor) -> Tensor:
+def attention_matrix(stream: Stream, layer: int, queries: Tensor) -> Tensor:
+    """Attention of chosen cells to all cells, as a matrix.
+
+    Parameters
+    ----------
+    stream : Stream
+    layer : int
+    queries : bool Tensor of shape (N,)
+        The cells of the Q rows.
+
+    Returns
+    -------
+    Tensor of shape (H, Q, N), in the precision of the net
+    """
+    parts = list(_factors(stream, layer))
+    readers = torch.cat([ratio[queries[start:stop]] for start, stop, ratio, _ in parts])
+    matrices = [torch.einsum("qhd,nhd->hqn", readers, key) for _, _, _, key in parts]
+    found = torch.cat(matrices, dim=2) / stream.source.n_cells
+    return found.to(stream.module.input_mean.dtype)
+
+
+def rollout(stream: Stream, queries: Tensor, share: float | None) -> Tensor:
     """Attention rollout: mass that reaches each input cell from the queries through all layers.
 
-    Each layer is ``(I + mean over heads of A) / 2``. The product of the layers is applied to the
-    uniform vector on the queries, from the last layer to the first. Mass that ``eps`` absorbs is
-    lost.
+    Row i of a layer is ``(1 - a_i) I + a_i (mean over heads of A)``. The product of the layers is
+    applied to the uniform vector on the queries, from the last layer to the first. Mass that
+    ``eps`` absorbs is lost.
 
     Parameters
     ----------
     stream : Stream
     queries : bool Tensor of shape (N,)
+    share : float or None
+        ``a``, the share that a cell takes from the attention; the rest is its residual. None:
+        measured for each cell, see :func:`attention_share`.
 
     Returns
     -------
@@ -124,17 +148,42 @@ def rollout(stream: Stream, queries: Tensor) -> Tensor:
 
     References
     ----------
-    Abnar, Zuidema, *Quantifying attention flow in transformers*, arXiv 2005.00928.
+    Abnar, Zuidema, *Quantifying attention flow in transformers*, arXiv 2005.00928 (a = 1/2).
     """
     mass = queries.double() / queries.sum().clamp(min=1)
     for layer in reversed(range(len(stream.module.layers))):
+        moving = mass * (attention_share(stream, layer) if share is None else share)
         reader: Tensor | float = 0.0
         for start, stop, ratio, _ in _factors(stream, layer):
-            reader = reader + torch.einsum("n,nhd->hd", mass[start:stop], ratio)
+            reader = reader + torch.einsum("n,nhd->hd", moving[start:stop], ratio)
         given, chunks = relative_attention(stream, layer, torch.as_tensor(reader))
         moved = [(relative * given).mean(1) for _, _, relative in chunks]
-        mass = (mass + torch.cat(moved) / len(mass)) / 2
+        mass = mass - moving + torch.cat(moved) / len(mass)
     return mass
+
+
+def attention_share(stream: Stream, layer: int) -> Tensor:
+    """Share of the attention in what each cell takes from a layer, beside its residual.
+
+    ``|o_i| / (|o_i| + |q_i|)``, with the output o of the attention and the query q, which is the
+    residual of a layer. Both are added before the layer norm.
+
+    Returns
+    -------
+    Tensor of shape (N,), float64
+
+    References
+    ----------
+    Kobayashi et al., *Incorporating residual and normalization layers into analysis of masked
+    language models*, arXiv 2109.07152 (mixing ratio).
+    """
+    module, context, parts = stream.module, stream.contexts[layer], []
+    for start, stop, q, _ in stream.looking(layer):
+        with torch.no_grad():
+            out = attend(q, context, [0, stop - start], module.n_heads, module.eps)
+        taken, kept = out.double().norm(dim=1), q.double().norm(dim=1)
+        parts.append(taken / (taken + kept).clamp(min=torch.finfo(torch.float64).tiny))
+    return torch.cat(parts)
 
 
 def _factors(stream: Stream, layer: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:

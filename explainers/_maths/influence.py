@@ -9,7 +9,6 @@ influence functions*, arXiv 1703.04730, for training points; here for the cells 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -48,44 +47,29 @@ def weight_gradient(stream: Stream, output: Output, cells: Tensor, into: Rows) -
     stream.backward(of_outputs, into_weight=into)
 
 
-def probed_change(
-    new_stream: Callable[[], Stream],
-    cells: Tensor,
-    new_rows: Callable[[], Rows],
-    n_probes: int,
-    generator: torch.Generator,
-) -> Rows:
-    """Root mean square, over the targets and outputs, of the derivative by each cell's weight.
+def probe_gradient(stream: Stream, cells: Tensor, generator: torch.Generator, into: Rows) -> None:
+    """Add the gradient of a random combination of the outputs with respect to each cell's weight.
 
-    ``E[(d(r · z)/dw_j)^2] = |dz/dw_j|^2`` for probes r of independent signs (Hutchinson). The
-    outputs z are logits minus their mean over classes, which softmax ignores.
+    ``E[(d(r · z)/dw_j)^2] = |dz/dw_j|^2`` for probes r of independent signs (Hutchinson), and the
+    same for the sum over a group of cells. The outputs z are logits minus their mean over classes,
+    which softmax ignores; r is scaled so that the mean square is over targets and classes.
 
     Parameters
     ----------
-    new_stream : callable
-        Makes a stream of the sample that keeps its layers.
+    stream : Stream
+        Stream of one sample that keeps its layers. It cannot be used again.
     cells : bool Tensor of shape (N,)
         The targets.
-    new_rows : callable
-        Makes rows of zeros, shape (N, 1).
-    n_probes : int
     generator : torch.Generator
+        Draws r.
+    into : Rows of zeros, shape (N, 1)
     """
-    total, stream = new_rows(), new_stream()
     n_targets = max(int(cells.sum()), 1)
-    for number in range(n_probes):
-        stream, found = (new_stream() if number else stream), new_rows()
 
-        def signs(start: int, stop: int, outputs: Tensor) -> Tensor:
-            shape, scale = outputs.shape, math.sqrt(n_targets * outputs.shape[1])
-            drawn = torch.randint(2, shape, generator=generator, dtype=torch.float64) * 2 - 1
-            drawn = drawn.to(outputs) * cells[start:stop].unsqueeze(1)
-            return (drawn - drawn.mean(1, keepdim=True)) / scale
+    def signs(start: int, stop: int, outputs: Tensor) -> Tensor:
+        shape, scale = outputs.shape, math.sqrt(n_targets * outputs.shape[1])
+        drawn = torch.randint(2, shape, generator=generator, dtype=torch.float64) * 2 - 1
+        drawn = drawn.to(outputs) * cells[start:stop].unsqueeze(1)
+        return (drawn - drawn.mean(1, keepdim=True)) / scale
 
-        stream.backward(signs, into_weight=found)
-        for start, stop, _ in stream.chunks():
-            square = found.get(start, stop).square() / n_probes
-            total.put(start, total.get(start, stop) + square)
-    for start, stop, _ in stream.chunks():
-        total.put(start, total.get(start, stop).sqrt())
-    return total
+    stream.backward(signs, into_weight=into)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from fcm_estimators.exceptions import InvalidInputError
 
@@ -77,3 +78,12 @@ def _bootstrap_means(
         return (weight @ sums) / (weight @ counts)[:, None]
     picked = (rng.integers(len(values), size=len(values)) for _ in range(n_draws))
     return np.stack([values[rows].mean(0) for rows in picked])
+
+
+def mean_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Student interval of a mean; NaN for fewer than two values."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = student_t.ppf((1 + confidence) / 2, len(values) - 1)
+    half *= values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)

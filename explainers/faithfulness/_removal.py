@@ -33,7 +33,8 @@ class Removal:
     ----------
     predicted, actual : ndarray of shape (G,)
         Change of the target for each group of cells of each sample: the sum of the influence of its
-        cells (which AnyChange makes too large where cells differ), and if it is really hidden.
+        cells (for AnyChange the root mean square of the sums of its probes), and if it is really
+        hidden.
     share : ndarray of shape (G,)
         Share of the sample's cells in the group.
     sample : ndarray of int of shape (G,)
@@ -112,34 +113,23 @@ def removal(
     """
     require_explainer(explainer, InfluenceExplainer, what="removal")
     samples = read(explainer, adata)
-    values = explainer.of_samples(adata, samples)
-    of_twins = [
-        of_untrained(explainer, random_state + i).of_samples(adata, samples)
-        for i in range(n_untrained)
-    ]
     far = farthest(samples.x, list(samples.spans()))
     group = clusters_of(samples, n_groups, random_state)
     signed = explainer.plan().output is not None
-    rows = []
-    for s, changes in enumerate(explainer.changes_without(adata, samples, group)):
-        inside = slice(samples.offsets[s], samples.offsets[s + 1])
-        own = group[inside]
-        for g, change in enumerate(changes):
-            cells = own == g
-            rows.append(
-                {
-                    "sample": s,
-                    "share": cells.mean(),
-                    "actual": change,
-                    "predicted": values[inside][cells].sum() * 100 / len(own),
-                    "distance": far[inside][cells].mean(),
-                    **{
-                        f"twin{i}": twin[inside][cells].sum() * 100 / len(own)
-                        for i, twin in enumerate(of_twins)
-                    },
-                }
-            )
-    table = pd.DataFrame(rows).dropna()
+    predicted = {"predicted": explainer} | {
+        f"twin{i}": of_untrained(explainer, random_state + i) for i in range(n_untrained)
+    }
+    columns = {name: list(e.of_groups(adata, samples, group)) for name, e in predicted.items()}
+    columns["actual"] = list(explainer.changes_without(adata, samples, group))
+    tables = []
+    for s, (start, stop) in enumerate(samples.spans()):
+        own = group[start:stop]
+        n_cells = np.bincount(own)
+        table = pd.DataFrame({name: found[s] for name, found in columns.items()})
+        table["sample"], table["share"] = s, n_cells / len(own)
+        table["distance"] = np.bincount(own, far[start:stop]) / np.maximum(n_cells, 1)
+        tables.append(table[n_cells > 0])
+    table = pd.concat(tables, ignore_index=True).dropna()
     size = table["actual"].abs()
 
     def agreement(name: str, other: pd.Series) -> float:

@@ -1,19 +1,23 @@
+from ._attention import AttentionDisplay as AttentionDisplay
 from ._curves import AgreementDisplay as AgreementDisplay
 from ._curves import CurveDisplay as CurveDisplay
 from ._curves import FloorDisplay as FloorDisplay
 from ._field import GradientFieldDisplay as GradientFieldDisplay
 from ._gates import GateDisplay as GateDisplay
-from ._heads import AttentionHeadsDisplay as AttentionHeadsDisplay
+from ._influence import InfluenceDisplay as InfluenceDisplay
 from ._matrices import GradientSummaryDisplay as GradientSummaryDisplay
 from ._matrices import HeadMatrixDisplay as HeadMatrixDisplay
+from ._matrices import InfluenceMatrixDisplay as InfluenceMatrixDisplay
 
 __all__ = [
     "AgreementDisplay",
-    "AttentionHeadsDisplay",
+    "AttentionDisplay",
     "CurveDisplay",
     "FloorDisplay",
     "GateDisplay",
     "GradientFieldDisplay",
     "GradientSummaryDisplay",
     "HeadMatrixDisplay",
+    "InfluenceDisplay",
+    "InfluenceMatrixDisplay",
 ]

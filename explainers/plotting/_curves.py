@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from explainers.plotting.style import GREY, HUES, new_axes
+from explainers.plotting.style import new_axes
+from fcm_estimators.colours import GREY, HUES
 
 if TYPE_CHECKING:
     from explainers.faithfulness import (

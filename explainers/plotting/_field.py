@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -12,34 +12,47 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from explainers.plotting.style import categories, colours, draw_arrows, new_axes, raw_ticks
+from explainers.plotting.style import (
+    arrow_scale,
+    draw_arrows,
+    new_axes,
+    present,
+    raw_ticks,
+    shown_cells,
+)
+from fcm_estimators.colours import column_colours
 from fcm_estimators.exceptions import InvalidInputError, require_key
 from fcm_estimators.keys import ClassKeys, GradientKeys
 from fcm_estimators.preprocessing.ticks import marker_column
 
-# Largest number of points in one plot; a random subset of more cells looks the same.
-_MAX_POINTS = 100_000
-
 
 @dataclass
 class GradientFieldDisplay:
-    """Density of two markers, cells coloured by class, and mean gradients as arrows.
+    """Density of two markers, cells coloured by class, and gradients as arrows.
 
-    An arrow is the mean gradient of the cells of a class in one square of the plane. It shows the
-    change of these two markers that would raise the output of the model. It does not show a
-    movement of cells. Gradients per training SD are drawn as steps in SD, so both markers have the
-    same weight in any units.
+    An arrow is the mean gradient of the cells of a class in one square of the plane, or the
+    gradient of a single cell. It shows the change of these two markers that would raise the output
+    of the model. It does not show a movement of cells. Gradients per training SD are drawn as steps
+    in SD, so both markers have the same weight in any units. The arrow at the bottom has a stated
+    length.
 
     Attributes
     ----------
     cells : DataFrame
         ``x``, ``y``, ``group`` of the cells shown.
     arrows : DataFrame
-        ``x``, ``y`` (mean of the cells), ``dx``, ``dy`` (mean gradient), ``group``, ``n_cells``.
+        ``x``, ``y`` (mean of the cells), ``dx``, ``dy`` (mean gradient as a step along the axes),
+        ``group``, ``n_cells``.
     x, y : str
         Markers.
     explained : str
         Explained output.
+    colours : dict of class to str
+        Colour of each class, as in ``uns``.
+    unit : str
+        Unit of a gradient.
+    step : float
+        Length along the horizontal axis of a gradient of 1: the SD of the marker, or 1.
     """
 
     cells: pd.DataFrame
@@ -47,10 +60,13 @@ class GradientFieldDisplay:
     x: str
     y: str
     explained: str
+    colours: dict[Any, str]
+    unit: str
+    step: float
     _adata: AnnData = field(repr=False)
 
     @classmethod
-    def from_adata(
+    def from_explanation(
         cls,
         adata: AnnData,
         x: str,
@@ -58,8 +74,10 @@ class GradientFieldDisplay:
         *,
         key: str = GradientKeys.key,
         color: str = ClassKeys.key,
+        arrows: Literal["squares", "cells"] = "squares",
         n_bins: int = 16,
         min_cells: int = 10,
+        n_arrows: int = 150,
         random_state: int = 0,
     ) -> Self:
         """Collect the numbers from explained cells.
@@ -74,24 +92,34 @@ class GradientFieldDisplay:
             The explainer's ``key_added``.
         color : str, default "reluformer"
             Column of ``obs`` with the class.
+        arrows : {"squares", "cells"}, default "squares"
+            Mean gradient of the cells of a class in a square of the plane, or gradients of single
+            cells.
         n_bins : int, default 16
             Number of squares per axis.
         min_cells : int, default 10
             Smallest number of cells of a class in a square for which an arrow is drawn.
+        n_arrows : int, default 150
+            Number of single cells with an arrow, as many of each class as there are, up to an
+            equal part.
         random_state : int, default 0
-            Seed of the choice among more than 100,000 cells.
+            Seed of the choice of cells: of those with arrows, and among more than 100,000.
 
         Raises
         ------
         MissingKeyError, InvalidInputError
-            The gradient, the column or the marker is missing. The message lists the alternatives.
+            The gradient, the column or the marker is missing (the message lists the alternatives),
+            or ``arrows`` is unknown.
         """
+        if arrows not in ("squares", "cells"):
+            raise InvalidInputError(f"arrows={arrows!r}: choose 'squares' or 'cells'.")
         require_key(key, adata.layers.keys(), "the layer")
         require_key(color, adata.obs.columns, "the obs column")
         columns = [marker_column(adata, x), marker_column(adata, y)]
         values = np.asarray(_values(adata, key)[:, columns], dtype=np.float64)
         gradient = np.asarray(adata.layers[key][:, columns], dtype=np.float64)
-        gradient *= plane_units(adata, key, (x, y))
+        steps = plane_units(adata, key, (x, y))
+        gradient *= steps
         for marker, column in zip((x, y), gradient.T, strict=True):
             if np.isnan(column).all():
                 explained = adata.var_names[~np.isnan(adata.layers[key]).all(0)]
@@ -108,19 +136,22 @@ class GradientFieldDisplay:
                 "dy": gradient[:, 1],
             }
         ).dropna()
-        chosen = table
-        if len(table) > _MAX_POINTS:
-            chosen = table.sample(_MAX_POINTS, random_state=random_state)
-        order = [name for name in categories(adata.obs[color]) if name in set(table["group"])]
-        cells = chosen[["x", "y", "group"]].reset_index(drop=True)
-        cells["group"] = pd.Categorical(cells["group"], categories=order)
-        record = adata.uns.get(key, {})
+        hues = present(table["group"], column_colours(adata, color))
+        cells = shown_cells(table, random_state)[["x", "y", "group"]].reset_index(drop=True)
+        cells["group"] = pd.Categorical(cells["group"], categories=list(hues))
+        if arrows == "squares":
+            drawn = _binned(table, n_bins, min_cells)
+        else:
+            drawn = _single(table, n_arrows, random_state)
         return cls(
             cells,
-            _binned(table, n_bins, min_cells),
+            drawn,
             x,
             y,
-            str(record.get("explained", "")),
+            str(adata.uns.get(key, {}).get("explained", "")),
+            hues,
+            gradient_unit(adata, key),
+            float(steps[0]),
             adata,
         )
 
@@ -135,7 +166,7 @@ class GradientFieldDisplay:
             smaller range of the two markers.
         """
         ax = new_axes(ax, (6.0, 5.2))
-        hues = colours(list(self.cells["group"].cat.categories))
+        hues = self.colours
         ax.hexbin(
             self.cells["x"],
             self.cells["y"],
@@ -157,7 +188,7 @@ class GradientFieldDisplay:
             linewidths=0,
             rasterized=True,
         )
-        self._draw_arrows(ax, hues, arrow_length)
+        self._draw_arrows(ax, arrow_length)
         ax.set_xlabel(self.x)
         ax.set_ylabel(self.y)
         ax.set_title(f"gradient of {self.explained}" if self.explained else "", fontsize="medium")
@@ -169,7 +200,7 @@ class GradientFieldDisplay:
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
-    def _draw_arrows(self, ax: Axes, hues: dict[Any, Any], arrow_length: float) -> None:
+    def _draw_arrows(self, ax: Axes, arrow_length: float) -> None:
         table = self.arrows
         if table.empty:
             return
@@ -181,11 +212,12 @@ class GradientFieldDisplay:
             ax,
             table,
             factor,
-            color=[hues[g] for g in table["group"]],
+            color=[self.colours[g] for g in table["group"]],
             width=0.005,
             edgecolor="black",
-            linewidth=0.5,
+            linewidth=0.5 if (table["n_cells"] > 1).any() else 0.3,
         )
+        self.scale_ = arrow_scale(ax, self.quiver_, factor * self.step, self.x, self.unit)
 
     def frame(self) -> pd.DataFrame:
         """Return the arrows as a table."""
@@ -209,6 +241,18 @@ def plane_units(adata: AnnData, key: str, markers: Sequence[str]) -> np.ndarray:
         return np.ones(len(markers))
     known = dict(zip(record["markers"], record["marker_sd"], strict=True))
     return np.array([known.get(marker, np.nan) for marker in markers])
+
+
+def gradient_unit(adata: AnnData, key: str) -> str:
+    """Unit of a gradient, as in "0.5 per SD"."""
+    return "per SD" if adata.uns.get(key, {}).get("units") == "sd" else "per unit"
+
+
+def _single(table: pd.DataFrame, n_arrows: int, random_state: int) -> pd.DataFrame:
+    """Gradients of some cells of each class."""
+    groups = table.sample(frac=1, random_state=random_state).groupby("group", observed=True)
+    part = -(-n_arrows // max(groups.ngroups, 1))
+    return groups.head(part).head(n_arrows).assign(n_cells=1).reset_index(drop=True)
 
 
 def _binned(table: pd.DataFrame, n_bins: int, min_cells: int) -> pd.DataFrame:

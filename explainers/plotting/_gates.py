@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.patches import Polygon
 
-from explainers.plotting._field import plane_units
-from explainers.plotting.style import HUES, draw_arrows, new_axes, raw_ticks
+from explainers.plotting._field import gradient_unit, plane_units
+from explainers.plotting.style import arrow_scale, draw_arrows, new_axes, raw_ticks
+from fcm_estimators.colours import HUES
 from fcm_estimators.exceptions import InvalidInputError, require_key
 from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.gating.pictures import outline_in_data, picture_limits
@@ -41,6 +42,10 @@ class GateDisplay:
         Name and markers of the gate.
     explained : str
         Explained output.
+    unit : str
+        Unit of a gradient.
+    step : float
+        Length along the horizontal axis of a gradient of 1: the SD of the marker, or 1.
     """
 
     cells: pd.DataFrame
@@ -50,7 +55,9 @@ class GateDisplay:
     x: str
     y: str
     explained: str
-    _adata: AnnData
+    unit: str
+    step: float
+    _adata: AnnData = field(repr=False)
 
     @classmethod
     def from_tree(
@@ -104,11 +111,14 @@ class GateDisplay:
                 )
             outlines["expert"] = outline_in_data(adata, other)
         arrows, explained = pd.DataFrame(columns=["x", "y", "dx", "dy"], dtype=float), ""
+        unit, along = "", 1.0
         if key is not None:
             require_key(key, adata.layers.keys(), "the layer")
             explained = str(adata.uns.get(key, {}).get("explained", ""))
             step = np.asarray(adata.layers[key][:, columns], dtype=np.float64)
-            step *= plane_units(adata, key, polygon.markers)
+            steps = plane_units(adata, key, polygon.markers)
+            step *= steps
+            unit, along = gradient_unit(adata, key), float(steps[0])
             length = np.where(inside, np.nan_to_num(np.hypot(*step.T)), 0.0)
             chosen = np.argsort(-length)[:n_arrows]
             chosen = chosen[length[chosen] > 0]
@@ -116,7 +126,7 @@ class GateDisplay:
                 np.column_stack([places[chosen], step[chosen]]), columns=["x", "y", "dx", "dy"]
             )
         cells = pd.DataFrame(places[inside], columns=["x", "y"])
-        return cls(cells, outlines, arrows, gate, *polygon.markers, explained, adata)
+        return cls(cells, outlines, arrows, gate, *polygon.markers, explained, unit, along, adata)
 
     def plot(self, ax: Axes | None = None, *, arrow_length: float = 1.0) -> Self:
         """Draw the plot.
@@ -146,10 +156,10 @@ class GateDisplay:
             ax.add_patch(
                 Polygon(outline, fill=False, edgecolor=hue, linestyle=line, linewidth=2, label=name)
             )
-        if len(self.arrows):
-            self._draw_arrows(ax, arrow_length * float(high[0] - low[0]) / 8)
         ax.set_xlim(low[0], high[0])
         ax.set_ylim(low[1], high[1])
+        if len(self.arrows):
+            self._draw_arrows(ax, arrow_length * float(high[0] - low[0]) / 8)
         ax.set_xlabel(self.x)
         ax.set_ylabel(self.y)
         title = f"gate {self.gate}"
@@ -170,7 +180,9 @@ class GateDisplay:
 
     def _draw_arrows(self, ax: Axes, width: float) -> None:
         longest = float(np.hypot(self.arrows["dx"], self.arrows["dy"]).max())
-        self.quiver_ = draw_arrows(ax, self.arrows, width / longest, color=HUES[2], width=0.004)
+        factor = width / longest
+        self.quiver_ = draw_arrows(ax, self.arrows, factor, color=HUES[2], width=0.004)
+        self.scale_ = arrow_scale(ax, self.quiver_, factor * self.step, self.x, self.unit)
 
     def frame(self) -> pd.DataFrame:
         """Return the outlines as a table: ``outline``, ``x``, ``y``."""

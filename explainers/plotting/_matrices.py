@@ -1,4 +1,4 @@
-"""Heatmaps of signed gradients per population and marker, and of heads per population."""
+"""Heatmaps of gradients, of influence between populations, and of heads per population."""
 
 from __future__ import annotations
 
@@ -82,6 +82,87 @@ class GradientSummaryDisplay:
     def frame(self) -> pd.DataFrame:
         """Return mean and interval, indexed by population and marker."""
         return self.summary.set_index(["population", "marker"])[["mean", "ci_low", "ci_high"]]
+
+
+@dataclass
+class InfluenceMatrixDisplay:
+    """What happens to each population if another one is hidden, exactly.
+
+    The colour and the first number of a field are the change of the target of the population of
+    the column if that of the row is hidden. It is in brackets if the interval over samples includes
+    zero, or there is none because there is one sample. Below it, for classifiers, is the share of
+    the cells that switch class.
+
+    Attributes
+    ----------
+    between : DataFrame
+        Result of ``InfluenceExplainer.between``.
+    name : str
+        Label of the colour.
+    """
+
+    between: pd.DataFrame
+    name: str
+
+    @classmethod
+    def from_between(cls, between: pd.DataFrame, *, name: str = "change of the target") -> Self:
+        """Take the table.
+
+        Parameters
+        ----------
+        between : DataFrame
+            Result of ``InfluenceExplainer.between``.
+        name : str, default "change of the target"
+            Label of the colour, such as "change of the log-odds of blast".
+
+        Raises
+        ------
+        InvalidInputError
+            The table lacks a column.
+        """
+        needed = ["hidden", "target", "change", "ci_low", "ci_high", "switched", "share_hidden"]
+        missing = [column for column in needed if column not in between]
+        if missing:
+            raise InvalidInputError(
+                f"The table lacks {missing}. Pass the result of InfluenceExplainer.between."
+            )
+        return cls(between, name)
+
+    def plot(self, ax: Axes | None = None) -> Self:
+        """Draw the heatmap; fields without cells are empty."""
+        rows, columns = (list(dict.fromkeys(self.between[n])) for n in ("hidden", "target"))
+        index = self.between.set_index(["hidden", "target"])
+        change = index["change"].unstack().loc[rows, columns].astype(float)
+        text = [[_change_text(index.loc[(row, column)]) for column in columns] for row in rows]
+        values = change.to_numpy()
+        known = np.abs(values[~np.isnan(values)])
+        top = (float(known.max()) if len(known) else 0.0) or 1.0
+        ax = new_axes(ax, (2.8 + 0.8 * len(columns), 1.6 + 0.6 * len(rows)))
+        image = ax.imshow(values, cmap="PuOr_r", vmin=-top, vmax=top, aspect="auto")
+        _write_text(ax, text, np.abs(np.nan_to_num(values)) / top)
+        share = self.between.groupby("hidden")["share_hidden"].mean()
+        change.index = [f"{row} ({share[row]:.1%})" for row in rows]
+        _label_axes(ax, change)
+        ax.set(xlabel="target cells", ylabel="hidden (share of the sample)")
+        ax.set_title(
+            "change (in brackets: no interval, or it includes 0)\nshare that switches class",
+            fontsize="small",
+        )
+        ax.figure.colorbar(image, ax=ax, label=self.name)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def frame(self) -> pd.DataFrame:
+        """Return the table."""
+        return self.between.copy()
+
+
+def _change_text(pair: pd.Series) -> str:
+    if np.isnan(pair["change"]):
+        return ""
+    has_sign = pair["ci_low"] > 0 or pair["ci_high"] < 0
+    text = f"{pair['change']:.2g}" if has_sign else f"({pair['change']:.2g})"
+    return text if np.isnan(pair["switched"]) else f"{text}\n{pair['switched']:.1%}"
 
 
 @dataclass

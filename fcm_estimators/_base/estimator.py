@@ -40,6 +40,7 @@ from fcm_estimators._base.state import (
 from fcm_estimators._cells.results import ResultKeys, Sink, copy_if_asked, opened, run_record
 from fcm_estimators._cells.rows import SampleCells, cells_in_memory
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, model_names
+from fcm_estimators._cells.within import Within
 from fcm_estimators._checks import marker_positions
 from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._fitting.net import PackedNet
@@ -68,6 +69,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     training_: list[Entries]
     net_: PackedNet
     fitted_with_groups_: bool
+    within_: Within | None
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "net_")
@@ -344,6 +346,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             markers=self.markers_,
             layer=self.layer,
             sample_key=self.sample_key,
+            within="" if self.within_ is None else self.within_.gate,
             cards=json.dumps(self.cards()),
             distance=distance,
             clipped={
@@ -379,9 +382,14 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             self.history_,
             self.training_,
             {marker: self.preprocessing_.get(marker) for marker in self.markers_},
-            self._card_entries(),
+            {**self._within_entry(), **self._card_entries()},
             self._performance_entries(),
         )
+
+    def _within_entry(self) -> dict[str, str]:
+        if self.within_ is None:
+            return {}
+        return {"cells": f"inside the gate {self.within_.gate}; others are not analysed"}
 
     def _json_params(self) -> Entries:
         """Parameters that are saved as JSON."""
@@ -438,7 +446,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             model = cls(**params)
             model.device = device
             model._restore(fitted, tensors)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise ModelFormatError(
                 f"The description of the model in {path} does not fit its weights or this version "
                 f"of the package: {error}. Copy the directory again, or train again."

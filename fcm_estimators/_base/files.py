@@ -26,8 +26,8 @@ from fcm_estimators.exceptions import ModelFormatError
 
 FORMAT = "fcm-estimators model"
 # Version 3 stores the members and the novelty of a classifier, version 4 the limits of the inputs
-# and names the weights by their checksum.
-FORMAT_VERSION = 4
+# and names the weights by their checksum, version 5 the gate inside which it was trained.
+FORMAT_VERSION = 5
 _DESCRIPTION = "model.json"
 
 
@@ -77,11 +77,12 @@ def write_model(
     }
     text = json.dumps(description, indent=1, sort_keys=True).encode()
     file = folder / _weights_name(str(description["weights_sha256"]))
+    replaced = _named_weights(folder)
     write_whole(file, weights)
     write_whole(folder / _DESCRIPTION, text)
-    for other in folder.glob(_weights_name("*")):
-        if other != file:
-            other.unlink(missing_ok=True)
+    # Not those of others who save here at the same time.
+    if replaced is not None and replaced != file:
+        replaced.unlink(missing_ok=True)
     for name, sections in cards.items():
         file = folder / f"{name.upper().replace(' ', '_')}.md"
         write_whole(file, as_markdown(name, sections).encode())
@@ -102,7 +103,7 @@ def read_model(
     text = _read(folder / _DESCRIPTION, folder)
     try:
         description = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ModelFormatError(
             f"{_DESCRIPTION} in {folder} is not valid JSON ({error}); the file is damaged. Copy "
             "the model directory again."
@@ -138,7 +139,7 @@ def read_model(
         raise ModelFormatError(f"{file.name} in {folder} cannot be read: {error}") from error
     try:
         return tensors, from_json(description["params"]), from_json(description["fitted"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelFormatError(
             f"{_DESCRIPTION} in {folder} is incomplete or altered ({type(error).__name__}: "
             f"{error}). Copy the directory again, or train again."
@@ -152,6 +153,15 @@ def model_checksum(path: str | os.PathLike[str]) -> str:
     """
     description = Path(path) / _DESCRIPTION
     return checksum(description) if description.is_file() else ""
+
+
+def _named_weights(folder: Path) -> Path | None:
+    """Weights of the model that is in the directory, if there is one."""
+    try:
+        sha256 = json.loads((folder / _DESCRIPTION).read_bytes())["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return folder / _weights_name(sha256) if re.fullmatch("[0-9a-f]{64}", str(sha256)) else None
 
 
 def _weights_name(weights_sha256: str) -> str:

@@ -17,7 +17,7 @@ from fcm_estimators.nn.streaming import streamed_contexts
 
 # The members see this share of a sample's cells as context, and judge at most this share of them;
 # but at least so many, so that small samples are judged whole.
-_SHARE, _FEWEST_SEEN, _FEWEST_JUDGED = 0.05, 2_000, 3_000
+_SHARE, _FEWEST_SEEN, _FEWEST_JUDGED = 0.02, 2_000, 3_000
 # A cell may belong to a class if any net gives it these log-odds, a probability of 5 %.
 _POSSIBLE = -3.0
 # Members do not judge cells that have lower log-odds of the positive class in the model itself.

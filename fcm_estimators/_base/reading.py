@@ -18,6 +18,7 @@ from fcm_estimators._base.running import net_for
 from fcm_estimators._cells.rows import SampleCells, cells_in_memory, cells_in_store
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, Source, read_samples
 from fcm_estimators._cells.store import CellStore, sample_rows
+from fcm_estimators._cells.within import Within
 from fcm_estimators._checks import listed
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, NotFittedError
@@ -41,6 +42,7 @@ class ReadsSamples(Protocol):
     layer: str | None
     markers_: list[str]
     preprocessing_: dict[str, MarkerState]
+    within_: Within | None
     fitted_with_groups_: bool
     net_: PackedNet
 
@@ -65,7 +67,9 @@ def fitted_net(estimator: Fitted) -> SetModule:
     return cast(SetModule, estimator.net_.module_)
 
 
-def read_to_fit(estimator: Any, X: CellData, groups: PerCell, *, continued: bool) -> Samples:
+def read_to_fit(
+    estimator: Any, X: CellData, groups: PerCell, *, continued: bool, label_key: Hashable = None
+) -> Samples:
     """Read the samples for ``fit``, and set the attributes that describe the features.
 
     Parameters
@@ -76,7 +80,17 @@ def read_to_fit(estimator: Any, X: CellData, groups: PerCell, *, continued: bool
     continued : bool
         Whether training continues from a fitted net. The data then need the same markers in the
         same state.
+    label_key : optional
+        Column of the labels. If they were made inside a gate, only its cells are read.
     """
+    within = None if label_key is None else Within.recorded(X, label_key)
+    if continued and within != estimator.within_:
+        was, now = (w.gate if w else "none" for w in (estimator.within_, within))
+        raise InvalidInputError(
+            f"warm_start continues a training inside the gate {was!r}, but the labels were made "
+            f"inside the gate {now!r}. Label the data inside the same gate, or train a new model."
+        )
+    estimator.within_ = within
     named = _has_names(X)
     if not named:
         X = validate_data(estimator, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
@@ -163,7 +177,9 @@ def _read_store(estimator: ReadsSamples, store: CellStore) -> list[SampleCells]:
     columns = store.columns(estimator.markers_, estimator.marker_aliases)
     require_state(estimator, AnnData(np.zeros((0, len(store.var)), np.float32), var=store.var))
     net = net_for(fitted_net(estimator), store.values(estimator.layer).dtype)
-    rows = sample_rows(store, estimator.sample_key, estimator.subset_key)
+    within = estimator.within_
+    chosen = None if within is None else within.among(store.table(key) for key in within.keys)
+    rows = sample_rows(store, estimator.sample_key, estimator.subset_key, chosen)
     cells = cells_in_store(
         store, rows, estimator.markers_, columns, estimator.layer, net.input_mean
     )
@@ -194,6 +210,7 @@ def _source(estimator: ReadsSamples) -> Source:
         label_key=getattr(estimator, "label_key", None),
         layer=estimator.layer,
         aliases=estimator.marker_aliases,
+        within=estimator.within_,
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fcm_estimators._cells.within import Within
 from fcm_estimators._fitting.reference import Reference
 from fcm_estimators._types import Entries
 from fcm_estimators.nn import SetModule
@@ -29,6 +30,7 @@ class FittedAttributes(Protocol):
     history_: pd.DataFrame
     reference_: Reference
     preprocessing_: dict[str, MarkerState]
+    within_: Within | None
 
 
 def fitted_entries(estimator: FittedAttributes) -> Entries:
@@ -43,6 +45,7 @@ def fitted_entries(estimator: FittedAttributes) -> Entries:
         "history": estimator.history_.to_dict("list"),
         "reference": estimator.reference_.to_dict(),
         "states": {k: list(v) for k, v in estimator.preprocessing_.items()},
+        "within": None if estimator.within_ is None else vars(estimator.within_),
     }
 
 
@@ -57,6 +60,8 @@ def restore_fitted(estimator: Any, entries: Entries) -> None:
     estimator.training_ = [dict(entry) for entry in entries["training"]]
     estimator.history_ = pd.DataFrame(entries["history"])
     estimator.reference_ = Reference.from_dict(estimator.markers_, entries["reference"])
+    within = entries["within"]
+    estimator.within_ = None if within is None else Within(**within)
     estimator.preprocessing_ = {k: (str(v[0]), bool(v[1])) for k, v in entries["states"].items()}
 
 

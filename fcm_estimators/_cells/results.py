@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._cells.store import CellStore, Rows, as_index, open_store, write_rows
+from fcm_estimators._cells.store import CellStore, as_index, open_store, write_rows
+from fcm_estimators._cells.stored_values import Rows
 from fcm_estimators._types import Element, Entries
+from fcm_estimators.colours import colours, known_colours
 from fcm_estimators.exceptions import InvalidInputError
 
 # An AnnData, or the path of an h5ad file or a zarr directory.
@@ -36,10 +38,6 @@ class ResultKeys(Protocol):
     @property
     def record(self) -> str:
         """``uns``: the run record."""
-
-    @property
-    def colours(self) -> list[str]:
-        """``uns``: colours of scanpy, which a new run removes."""
 
 
 class Field(Protocol):
@@ -63,7 +61,10 @@ class Sink(ABC):
 
     @abstractmethod
     def categorical(self, key: str, categories: Sequence[Any], fill: int = -1) -> Field:
-        """Declare a column of ``obs`` for codes of categories; -1 is missing."""
+        """Declare a column of ``obs`` for codes of categories; -1 is missing.
+
+        Its colours are committed to ``uns``; a category that has one keeps it.
+        """
 
     @abstractmethod
     def numbers(self, key: str) -> Field:
@@ -123,8 +124,10 @@ class MemorySink(Sink):
         self.n_cells, self.var_names = adata.n_obs, adata.var_names
         self._adata = adata
         self._changes: list[Callable[[], None]] = []
+        self._categories: dict[str, Sequence[Any]] = {}
 
     def categorical(self, key: str, categories: Sequence[Any], fill: int = -1) -> Field:
+        self._categories[key] = categories
         codes = _Array(np.full(self.n_cells, fill, dtype=np.int64))
 
         def change() -> None:
@@ -172,12 +175,14 @@ class MemorySink(Sink):
         return block
 
     def commit(self, keys: ResultKeys, record: Entries) -> None:
+        # The colours that the columns have now, before they get other categories.
+        known = {key: known_colours(self._adata, key) for key in self._categories}
         for change in self._changes:
             change()
-        self._adata.uns[keys.record] = dict(record)
-        # The number of colours of an earlier run may differ from the number of categories.
-        for name in keys.colours:
-            self._adata.uns.pop(name, None)
+        uns = self._adata.uns
+        uns[keys.record] = dict(record)
+        for key, names in self._categories.items():
+            uns[f"{key}_colors"] = list(colours(names, known[key]).values())
 
     def _column(self, key: str, column: _Array) -> Field:
         def change() -> None:
@@ -239,8 +244,11 @@ class StoreSink(Sink):
     def __init__(self, store: CellStore) -> None:
         self.n_cells, self.var_names = store.n_obs, store.var_names
         self._store = store
+        self._colours: dict[str, list[str]] = {}
 
     def categorical(self, key: str, categories: Sequence[Any], fill: int = -1) -> Field:
+        known = self._store.known_colours(key)
+        self._colours[key] = list(colours(categories, known).values())
         return _Stored([self._store.add_categorical(key, [str(c) for c in categories], fill)])
 
     def numbers(self, key: str) -> Field:
@@ -261,7 +269,8 @@ class StoreSink(Sink):
         return _StoredRows(self._store.add_layer(key))
 
     def commit(self, keys: ResultKeys, record: Entries) -> None:
-        self._store.add_record(keys.record, record, stale=keys.colours)
+        hues = {f"{key}_colors": np.array(names) for key, names in self._colours.items()}
+        self._store.add_records({keys.record: dict(record), **hues})
 
 
 @contextmanager

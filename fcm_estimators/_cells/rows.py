@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fcm_estimators._cells.samples import Samples
-from fcm_estimators._cells.store import BLOCK, CellStore, Rows, StoredValues, as_index, close_rows
+from fcm_estimators._cells.store import BLOCK, CellStore, as_index, close_rows
+from fcm_estimators._cells.stored_values import Rows, StoredValues
 from fcm_estimators._checks import column_extremes, require_finite
 from fcm_estimators.nn.sources import CellSource, PackedCells, Piece
 

@@ -20,6 +20,7 @@ from fcm_estimators._cells.defaults import (
     require_stains,
     warn_of_left_out,
 )
+from fcm_estimators._cells.within import Within
 from fcm_estimators._checks import (
     as_flags,
     listed,
@@ -128,6 +129,8 @@ class Source:
     layer : str or None
     aliases : mapping or None
         Name in the data -> name in the model.
+    within : Within or None
+        Gate whose cells are read.
     """
 
     sample_key: Hashable = None
@@ -136,6 +139,7 @@ class Source:
     label_key: Hashable = None
     layer: str | None = None
     aliases: Mapping[str, str] | None = None
+    within: Within | None = None
 
     @property
     def keys(self) -> list[Hashable]:
@@ -207,9 +211,9 @@ def read_samples(
 
     rows = np.arange(n_rows) if inside is None else np.flatnonzero(inside)
     if len(rows) == 0:
-        raise InvalidInputError(
-            f"subset_key={source.subset_key!r} leaves 0 of {n_rows} cells to analyse."
-        )
+        limits = [] if source.subset_key is None else [f"subset_key={source.subset_key!r}"]
+        limits += [] if source.within is None else [f"the gate {source.within.gate!r}"]
+        raise InvalidInputError(f"{' and '.join(limits)} leaves 0 of {n_rows} cells to analyse.")
     codes, present = pd.factorize(ids.codes[rows])
     sample_names = ids.names[present]
     if (codes[1:] < codes[:-1]).any():
@@ -285,15 +289,17 @@ def _plain(values: pd.Series) -> np.ndarray:
 
 
 def _subset(data: Any, source: Source) -> np.ndarray | None:
+    within = None if source.within is None else source.within.inside(data)
     key = source.subset_key
     if key is None:
-        return None
+        return within
     gates = data.obsm.get(EXPERT_GATES) if isinstance(data, AnnData) else None
     if isinstance(gates, pd.DataFrame) and key not in data.obs and key in gates:
         inside = gates[key].to_numpy()
     else:
         inside = column(data, key, "subset_key")
-    return as_flags(inside, f"subset_key={key!r}")
+    flags = as_flags(inside, f"subset_key={key!r}")
+    return flags if within is None else flags & within
 
 
 def _sample_ids(data: Any, source: Source, groups: PerCell) -> _Ids:
@@ -379,6 +385,7 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
         if not isinstance(block, np.ndarray) and not sp.issparse(block):
             block = block[:]  # a backed AnnData: read the array of the file once
         if sp.issparse(block):
+            require_whole(block)
             block = block.tocsr()[rows][:, positions].toarray()
             rows, positions = np.arange(len(rows)), np.arange(len(positions))
     elif isinstance(data, pd.DataFrame):
@@ -404,6 +411,15 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
     picked = block if all_rows else block[rows]
     picked = picked if all_columns else np.take(picked, positions, axis=1)
     return np.ascontiguousarray(picked, dtype=dtype)
+
+
+def require_whole(matrix: Any) -> None:
+    """Raise InvalidInputError if a sparse matrix points beyond itself, which would crash scipy."""
+    try:
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise InvalidInputError(f"The sparse values are damaged: {error}.") from error
 
 
 def read_labels(data: Any, y: PerCell, label_key: Hashable, n_rows: int) -> np.ndarray:

@@ -6,6 +6,7 @@ uses the groups of the store directly, in the format that AnnData documents.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ import pandas as pd
 import zarr
 from numpy.typing import DTypeLike
 
+from fcm_estimators._cells.h5ad import MARGIN, trim
 from fcm_estimators._cells.samples import model_names
+from fcm_estimators._cells.stored_values import Rows, StoredValues, readable
 from fcm_estimators._checks import (
     as_flags,
     listed,
@@ -26,14 +29,13 @@ from fcm_estimators._checks import (
     require_key,
     sample_codes,
 )
+from fcm_estimators._files import reserve
 from fcm_estimators._types import Element, Entries, Group
+from fcm_estimators.colours import named
 from fcm_estimators.exceptions import InvalidInputError
 
 # Number of rows that are read from a store at once.
 BLOCK = 65_536
-
-# Rows of a sample: a range if they have no gaps, else ascending numbers.
-Rows = range | np.ndarray
 
 
 class CellStore:
@@ -50,15 +52,27 @@ class CellStore:
     def __init__(self, root: Group, path: Path) -> None:
         self.root, self.path = root, path
         self._added: list[tuple[Group, str]] = []
-        for part in ("obs", "var"):
-            if part not in root or "_index" not in root[part].attrs:
-                raise InvalidInputError(
-                    f"{path} holds no AnnData: {part!r} is missing or is not a table. Found "
-                    f"{listed(root)}."
-                )
-        self._index = str(root["obs"].attrs["_index"])
-        self.n_obs = int(root["obs"][self._index].shape[0])
-        self.var: pd.DataFrame = anndata.io.read_elem(root["var"])
+        with readable(path):
+            for part in ("obs", "var"):
+                if part not in root or "_index" not in root[part].attrs:
+                    raise InvalidInputError(
+                        f"{path} holds no AnnData: {part!r} is missing or is not a table. Found "
+                        f"{listed(root)}."
+                    )
+            self._index = str(root["obs"].attrs["_index"])
+            (n_obs,) = root["obs"][self._index].shape
+            self.n_obs = int(n_obs)
+            self.var: pd.DataFrame = anndata.io.read_elem(root["var"])
+            order = [str(name) for name in root["obs"].attrs["column-order"]]
+            kinds = {name: type(root[name]) for name in ("obsm", "layers", "uns") if name in root}
+        if any(name not in root["obs"] for name in order):
+            raise InvalidInputError(f"{path} is damaged: obs lacks some of its columns {order}.")
+        if wrong := [n for n, kind in kinds.items() if kind not in (h5py.Group, zarr.Group)]:
+            raise InvalidInputError(f"{path} is damaged: {listed(wrong)} is no group of elements.")
+        self._size = 0
+        if isinstance(root, h5py.File):
+            self._size = path.stat().st_size + MARGIN
+            self._reserve(0)
 
     @property
     def var_names(self) -> pd.Index:
@@ -83,7 +97,14 @@ class CellStore:
 
     def column(self, key: str) -> pd.Series:
         """A column of ``obs``. Text without categories takes memory for each cell."""
-        return pd.Series(anndata.io.read_elem(self.root["obs"][key]))
+        with readable(self.path):
+            found = pd.Series(anndata.io.read_elem(self.root["obs"][key]))
+        if len(found) != self.n_obs:
+            raise InvalidInputError(
+                f"{self.path} is damaged: the obs column {key!r} has {len(found)} values for "
+                f"{self.n_obs} cells."
+            )
+        return found
 
     def flags(self, key: object) -> np.ndarray:
         """A column of True and False for all cells; all True if ``key`` is None."""
@@ -95,6 +116,14 @@ class CellStore:
             )
         self.require_column(key, "cells")
         return as_flags(self.column(key), f"The obs column {key!r}")
+
+    def table(self, key: str) -> pd.DataFrame | None:
+        """A table of ``obsm`` without its index; None if there is none of this key."""
+        group = self.root.get("obsm", {}).get(key)
+        if group is None or group.attrs.get("encoding-type") != "dataframe":
+            return None
+        names = [str(name) for name in group.attrs["column-order"]]
+        return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in names})
 
     def matrix(self, layer: str | None) -> Element:
         """The values: ``X`` or a layer."""
@@ -108,7 +137,16 @@ class CellStore:
 
     def values(self, layer: str | None) -> StoredValues:
         """Rows of ``X`` or of a layer."""
-        return StoredValues(self.matrix(layer))
+        return StoredValues(self.matrix(layer), (self.n_obs, len(self.var)), self.path)
+
+    def known_colours(self, first: str) -> dict[str, str]:
+        """Colours by name of category in ``uns``, those of one column before those of others."""
+        obs, uns = self.root["obs"], self.root.get("uns", {})
+        columns = [name.removesuffix("_colors") for name in uns if name.endswith("_colors")]
+        columns = [c for c in columns if c in obs and "categories" in obs[c]]
+        columns.sort(key=lambda column: column != first)
+        read = anndata.io.read_elem
+        return named((read(obs[c]["categories"]), read(uns[f"{c}_colors"])) for c in columns)
 
     # -- writing ------------------------------------------------------------------------------
 
@@ -173,13 +211,13 @@ class CellStore:
         self._prepare(layers, key)
         return self._array(layers, key, (len(self.var),), np.float32, np.nan)
 
-    def add_record(self, key: str, record: Entries, stale: Sequence[str] = ()) -> None:
-        """Add a run record to ``uns``, and remove the entries ``stale`` of an earlier run."""
+    def add_records(self, entries: Entries) -> None:
+        """Set entries of ``uns``."""
         uns = self.root.require_group("uns")
-        for name in (key, *stale):
+        for name, entry in entries.items():
             if name in uns:
                 del uns[name]
-        anndata.io.write_elem(uns, key, dict(record))
+            anndata.io.write_elem(uns, name, entry)
 
     def _array(
         self, group: Group, name: str, tail: tuple[int, ...], dtype: DTypeLike, fill: object
@@ -187,6 +225,9 @@ class CellStore:
         shape = (self.n_obs, *tail)
         chunks = (min(BLOCK, max(self.n_obs, 1)), *tail)
         if isinstance(group, h5py.Group):
+            self._reserve(
+                -(-self.n_obs // chunks[0]) * math.prod(chunks) * np.dtype(dtype).itemsize
+            )
             made = group.create_dataset(name, shape, dtype, chunks=chunks, fillvalue=fill)
         else:
             made = group.create_array(
@@ -194,6 +235,11 @@ class CellStore:
             )
         made.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         return made
+
+    def _reserve(self, n_bytes: int) -> None:
+        """Take space for so many more bytes in an h5ad file."""
+        self._size += n_bytes
+        reserve(self.root.file.id.get_vfd_handle(), self._size)
 
     def _add_index(self, table: Group) -> None:
         source = self.root["obs"][self._index]
@@ -262,6 +308,7 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[CellStore]:
         try:
             # Consolidated metadata would hide new elements. They are written again at the end.
             root = zarr.open_group(path, mode="r+", use_consolidated=False)
+            list(root.members(max_depth=None))
             metadata = zarr.open_group(path, mode="r").metadata
             consolidated = metadata.consolidated_metadata is not None
         except Exception as error:
@@ -270,14 +317,18 @@ def open_store(path: str | os.PathLike[str]) -> Iterator[CellStore]:
             yield from _without_partial_results(CellStore(root, path))
         finally:
             if consolidated:
-                zarr.consolidate_metadata(path)
+                with readable(path):
+                    zarr.consolidate_metadata(path)
         return
     try:
         file = h5py.File(path, "r+")
     except OSError as error:
         raise InvalidInputError(f"{path} is no h5ad file: {error}") from error
-    with file:
-        yield from _without_partial_results(CellStore(file, path))
+    try:
+        with file:
+            yield from _without_partial_results(CellStore(file, path))
+    finally:
+        trim(path)
 
 
 def _without_partial_results(store: CellStore) -> Iterator[CellStore]:
@@ -290,7 +341,10 @@ def _without_partial_results(store: CellStore) -> Iterator[CellStore]:
 
 
 def sample_rows(
-    store: CellStore, sample_key: str | int | None, subset_key: str | None
+    store: CellStore,
+    sample_key: str | int | None,
+    subset_key: str | None,
+    chosen: np.ndarray | None = None,
 ) -> dict[Hashable, Rows]:
     """Rows of each sample, in the order of their first appearance.
 
@@ -299,6 +353,8 @@ def sample_rows(
     store : CellStore
     sample_key, subset_key : str or None
         Columns of ``obs``.
+    chosen : ndarray of bool, shape (n_obs,), optional
+        Cells to analyse among those of ``subset_key``.
 
     Returns
     -------
@@ -321,6 +377,8 @@ def sample_rows(
     if sample_key is not None:
         codes, names = sample_codes(store.column(str(sample_key)), sample_key)
     kept = store.flags(subset_key)
+    if chosen is not None:
+        kept &= chosen
     found: dict[Hashable, list[Rows]] = {}
     for block in store.blocks():
         part, inside = codes[block], kept[block]
@@ -329,7 +387,8 @@ def sample_rows(
             if len(rows):
                 _append(found.setdefault(names[int(code)], []), rows + block.start)
     if not found:
-        raise InvalidInputError(f"subset_key={subset_key!r} leaves no cells to analyse.")
+        limit = "The gate of the model" if subset_key is None else f"subset_key={subset_key!r}"
+        raise InvalidInputError(f"{limit} leaves no cells to analyse.")
     return {name: _joined(parts) for name, parts in found.items()}
 
 
@@ -346,42 +405,6 @@ def _append(parts: list[Rows], rows: np.ndarray) -> None:
 
 def _joined(parts: list[Rows]) -> Rows:
     return parts[0] if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
-
-
-class StoredValues:
-    """Rows of a dense or CSR matrix on disk.
-
-    Parameters
-    ----------
-    element : array or group of h5py or zarr
-
-    Raises
-    ------
-    InvalidInputError
-        The matrix is of another kind, or its values are not real numbers.
-    """
-
-    def __init__(self, element: Element) -> None:
-        kind = element.attrs.get("encoding-type", "array")
-        if kind not in ("array", "csr_matrix"):
-            raise InvalidInputError(
-                f"The values are stored as {kind}; rows can be read from a dense array or a "
-                "csr_matrix. Convert them first."
-            )
-        self._sparse = kind == "csr_matrix"
-        self._rows = anndata.io.sparse_dataset(element) if self._sparse else element
-        stored = self._rows.dtype
-        if stored.kind not in "fiub":
-            raise InvalidInputError(f"X holds values of type {stored}; real numbers are needed.")
-        # The net computes in float64 if the values are float64, else in float32.
-        self.dtype = np.dtype(np.float64 if stored == np.float64 else np.float32)
-
-    def read(self, rows: Rows) -> np.ndarray:
-        """Values of ascending rows, shape (n, n_columns); reads all rows from first to last."""
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        block = self._rows[first:last]
-        dense = block.toarray() if self._sparse else np.asarray(block)
-        return dense if len(rows) == last - first else dense[np.asarray(rows) - first]
 
 
 def as_index(rows: Rows) -> slice | np.ndarray:

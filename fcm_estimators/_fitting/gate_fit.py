@@ -16,18 +16,22 @@ from fcm_estimators._fitting.gate_draws import GateDraws
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE, GateLoss
 from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
+from fcm_estimators.nn.soft_gates import SoftGate
 from fcm_estimators.nn.streaming import streamed_contexts
 
-# First radius of a fit, two SD of the cells inside, and lower limit of these SD in training SD.
-_FIRST_LOG_RADIUS, _MIN_SPREAD = float(np.log(2.0)), 0.05
+# Lower limit of the SD of the cells inside, in training SD.
+_MIN_SPREAD = 0.05
+# A fit starts with this quantile of the distances in each direction, and with at least this
+# radius, in SD of the cells inside.
+_FIRST_QUANTILE, _LEAST_RADIUS = 0.995, 0.1
 # Fit of polygons, in two phases: with cross-entropy, then with Dice alone at a lower rate.
 _FIT_STEPS, _FIT_RATE = 150, 0.05
 # Final adjustment of the predicted changes, and the number of samples that it uses.
 _ADJUSTMENT_STEPS, _ADJUSTMENT_RATE, _ADJUSTMENT_SAMPLES = 100, 0.02, 100
 # Weight of the penalty that keeps predicted changes unless the samples show a better value.
 _ADJUSTMENT_PENALTY = 0.001
-# Cells per sample for a fit of the typical gates, and of the gates of a single sample.
-_TYPICAL_CELLS, _SAMPLE_CELLS = 2_000, 20_000
+# Cells per sample for a fit of the typical gates.
+_TYPICAL_CELLS = 2_000
 
 
 def fit_shapes(
@@ -35,7 +39,7 @@ def fit_shapes(
     z: Tensor,
     member: Tensor,
     offsets: Sequence[int],
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
     *,
     shared: bool,
 ) -> Shapes:
@@ -50,7 +54,7 @@ def fit_shapes(
     member : int Tensor of shape (N, G)
         1 inside, 0 outside, -1 unknown, -2 outside of the parent.
     offsets : sequence of S + 1 int
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
         As in :class:`GateLoss`.
     shared : bool
         True: one polygon per gate for all samples. False: one per sample and gate.
@@ -67,7 +71,7 @@ def fit_shapes(
     change = change.to(z).requires_grad_()
     inputs = {"sample": sample, "log_odds_ratio": z.new_zeros(len(z), 1)}
     target = torch.cat([torch.zeros_like(member[:, :1]), member], 1)
-    loss = GateLoss(parents)
+    loss = GateLoss(hierarchy)
     limits = [0, len(z)] if shared else offsets
 
     def value() -> Tensor:
@@ -85,7 +89,7 @@ def settled_change(
     gates: StarGates,
     change: Tensor,
     batch: tuple[dict[str, Tensor], Tensor],
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
 ) -> tuple[Tensor, Tensor]:
     """Scale and offset of the predicted changes that fit samples as they were measured.
 
@@ -99,7 +103,7 @@ def settled_change(
         Change that the net predicts for each sample.
     batch : pair
         Standardised cells of these samples, in the form of :class:`GateDraws`.
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
         As in :class:`GateLoss`.
 
     Returns
@@ -111,7 +115,7 @@ def settled_change(
     offsets = [0, *torch.bincount(inputs["sample"]).cumsum(0).tolist()]
     scale = torch.ones_like(change[0, :, :1]).requires_grad_()
     offset = torch.zeros_like(change[0]).requires_grad_()
-    loss = GateLoss(parents).eval()
+    loss = GateLoss(hierarchy).eval()
 
     def penalised() -> Tensor:
         shapes = gates.shapes(change * scale + offset)
@@ -136,12 +140,30 @@ def _minimise(
         schedule.step()
 
 
+def first_radii(place: np.ndarray, n_vertices: int) -> np.ndarray:
+    """Radii at a high quantile of the distances of cells near each direction, (V,).
+
+    Parameters
+    ----------
+    place : ndarray of shape (n, 2)
+        Cells inside, relative to the centre.
+    n_vertices : int
+    """
+    step = 2 * np.pi / n_vertices
+    angle, distance = np.arctan2(place[:, 1], place[:, 0]), np.hypot(*place.T)
+    radii = np.full(n_vertices, _LEAST_RADIUS)
+    nearest = np.round(angle / step).astype(int) % n_vertices
+    for k in np.unique(nearest):
+        radii[k] = max(_LEAST_RADIUS, np.quantile(distance[nearest == k], _FIRST_QUANTILE))
+    return radii
+
+
 def place_gates(
     gates: StarGates,
     z: np.ndarray,
     member: np.ndarray,
     offsets: list[int],
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
 ) -> None:
     """Set the typical centre, spread and radii of each gate from training cells.
 
@@ -155,7 +177,7 @@ def place_gates(
         Standardised cells, samples packed.
     member : int ndarray of shape (N, G)
     offsets : list of S + 1 int
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
         As in :class:`GateLoss`.
     """
     axes = gates.axes.numpy()
@@ -167,14 +189,16 @@ def place_gates(
         gates.centre[g] = torch.from_numpy(np.mean([p.mean(0) for p in known], axis=0))
         spread = np.sqrt(np.mean([p.var(0) for p in known], axis=0))
         gates.spread[g] = torch.from_numpy(np.maximum(spread, _MIN_SPREAD))
-        gates.log_radius[g] = _FIRST_LOG_RADIUS
+        deviations = np.concatenate([p - p.mean(0) for p in known]) / gates.spread[g].numpy()
+        radii = first_radii(deviations, gates.log_radius.shape[1])
+        gates.log_radius[g] = torch.from_numpy(np.log(radii))
     with torch.enable_grad():
         shapes = fit_shapes(
             gates,
             torch.from_numpy(z),
             torch.from_numpy(member).long(),
             offsets,
-            parents,
+            hierarchy,
             shared=True,
         )
     gates.centre.copy_(shapes.centre[0])
@@ -185,7 +209,11 @@ def place_gates(
 
 
 def place_typical_gates(
-    module: PolygonFormer, samples: Samples, inside: np.ndarray, parents: Sequence[int], seed: int
+    module: PolygonFormer,
+    samples: Samples,
+    inside: np.ndarray,
+    hierarchy: Sequence[SoftGate],
+    seed: int,
 ) -> None:
     """Set the typical gates of a new net from some cells of each sample.
 
@@ -194,7 +222,7 @@ def place_typical_gates(
     module : PolygonFormer
     samples : Samples
     inside : int ndarray of shape (N, G)
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
     seed : int
     """
     rng = np.random.default_rng(seed)
@@ -207,7 +235,7 @@ def place_typical_gates(
     module.gates.set_limits(module.standardise(ends))
     z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
     limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
-    place_gates(module.gates, z, inside[rows], limits, parents)
+    place_gates(module.gates, z, inside[rows], limits, hierarchy)
 
 
 def adjust_to_samples(
@@ -215,7 +243,7 @@ def adjust_to_samples(
     samples: Samples,
     train: Sequence[int],
     draws: GateDraws,
-    parents: Sequence[int],
+    hierarchy: Sequence[SoftGate],
 ) -> None:
     """Adjust the predicted changes of a trained net to training samples without distortion.
 
@@ -228,7 +256,7 @@ def adjust_to_samples(
         Positions of the training samples.
     draws : GateDraws
         Draws of these samples.
-    parents : sequence of G int
+    hierarchy : sequence of SoftGate
     """
     device = module.input_mean.device
     draws = copy.copy(draws)
@@ -249,30 +277,4 @@ def adjust_to_samples(
     packed = {key: torch.cat([part[key] for part in inputs]).to(device) for key in inputs[0]}
     packed["x"] = module.standardise(packed["x"])
     batch = packed, torch.cat(targets)
-    module.adjust(*settled_change(module.gates, torch.cat(changes), batch, parents))
-
-
-def fitted_vertices(
-    module: PolygonFormer,
-    x: np.ndarray,
-    inside: np.ndarray,
-    parents: Sequence[int],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Vertices of star polygons fitted to the expert's cells of one sample, (G, V, 2).
-
-    Parameters
-    ----------
-    module : PolygonFormer
-        Trained net; not changed.
-    x : ndarray of shape (n, M)
-    inside : int ndarray of shape (n, G)
-    parents : sequence of G int
-    rng : numpy Generator
-    """
-    rows = np.sort(rng.choice(len(x), min(len(x), _SAMPLE_CELLS), replace=False))
-    module = copy.deepcopy(module).float().cpu()
-    z = module.standardise(torch.from_numpy(x[rows].astype(np.float32))).numpy()
-    place_gates(module.gates, z, inside[rows], [0, len(rows)], parents)
-    with torch.no_grad():
-        return module.typical().numpy()
+    module.adjust(*settled_change(module.gates, torch.cat(changes), batch, hierarchy))

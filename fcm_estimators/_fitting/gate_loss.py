@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fcm_estimators.nn.soft_gates import SoftGate, soft_parents
+
 # Membership of a cell that is known to be outside of the gate's parent. -1 means unknown.
 OUTSIDE_PARENT = -2
 # Fewer cells inside than this do not determine the position of a gate.
@@ -30,8 +32,9 @@ class GateLoss(nn.Module):
 
     Parameters
     ----------
-    parents : sequence of G int
-        Position of each gate's parent, -1 for none. Parents come before their children.
+    hierarchy : sequence of SoftGate
+        All gates, polygons and combinations, in the form of
+        :func:`~fcm_estimators.nn.soft_gates.soft_members`.
 
     Attributes
     ----------
@@ -39,9 +42,9 @@ class GateLoss(nn.Module):
         Completed share of the training, 0 to 1.
     """
 
-    def __init__(self, parents: Sequence[int]) -> None:
+    def __init__(self, hierarchy: Sequence[SoftGate]) -> None:
         super().__init__()
-        self.parents = list(parents)
+        self.hierarchy = tuple(hierarchy)
         self.progress = 0.0
 
     def forward(self, logits: Tensor, y: Tensor, inputs: dict[str, Tensor]) -> Tensor:
@@ -58,7 +61,7 @@ class GateLoss(nn.Module):
             return zeros.index_add(0, sample, values)
 
         inside = (member == 1).to(logits.dtype)
-        in_parent = self._in_predicted_parent(logits.detach())
+        in_parent = soft_parents(self.hierarchy, torch.sigmoid(_SHARPNESS * logits.detach()))
         outside = (member == 0).to(logits.dtype) + (member == OUTSIDE_PARENT) * in_parent
         enough = total(inside) >= MIN_INSIDE
         n_inside_cells = total(weight * inside)
@@ -83,15 +86,6 @@ class GateLoss(nn.Module):
         cross_entropy = _CROSS_ENTROPY * (1 - self.progress) * (loss_inside + loss_outside) / 2
         loss = cross_entropy + torch.where(with_dice, dice, 0.0)
         return _mean(loss, enough | (n_outside > 0))
-
-    def _in_predicted_parent(self, logits: Tensor) -> Tensor:
-        """Soft membership of each cell in all predicted ancestors of each gate."""
-        member = torch.sigmoid(_SHARPNESS * logits)
-        in_parent = [torch.ones_like(logits[:, 0])] * len(self.parents)
-        for gate, parent in enumerate(self.parents):
-            if parent >= 0:
-                in_parent[gate] = in_parent[parent] * member[:, parent]
-        return torch.stack(in_parent, 1)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

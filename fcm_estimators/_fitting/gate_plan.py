@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from fcm_estimators._checks import listed
-from fcm_estimators._fitting.gate_targets import parent_positions, polygons_of
+from fcm_estimators._fitting.gate_targets import polygons_of, soft_gates
 from fcm_estimators.exceptions import MarkerMismatchError
 from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.gating.membership import members_of
+from fcm_estimators.nn.soft_gates import SoftGate
 from fcm_estimators.preprocessing.recorded import MarkerState
 
 
@@ -54,10 +56,10 @@ class GatePlan:
         """Names of the gates with a polygon, in the order of the net."""
         return [gate.name for gate in polygons_of(self.tree)]
 
-    @property
-    def parents(self) -> list[int]:
-        """Position of each polygon's parent among the polygons; -1 for none."""
-        return parent_positions(self.tree)
+    @cached_property
+    def hierarchy(self) -> list[SoftGate]:
+        """All gates in the form of the nets; the loss takes the parents of polygons from it."""
+        return soft_gates(self.tree)
 
     def drawn(self, vertices: np.ndarray, states: Mapping[str, MarkerState]) -> GatingTree:
         """Tree with the polygons of one sample.

@@ -197,12 +197,6 @@ def within_parents(tree: GatingTree, member: np.ndarray) -> np.ndarray:
     return out
 
 
-def parent_positions(tree: GatingTree) -> list[int]:
-    """Position of each polygon's parent among the polygons; -1 for none or a boolean gate."""
-    names = [gate.name for gate in polygons_of(tree)]
-    return [names.index(g.parent) if g.parent in names else -1 for g in polygons_of(tree)]
-
-
 def soft_gates(tree: GatingTree) -> list[SoftGate]:
     """The gates of a tree in the form of the nets; polygons as in :func:`polygons_of`."""
     place = {name: i for i, name in enumerate(tree.gates)}

@@ -9,7 +9,6 @@ from typing import Self
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -139,6 +138,8 @@ class Novelty:
             Squared bandwidth in units of the variance within a centroid, per marker.
         seed : int
         """
+        from sklearn.cluster import MiniBatchKMeans  # slow to load, and prediction does not use it
+
         some = cells.thinned(np.random.default_rng(seed))
         n_centroids = max(1, min(_N_CENTROIDS, len(some.z) // _FEWEST_PER_CENTROID))
         clusters = MiniBatchKMeans(

@@ -43,6 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Classify and gate flow-cytometry samples with transformers that read whole samples.\n\n"
     "FILES are .fcs, .lmd or .h5ad files, zarr directories, or directories of those. To begin: "
     "[bold]fcm train[/bold] on files with expert gates, [bold]fcm evaluate[/bold] on other files "

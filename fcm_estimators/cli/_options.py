@@ -92,7 +92,13 @@ LabelKey = Annotated[
     str,
     typer.Option(help="Column of obs with the labels (h5ad, zarr), or for the labels of --class."),
 ]
-Within = Annotated[str | None, typer.Option(help="Gate outside of which cells stay unlabelled.")]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        help="Gate outside of which cells stay unlabelled. A model that is trained with it reads "
+        "and judges only the cells inside, and needs the gate (--gates) whenever it is used."
+    ),
+]
 EventColumn = Annotated[
     str | None,
     typer.Option(help="Column of the tables with the number of the event, counted from 0."),

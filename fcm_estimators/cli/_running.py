@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,7 +89,8 @@ def in_words_of_commands(text: str) -> str:
 def errors_as_exit_status() -> Iterator[None]:
     """Print an error of the input as one line and exit with 2; exit with 130 if interrupted.
 
-    Warnings are printed as one line each.
+    An error of the system, such as a full disk, exits with 1. Warnings are printed as one line
+    each.
     """
     from fcm_estimators.exceptions import FcmError
 
@@ -100,15 +103,30 @@ def errors_as_exit_status() -> Iterator[None]:
             shown(message, category, *args, **kwargs)
 
     warnings.showwarning = show
+    # Whoever ends the command politely gets the same order as from the keyboard.
+    in_charge = threading.current_thread() is threading.main_thread()
+    ended_by = signal.getsignal(signal.SIGTERM)
+    if in_charge:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (FcmError, FileNotFoundError, PermissionError) as error:
         typer.secho(f"Error: {in_words_of_commands(str(error))}", fg="red", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        typer.secho(f"Error: {error.strerror or error}{where}", fg="red", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        typer.secho("Interrupted.", err=True)
+        typer.secho(
+            "Interrupted. Whole results stay: repeat the command to go on (fcm train: with "
+            "--resume).",
+            err=True,
+        )
         raise typer.Exit(130) from None
     finally:
+        if in_charge:
+            signal.signal(signal.SIGTERM, ended_by)
         warnings.showwarning = shown
 
 

@@ -16,10 +16,11 @@ import pandas as pd
 from fcm_estimators._base.files import model_checksum
 from fcm_estimators._cells.results import require_key_name
 from fcm_estimators._checks import listed
-from fcm_estimators._files import checksum, replaced_when_complete
+from fcm_estimators._files import checksum, made_folder
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor
 from fcm_estimators.cohort.files import PathName, file_names, list_files
+from fcm_estimators.cohort.records import as_table, write_failed, write_rows
 from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_row, is_model
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
@@ -58,6 +59,9 @@ def annotate_files(
     directory never contains half a file. ``{name}.json`` beside it contains its rows of the table
     and the checksums. A file that fails becomes a row with its error and does not stop the others.
 
+    Several runs may write into one directory, also from several hosts: one process at a time works
+    on a sample, and ``table.csv`` holds the rows of all runs with the same model and settings.
+
     Parameters
     ----------
     model : path or fitted estimator
@@ -74,7 +78,8 @@ def annotate_files(
         A tree, a saved PolygonRegressor, or what
         :class:`~fcm_estimators.labels.LabelSource` reads: a Gating-ML file, a FlowJo workspace that
         lists the files, a table, or a directory of tables. The membership goes to
-        ``obsm["gates"]``, which ``denominator`` and models with ``subset_key`` need.
+        ``obsm["gates"]``, which ``denominator`` and models that read the cells inside a gate
+        need.
     only : sequence of str, default ()
         Gates to read of a file, as for LabelSource.
     event_column : str, optional
@@ -116,7 +121,8 @@ def annotate_files(
         :func:`~fcm_estimators.metrics.mrd_table` if the model has a positive class, ``n_qc_*``
         (:func:`~fcm_estimators.quality.quality_table`), ``farthest_marker`` and its ``distance``
         (``check_sample``), ``seconds``, ``input_sha256``, ``model_sha256``. Also written to
-        ``out/"table.csv"``.
+        ``out/"table.csv"``, unless nothing succeeded and there is a table already. In the CSV,
+        text that a spreadsheet would take for a formula begins with an apostrophe.
 
     Raises
     ------
@@ -139,8 +145,7 @@ def annotate_files(
         errors = ClassificationErrors.read(errors)
     paths = list_files(files)
     named = file_names(paths, sample_names)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(out)
     for path, name in zip(paths, named, strict=True):
         if path.resolve() == (folder / f"{name}.h5ad").resolve():
             raise InvalidInputError(f"{path} would be overwritten by its own result; change out.")
@@ -154,7 +159,12 @@ def annotate_files(
             "this model on patients that it does not know."
         )
     loaded = cached_model(str(model), identity)
-    _require_denominator(denominator, gates, paths)
+    if denominator is not None:
+        _require_gate(f"denominator={denominator!r}", denominator, gates, paths)
+    if loaded.within_ is not None:
+        gate = loaded.within_.gate
+        what = f"This model was trained on the cells inside the gate {gate!r}, which"
+        _require_gate(what, gate, gates, paths)
     if only and (gates is None or isinstance(gates, GatingTree) or is_model(Path(gates))):
         raise InvalidInputError(
             "only=... chooses gates of a table, a Gating-ML file or a workspace. Give one as gates."
@@ -186,31 +196,25 @@ def annotate_files(
         for position, rows, error in run(jobs):
             if error:
                 rows = [failed_row(paths[position], named[position], error)]
+                write_failed(folder / f"{named[position]}.json", job.fingerprint(), rows)
             tables[position] = rows
             if progress is not None:
                 progress(rows[0])
-    table = pd.DataFrame([row for rows in tables for row in rows])
-    columns = table.columns.astype(str)
-    whole = [c for c in columns if c.startswith("n_") or c in ("numerator", "denominator")]
-    # Failed files have no counts. Int64 holds missing values without turning counts into floats.
-    table = table.astype(dict.fromkeys(whole, "Int64"))
-    with replaced_when_complete(folder / "table.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    return table
+    rows = [row for rows in tables for row in rows]
+    write_rows(folder, rows, named, job.fingerprint())
+    return as_table(rows)
 
 
-def _require_denominator(
-    denominator: str | None, gates: GatingTree | PathName | None, paths: Sequence[Path]
+def _require_gate(
+    what: str, gate: str, gates: GatingTree | PathName | None, paths: Sequence[Path]
 ) -> None:
     """Raise InvalidInputError, before any result is replaced, if no file can have this gate."""
-    if denominator is None:
-        return
     if gates is None:
         # Results and zarr directories may have gates of their own; FCS files have none.
         if all(path.suffix.lower() not in (".h5ad", ".zarr") for path in paths):
             raise InvalidInputError(
-                f"denominator={denominator!r} is a gate, and FCS files have none. Pass gates=..., "
-                "or leave the denominator out to use all analysed cells."
+                f"{what} is a gate of the data, and FCS files have none. Give a file of gates or a "
+                "model of gates with gates=..."
             )
         return
     if isinstance(gates, GatingTree):
@@ -219,10 +223,8 @@ def _require_denominator(
         known = list(load_model(gates).tree_.gates)
     else:
         known = LabelSource(gates=str(gates)).gate_names()
-    if denominator not in known:
-        raise InvalidInputError(
-            f"denominator={denominator!r} is not among the gates {listed(known)}."
-        )
+    if gate not in known:
+        raise InvalidInputError(f"{what} is not among the gates {listed(known)}.")
 
 
 def _gates_checksum(gates: GatingTree | PathName | None) -> str:
@@ -233,4 +235,4 @@ def _gates_checksum(gates: GatingTree | PathName | None) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
     if not Path(gates).exists():
         raise InvalidInputError(f"gates: {gates} does not exist.")
-    return model_checksum(gates) if Path(gates).is_dir() else checksum(Path(gates))
+    return model_checksum(gates) if is_model(Path(gates)) else checksum(Path(gates))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -55,7 +58,7 @@ def _in_processes(count: int, jobs: list[Call]) -> Iterator[Outcome]:
     _require_sendable(jobs)
     context = multiprocessing.get_context("spawn")
     left = dict(enumerate(jobs))
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         futures = {pool.submit(f, *arguments): i for i, (f, arguments) in left.items()}
         try:
             for future in as_completed(futures):
@@ -66,7 +69,7 @@ def _in_processes(count: int, jobs: list[Call]) -> Iterator[Outcome]:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     for position, (function, arguments) in left.items():
-        with ProcessPoolExecutor(1, mp_context=context, initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(1, mp_context=context, initializer=_start_worker) as pool:
             outcome = _outcome_of(pool.submit(function, *arguments))
         yield position, *(outcome or (None, _DIED))
 
@@ -99,11 +102,25 @@ def _outcome_of(future: Future[Any]) -> tuple[Any, str] | None:
         return None, error_text(error)
 
 
-def _one_thread() -> None:
-    """Let a worker use one thread: threads of several workers wait for each other."""
+def _start_worker() -> None:
+    """Let a worker use one thread, and end with the process that started it.
+
+    Threads of several workers wait for each other. A process that is killed leaves its workers,
+    which would wait for work for ever.
+    """
+    # An interrupt from the keyboard reaches the workers too; they end without a word.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run_on_client(client: Any, jobs: list[Call]) -> Iterator[Outcome]:

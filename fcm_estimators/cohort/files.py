@@ -11,6 +11,7 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 
+from fcm_estimators._cells.samples import require_whole
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.io import read_fcs
@@ -46,8 +47,7 @@ def read_file(path: PathName, *, name: str | None = None) -> ad.AnnData:
         The file does not exist or is not an AnnData.
     """
     path = Path(path)
-    if not path.exists():
-        raise InvalidInputError(f"{path} does not exist.")
+    _require_there(path)
     if _is_fcs(path):
         return read_fcs(path, sample_names=name or _stem(path))
     if not path.is_dir() and path.suffix.lower() != ".h5ad":
@@ -57,6 +57,8 @@ def read_file(path: PathName, *, name: str | None = None) -> ad.AnnData:
         )
     try:
         adata = ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
+        for values in (adata.X, *adata.layers.values()):
+            require_whole(values)
     except Exception as error:  # anndata does not document its errors
         raise InvalidInputError(f"{path} cannot be read as AnnData: {error}") from error
     if "sample" not in adata.obs:
@@ -78,8 +80,7 @@ def list_files(files: PathName | Sequence[PathName]) -> list[Path]:
     given = [files] if isinstance(files, str | os.PathLike) else list(files)
     found: list[Path] = []
     for entry in map(Path, given):
-        if not entry.exists():
-            raise InvalidInputError(f"{entry} does not exist.")
+        _require_there(entry)
         if entry.is_dir() and not _is_zarr(entry):
             inside = [p for p in entry.iterdir() if not p.name.startswith(".")]
             found += sorted(p for p in inside if _is_zarr(p) or _is_data(p))
@@ -91,6 +92,21 @@ def list_files(files: PathName | Sequence[PathName]) -> list[Path]:
     if repeated := sorted(str(path) for path, n in counts.items() if n > 1):
         raise InvalidInputError(f"Files repeat: {listed(repeated)}. Give each of them once.")
     return found
+
+
+def _require_there(path: Path) -> None:
+    if not path.exists():
+        raise InvalidInputError(f"{as_text(path)} does not exist.")
+    if not path.is_file() and not path.is_dir():
+        raise InvalidInputError(
+            f"{as_text(path)} is no file but a pipe or a device, of which reading may never end. "
+            "Copy its content to a file."
+        )
+
+
+def as_text(path: PathName) -> str:
+    r"""Path or message as text that can be written; bytes that are not UTF-8 are like \udcff."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _is_data(path: Path) -> bool:
@@ -145,12 +161,17 @@ def file_names(paths: list[Path], names: Sequence[str] | None) -> list[str]:
     return named
 
 
+def _storable(name: str) -> str:
+    """Name of a file whose bytes that are not UTF-8 are "_": no h5ad can hold them."""
+    return re.sub(r"[\ud800-\udfff]", "_", name)
+
+
 def _distinct_names(paths: list[Path]) -> list[str]:
-    named = [_stem(path) for path in paths]
+    named = [_storable(_stem(path)) for path in paths]
     for longer in (
-        [path.name for path in paths],
-        [f"{path.resolve().parent.name}_{path.name}" for path in paths],
-        [f"{i + 1}_{path.name}" for i, path in enumerate(paths)],
+        [_storable(path.name) for path in paths],
+        [_storable(f"{path.resolve().parent.name}_{path.name}") for path in paths],
+        [_storable(f"{i + 1}_{path.name}") for i, path in enumerate(paths)],
     ):
         counts = Counter(name.casefold() for name in named)
         named = [

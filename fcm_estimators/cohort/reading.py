@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._checks import listed
-from fcm_estimators._types import Progress
+from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor, in_turn
-from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
+from fcm_estimators.cohort.files import PathName, as_text, file_names, list_files, read_file
 from fcm_estimators.exceptions import InvalidInputError, PanelMismatchError
 from fcm_estimators.io.record import (
     COMPENSATION_KEY,
@@ -30,6 +30,7 @@ from fcm_estimators.io.record import (
     pack_amplifiers,
     pack_fcs_record,
 )
+from fcm_estimators.keys import LABELLED_WITHIN
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -113,9 +114,9 @@ def read_files(
     errors = [""] * len(paths)
 
     def done(position: int, part: ad.AnnData | None, error: str) -> None:
-        parts[position], errors[position] = part, error
+        parts[position], errors[position] = part, as_text(error)
         if progress is not None:
-            progress({"file": str(paths[position]), "error": error})
+            progress({"file": as_text(paths[position]), "error": errors[position]})
 
     n_done = 0
     if first is not None:
@@ -130,19 +131,29 @@ def read_files(
     with executor(client, n_workers, len(jobs)) as run:
         for position, part, error in run(jobs):
             done(n_done + position, part, error)
-    failed = [f"{p.name}: {e}" for p, e in zip(paths, errors, strict=True) if e]
+    names = [as_text(path.name) for path in paths]
+    failed = [(name, error) for name, error in zip(names, errors, strict=True) if error]
     if failed and (on_error == "raise" or len(failed) == len(paths)):
         raise InvalidInputError(
-            f"{len(failed)} of {len(paths)} files cannot be used. {' | '.join(failed[:10])}"
-            + (f" | and {len(failed) - 10} more" if len(failed) > 10 else "")
+            f"{len(failed)} of {len(paths)} files cannot be used. {_by_cause(failed)}"
         )
     adata = joined([part for part in parts if part is not None])
     adata.uns["cohort"] = {
-        "file": np.array([p.name for p in paths], dtype=object),
+        "file": np.array(names, dtype=object),
         "n_cells": np.array([0 if part is None else part.n_obs for part in parts]),
         "error": np.array(errors, dtype=object),
     }
     return adata
+
+
+def _by_cause(failed: list[tuple[str, str]]) -> str:
+    """Errors of files, each once with the files that have it; the first ten."""
+    causes: dict[str, list[str]] = {}
+    for name, error in failed:
+        causes.setdefault(error.removeprefix(f"{name}: "), []).append(name)
+    texts = [f"{', '.join(names[:10])}: {error}" for error, names in causes.items()]
+    more = [f"and {len(texts) - 10} other errors"] if len(texts) > 10 else []
+    return " | ".join([*texts[:10], *more])
 
 
 def _fitted(steps: Any, path: Path, name: str) -> tuple[Any, ad.AnnData | None]:
@@ -249,10 +260,25 @@ def joined(parts: list[ad.AnnData]) -> ad.AnnData:
         digests = [file_digests(part).get(s, "") for part, s in owners]
         whole.uns[UNS_KEY][FILE_KEY] = np.array(digests, dtype=object)
         whole.uns[UNS_KEY] |= pack_amplifiers(row for part in parts for row in amplifiers(part))
+    if within := _same_record([part.uns.get(LABELLED_WITHIN, {}) for part in parts], samples):
+        whole.uns[LABELLED_WITHIN] = within
     matrices = [part.uns.get(COMPENSATION_KEY) for part in parts]
     if all(_same_matrix(matrices[0], other) for other in matrices):
         whole.uns[COMPENSATION_KEY] = matrices[0]
     return whole
+
+
+def _same_record(records: list[Entries], samples: list[str]) -> Entries:
+    """The gates inside which labels were made, which must be the same in all files."""
+    for record in records[1:]:
+        if record != records[0]:
+            one, other = ({k: v["gate"] for k, v in r.items()} for r in (records[0], record))
+            raise InvalidInputError(
+                f"Labels were made inside different gates: {one or 'none'} in some files, "
+                f"{other or 'none'} in others (samples {listed(samples)}). Label all files inside "
+                "the same gate."
+            )
+    return records[0]
 
 
 def _same_matrix(

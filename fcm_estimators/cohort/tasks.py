@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import time
 import warnings
@@ -16,20 +15,19 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._base.files import model_checksum
 from fcm_estimators._base.panels import suited_to
+from fcm_estimators._cells.h5ad import write_h5ad
 from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
 from fcm_estimators._checks import listed, sample_codes
-from fcm_estimators._files import (
-    checksum,
-    remove_leftovers,
-    replaced_when_complete,
-    write_whole,
-)
+from fcm_estimators._files import checksum, remove_leftovers, replaced_when_complete
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
+from fcm_estimators.cohort.claims import claimed
 from fcm_estimators.cohort.executor import error_text
-from fcm_estimators.cohort.files import read_file
-from fcm_estimators.exceptions import MissingKeyError, ProcessingStateError
+from fcm_estimators.cohort.files import as_text, read_file
+from fcm_estimators.cohort.records import kept_rows, read_record, write_done, write_failed
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.io.record import FILE_KEY, UNS_KEY
 from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
@@ -68,66 +66,80 @@ class Job:
 
 
 @functools.lru_cache(maxsize=2)
-def cached_model(path: str, model_checksum: str) -> Any:
+def cached_model(path: str, checksum: str) -> Any:
     """Load a model once per process; the checksum distinguishes models saved at the same path."""
-    return load_model(path)
+    model = load_model(path)
+    if model_checksum(path) != checksum:
+        raise InvalidInputError(f"The model in {path} was replaced meanwhile. Run again.")
+    return model
+
+
+def _require_unchanged(path: Path, expected: str) -> None:
+    """Raise InvalidInputError if a file is not what its checksum was taken of."""
+    if checksum(path) != expected:
+        raise InvalidInputError(
+            f"{path.name} changed while it was read, so nothing was written. Annotate it again "
+            "when it is complete."
+        )
 
 
 def annotate_one(job: Job, file: str, name: str) -> list[Entries]:
     """Annotate one file, write its result and return its rows; runs in a worker."""
-    started = time.perf_counter()
     path, output = Path(file), Path(job.out) / f"{name}.h5ad"
     record = output.with_suffix(".json")
     try:
-        identity = {**job.fingerprint(), "input": checksum(path)}
-        kept = _kept(record, output, identity) if job.resume else None
-        if kept is not None:
-            return kept
-        # If this run fails, an old result must not pass for the result of these inputs.
-        record.unlink(missing_ok=True)
-        for target in (output, record):
-            remove_leftovers(target)
-        rows = _annotated(job, path, name, output)
-        for row in rows:
-            row["seconds"] = round(time.perf_counter() - started, 3)
-            row["input_sha256"], row["model_sha256"] = identity["input"], job.model_checksum
-        done = {"identity": identity, "output": checksum(output), "rows": rows}
-        write_whole(record, json.dumps(done, indent=1).encode())
-        return rows
-    except Exception as error:
-        logger.info("%s failed", file, exc_info=True)
+        with claimed(output.parent, name):
+            try:
+                return _kept_or_made(job, path, name, output, record)
+            except Exception as error:
+                logger.info("%s failed", file, exc_info=True)
+                rows = [failed_row(path, name, error_text(error))]
+                write_failed(record, job.fingerprint(), rows)
+                return rows
+    except OSError as error:  # there is no directory to write in
         return [failed_row(path, name, error_text(error))]
 
 
-def _kept(record: Path, output: Path, identity: Entries) -> list[Entries] | None:
-    """Rows of an earlier run if its inputs were the same and its result is unchanged."""
-    try:
-        done = json.loads(record.read_bytes())
-        if done["identity"] != identity or checksum(output) != done["output"]:
-            return None
-        return [{**row, "status": "kept"} for row in done["rows"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _kept_or_made(job: Job, path: Path, name: str, output: Path, record: Path) -> list[Entries]:
+    started = time.perf_counter()
+    identity = {**job.fingerprint(), "input": checksum(path)}
+    kept = kept_rows(record, output, identity) if job.resume else None
+    if kept is not None:
+        return kept
+    if read_record(record).get("identity", {}).get("input") != identity["input"]:
+        # If this run fails, an old result must not pass for the result of these inputs.
+        record.unlink(missing_ok=True)
+    for ending in (".h5ad", ".json", ".xml", ".gradient.csv"):
+        remove_leftovers(output.with_name(f"{name}{ending}"))
+    rows = _annotated(job, path, name, output, record, str(identity["input"]))
+    for row in rows:
+        row["seconds"] = round(time.perf_counter() - started, 3)
+        row["input_sha256"], row["model_sha256"] = identity["input"], job.model_checksum
+    write_done(record, output, identity, rows)
+    return rows
 
 
 def failed_row(path: Path, name: str, error: str) -> Entries:
     """Row of a file that has no result."""
     return {
-        "file": str(path),
-        "sample": name,
+        "file": as_text(path),
+        "sample": as_text(name),
         "output": "",
         "status": "failed",
-        "error": error,
+        "error": as_text(error),
         "warning": "",
     }
 
 
-def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
+def _annotated(
+    job: Job, path: Path, name: str, output: Path, record: Path, input_checksum: str
+) -> list[Entries]:
     model = cached_model(job.model, job.model_checksum)
     # A worker's warnings are seen by nobody, unless they are in the table.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         adata = read_file(path, name=name)
+        _require_unchanged(path, input_checksum)
         if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
             adata.obs[model.sample_key] = adata.obs["sample"]
         quality = _quality(adata, path)
@@ -153,9 +165,9 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
         ]
         rows.append(
             {
-                "file": str(path),
+                "file": as_text(path),
                 "sample": str(sample),
-                "output": str(output),
+                "output": as_text(output),
                 "status": "done",
                 "error": "",
                 "warning": warned,
@@ -171,7 +183,9 @@ def _annotated(job: Job, path: Path, name: str, output: Path) -> list[Entries]:
         # It was for finding the sample in a workspace; who guesses the name could confirm it.
         ready.uns.get(UNS_KEY, {}).pop(FILE_KEY, None)
         # Compression would take longer than all else and save an eighth of the size.
-        ready.write_h5ad(temporary)
+        write_h5ad(ready, temporary)
+        # It is about the result that is replaced now.
+        record.unlink(missing_ok=True)
     return rows
 
 
@@ -213,7 +227,11 @@ def _add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
     source = LabelSource(gates=str(path), only=job.only, event_column=job.event_column)
     subset = getattr(model, "subset_key", None)
     is_gate = isinstance(subset, str) and subset not in adata.obs
-    source.add_gates(adata, [g for g in (job.denominator, subset if is_gate else None) if g])
+    within = None if model.within_ is None else model.within_.gate
+    needed = (job.denominator, subset if is_gate else None, within)
+    source.add_gates(adata, [gate for gate in needed if gate])
+    if path.is_file():
+        _require_unchanged(path, job.gates_checksum)
 
 
 def is_model(path: Path) -> bool:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from threading import Lock
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 
-# Cells whose names are made at once. A power of ten: their names differ in the last digits only.
+# Cells whose names are made at once. A power of ten: their names differ in the last digits only,
+# and adding those to one text is cheaper than a text for each number.
 _BLOCK = 1000
-_DIGITS = len(str(_BLOCK - 1))
-# No sample name should hold this; one that does takes a slower way.
-_BETWEEN = "\n"
+_PLAIN = np.array([str(event) for event in range(_BLOCK)], dtype=object)
+_PADDED = np.array([name.zfill(len(_PLAIN[-1])) for name in _PLAIN], dtype=object)
 # The setting of AnnData is one for all threads.
 _setting = Lock()
 
@@ -38,24 +37,15 @@ def cell_names(samples: Sequence[str], n_events: Sequence[int]) -> np.ndarray:
     >>> cell_names(["a", "b"], [2, 1]).tolist()
     ['a:0', 'a:1', 'b:0']
     """
-    blocks = (
-        block
-        for sample, count in zip(samples, n_events, strict=True)
-        for block in _named_blocks(sample, count)
-    )
-    return np.fromiter(chain.from_iterable(blocks), dtype=object, count=sum(n_events))
-
-
-def _named_blocks(sample: str, count: int) -> Iterator[list[str]]:
-    # One text for a block, cut into names, is cheaper than a name at a time.
-    endings = "".join(f"{_BETWEEN}{event:0{_DIGITS}d}" for event in range(_BLOCK))
-    for start in range(0, count, _BLOCK):
-        size = min(_BLOCK, count - start)
-        if start == 0 or _BETWEEN in sample:
-            yield [f"{sample}:{event}" for event in range(start, start + size)]
-        else:
-            begin = f"{_BETWEEN}{sample}:{start // _BLOCK}"
-            yield endings.replace(_BETWEEN, begin).split(_BETWEEN)[1 : size + 1]
+    names = np.empty(sum(n_events), dtype=object)
+    row = 0
+    for sample, count in zip(samples, n_events, strict=True):
+        for start in range(0, count, _BLOCK):
+            here = names[row + start : row + min(start + _BLOCK, count)]
+            endings = _PADDED if start else _PLAIN
+            here[:] = f"{sample}:{start // _BLOCK or ''}" + endings[: len(here)]
+        row += count
+    return names
 
 
 def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
@@ -88,8 +78,9 @@ def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
 def assembled(x: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
     """An AnnData of events whose names are known to be unique.
 
-    AnnData looks for repeated names and warns of them. That costs more than the events, and
-    names of unique samples cannot repeat.
+    AnnData looks for repeated names and for names that are not text. That costs more than the
+    events, and names of unique samples cannot repeat. It is made with one name for all cells, kept
+    once, and is then given theirs.
 
     Parameters
     ----------
@@ -97,8 +88,14 @@ def assembled(x: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData
     obs, var : DataFrame
         With unique indices.
     """
+    codes = np.zeros(len(obs), dtype=np.int8)
+    one_name = pd.CategoricalIndex(pd.Categorical.from_codes(codes, categories=pd.Index(["cell"])))
+    renamed = obs.copy(deep=False)
+    renamed.index = one_name
     with names_not_compared():
-        return ad.AnnData(X=x, obs=obs, var=var)
+        adata = ad.AnnData(X=x, obs=renamed, var=var)
+        adata.obs_names = obs.index
+    return adata
 
 
 def copied(adata: ad.AnnData) -> ad.AnnData:

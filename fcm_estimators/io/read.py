@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -20,6 +22,7 @@ from fcm_estimators.exceptions import (
 )
 from fcm_estimators.io.cells import assembled, cell_table
 from fcm_estimators.io.channels import marker_names
+from fcm_estimators.io.keywords import listed
 from fcm_estimators.io.kinds import is_compensated
 from fcm_estimators.io.record import (
     FILE_KEY,
@@ -31,20 +34,23 @@ from fcm_estimators.io.record import (
 from fcm_estimators.io.segment import Segment, decode, open_segment, open_segments
 from fcm_estimators.io.text import parsed_number
 
-# Keywords that describe the measurement and cannot name a person, a place or a day.
-TECHNICAL_KEYWORDS = (
-    "CYT",
-    "CREATOR",
-    "TIMESTEP",
-    "VOL",
-    "TR",
-    "THRESHOLD",
-    "ABRT",
-    "LOST",
-    "APPLY COMPENSATION",
-    "WINDOW EXTENSION",
-    "FSC ASF",
-)
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+_NAME = r"\w[\w .,:;()\[\]/+&-]{0,79}"
+# Keywords that describe the measurement and cannot name a person, a place or a day, and the form of
+# their values, for any other text could.
+TECHNICAL_KEYWORDS = {
+    "CYT": _NAME,
+    "CREATOR": _NAME,
+    "TIMESTEP": _NUMBER,
+    "VOL": _NUMBER,
+    "TR": rf"{_NAME},\s*{_NUMBER}",
+    "THRESHOLD": rf"{_NAME},\s*{_NUMBER}",
+    "ABRT": _NUMBER,
+    "LOST": _NUMBER,
+    "APPLY COMPENSATION": r"(?i:true|false)",
+    "WINDOW EXTENSION": _NUMBER,
+    "FSC ASF": _NUMBER,
+}
 
 
 def read_fcs(
@@ -369,15 +375,22 @@ def _kept_keywords(segments: list[Segment], extra: Sequence[str]) -> list[dict[s
                 f"No file has the keyword {name}; {segments[0].path.name} has "
                 f"{', '.join(segments[0].keywords)}."
             )
-    # A "/" would split the key when the data are saved as h5ad.
-    return [
-        {
-            name.replace("/", "_"): segment.keywords[name]
-            for name in dict.fromkeys((*TECHNICAL_KEYWORDS, *wanted))
-            if segment.keywords.get(name)
-        }
-        for segment in segments
-    ]
+    found = []
+    for segment in segments:
+        values = {k: segment.keywords[k] for k in TECHNICAL_KEYWORDS if segment.keywords.get(k)}
+        odd = [k for k, v in values.items() if not re.fullmatch(TECHNICAL_KEYWORDS[k], v)]
+        if dropped := [k for k in odd if k not in wanted]:
+            warnings.warn(
+                f"{segment.path.name}: {listed(dropped)} not kept, because the value has not the "
+                "form of this keyword. keep_keywords=[...] keeps it.",
+                UserWarning,
+                stacklevel=3,
+            )
+        kept = {k: v for k, v in values.items() if k not in dropped}
+        kept |= {k: segment.keywords[k] for k in wanted if segment.keywords.get(k)}
+        # A "/" would split the key when the data are saved as h5ad.
+        found.append({name.replace("/", "_"): value for name, value in kept.items()})
+    return found
 
 
 def _spillover(

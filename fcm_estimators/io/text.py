@@ -33,6 +33,8 @@ class Content:
         try:
             if path.is_dir():
                 raise FcsError(f"{path} is a folder; pass the list of its FCS files.")
+            if path.exists() and not path.is_file():
+                raise FcsError(f"{path} is no file but a pipe or a device; copy it to a file.")
             with path.open("rb") as handle:
                 packed = handle.read(2) == _GZIP
             if packed:

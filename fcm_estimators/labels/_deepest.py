@@ -13,7 +13,7 @@ from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import BooleanGate, GatingTree
 from fcm_estimators.keys import EXPERT_GATES
-from fcm_estimators.labels.membership import membership
+from fcm_estimators.labels.membership import membership, record_within
 
 
 def labels_of_deepest(
@@ -69,6 +69,7 @@ def labels_of_deepest(
         labels[~membership(adata, EXPERT_GATES, [within])[within][0]] = None
     categories = [*used, *([] if default is None else [default])]
     adata.obs[key_added] = pd.Categorical(labels, categories=list(dict.fromkeys(categories)))
+    record_within(adata, key_added, within, EXPERT_GATES)
 
 
 def _levels(tree: GatingTree, only: Sequence[str], within: str | None) -> dict[str, float]:

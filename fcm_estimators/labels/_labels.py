@@ -23,6 +23,7 @@ from fcm_estimators.labels.membership import (
     membership,
     per_sample,
     read_gate_table,
+    record_within,
     refuse_overlap,
     require_own_data,
     rows_of,
@@ -201,7 +202,8 @@ def labels_from_gates(
     default : str or None, default "other"
         Label of cells outside all gates; None leaves them unlabelled.
     within : str, optional
-        A parent gate, e.g. "intact". Cells outside it stay unlabelled.
+        A parent gate, e.g. "intact". Cells outside it stay unlabelled. A model that is fitted on
+        these labels reads only the cells inside, and asks for the gate at prediction.
     overlap : {"error", "first"}, default "error"
         What to do with cells in gates of different labels: raise an error, or take the label of
         the first of `gates` (put the most specific gate first).
@@ -211,6 +213,8 @@ def labels_from_gates(
     Notes
     -----
     Sets ``adata.obs[key_added]``: Categorical, categories in the order of `gates`, then `default`.
+    With `within`, sets ``adata.uns["labelled_within"][key_added]``: ``gate`` and ``key``. It tells
+    a model which cells it may judge.
     A cell whose membership in a gate is unknown (NA) is missing unless another gate labels it; it
     does not get `default`.
 
@@ -261,6 +265,7 @@ def labels_from_gates(
     if default is not None:
         codes[(codes < 0) & allowed & ~unknown] = categories.index(default)
     adata.obs[key_added] = pd.Categorical.from_codes(codes, categories=pd.Index(categories))
+    record_within(adata, key_added, within, gates_key)
 
 
 def labels_from_channel(
@@ -348,6 +353,7 @@ def labels_from_channel(
         pd.Series(codes).map({float(code): label for code, label in names.items()}),
         categories=categories,
     )
+    record_within(adata, key_added, None, "")
     # A saved file has a categorical here, which may lack "other"; text takes any value.
     kinds = adata.var["kind"].astype(str)
     kinds[matches] = "other"

@@ -16,6 +16,7 @@ from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.io.record import UNS_KEY, sample_row
 from fcm_estimators.io.segment import decode, open_segment
 from fcm_estimators.io.write import shared_channels
+from fcm_estimators.keys import LABELLED_WITHIN
 
 PathName = str | PathLike[str]
 # A gate in a table of one or two rows can look like a row counter; then the name decides.
@@ -211,6 +212,18 @@ def membership(
             column.notna().to_numpy(dtype=bool),
         )
     return found
+
+
+def record_within(adata: ad.AnnData, label_key: str, within: str | None, gates_key: str) -> None:
+    """Record the gate inside which labels were made in ``uns``; forget that of earlier labels."""
+    record = dict(adata.uns.get(LABELLED_WITHIN, {}))
+    record.pop(label_key, None)
+    if within is not None:
+        record[label_key] = {"gate": within, "key": gates_key}
+    if record:
+        adata.uns[LABELLED_WITHIN] = record
+    else:
+        adata.uns.pop(LABELLED_WITHIN, None)
 
 
 def refuse_overlap(inside: Mapping[str, np.ndarray], labels: Mapping[str, str]) -> None:

@@ -47,7 +47,8 @@ class LabelSource:
     classes : mapping of gate to label, optional
         Label of each gate (:func:`~fcm_estimators.labels.labels_from_gates`).
     within : str, optional
-        Parent gate; cells outside it stay unlabelled.
+        Parent gate; cells outside it stay unlabelled, and a model trained on these labels neither
+        reads nor judges them (:func:`~fcm_estimators.labels.labels_from_gates`).
     default : str or None, default "other"
         Label of cells outside all gates.
     event_column : str, optional

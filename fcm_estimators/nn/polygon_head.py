@@ -372,17 +372,16 @@ class PolygonFormer(SetModule):
         else:
             offsets = [0, len(x)] if offsets is None else offsets
             shapes = self.shapes(self.encode(x, offsets), self.standardise(x), offsets)
-        return self._in_units(
-            self.gates.extended(shapes) if extend else self.gates.vertices(shapes)
-        )
+        return self.in_units(self.gates.extended(shapes) if extend else self.gates.vertices(shapes))
 
     def typical(self) -> Tensor:
         """Vertices of the typical polygons in the caller's units, shape (G, V, 2)."""
         gates = self.gates
         shapes = Shapes(gates.centre.unsqueeze(0), gates.log_radius.unsqueeze(0))
-        return self._in_units(gates.extended(shapes))[0]
+        return self.in_units(gates.extended(shapes))[0]
 
-    def _in_units(self, vertices: Tensor) -> Tensor:
+    def in_units(self, vertices: Tensor) -> Tensor:
+        """Vertices (..., G, V, 2) in the caller's units, from training SD."""
         axes = self.gates.axes
         return vertices * self.input_scale[axes].unsqueeze(1) + self.input_mean[axes].unsqueeze(1)
 

@@ -28,13 +28,18 @@ def recorded_scale(adata: AnnData, marker: str) -> Scale | None:
     return None if text.startswith("none") else parse_transform(text)
 
 
-def decades(scale: Scale, low: float, high: float) -> list[tuple[float, float]]:
-    """Positions on the scale and raw values of ticks at powers of ten; none if it is linear."""
+def decades(
+    scale: Scale, low: float, high: float, apart: float = 0.05
+) -> list[tuple[float, float]]:
+    """Positions on the scale and raw values of ticks at powers of ten; none if it is linear.
+
+    Ticks are at least a share ``apart`` of the axis from each other.
+    """
     if isinstance(scale, Linear):
         return []
     places = scale.transform(_DECADES)
     inside = (places >= low) & (places <= high)
-    return _apart(places[inside], _DECADES[inside], 0.05 * (high - low))
+    return _apart(places[inside], _DECADES[inside], apart * (high - low))
 
 
 def _apart(places: np.ndarray, raw: np.ndarray, least: float) -> list[tuple[float, float]]:

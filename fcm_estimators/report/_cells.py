@@ -6,13 +6,14 @@ The page stores numbers as 16-bit and categories as 8-bit integers in base64.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from fcm_estimators._types import Entries
+from fcm_estimators.colours import GREY, colours
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
 from fcm_estimators.report._sample import Annotated
 from fcm_estimators.report._tables import received_attention
@@ -132,10 +133,15 @@ def _explanations(sample: Annotated) -> Iterator[tuple[str, str, Any]]:
         yield "Explanations", f"received attention, {head}", attention[head].to_numpy()
 
 
-def packed(group: str, name: str, values: Any, rows: np.ndarray) -> Entries:
-    """Encode one column of the drawn cells for the page; ``counts`` count all cells."""
+def packed(
+    group: str, name: str, values: Any, rows: np.ndarray, known: Mapping[str, str]
+) -> Entries:
+    """Encode one column of the drawn cells for the page; ``counts`` count all cells.
+
+    ``known`` are colours by name of category.
+    """
     if isinstance(values, pd.Series):
-        return {"group": group, "name": name, **_categories(values, rows)}
+        return {"group": group, "name": name, **_categories(values, rows, known)}
     numbers = np.asarray(values, dtype=np.float64)[rows]
     finite = numbers[np.isfinite(numbers)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
@@ -153,10 +159,8 @@ def packed(group: str, name: str, values: Any, rows: np.ndarray) -> Entries:
     }
 
 
-def _categories(values: pd.Series, rows: np.ndarray) -> Entries:
+def _categories(values: pd.Series, rows: np.ndarray, known: Mapping[str, str]) -> Entries:
     from matplotlib.colors import to_hex
-
-    from explainers.plotting.style import GREY, colours
 
     values = values.astype("category").cat.remove_unused_categories()
     rare = values.value_counts().index[_MOST_CATEGORIES - 1 :]
@@ -165,7 +169,7 @@ def _categories(values: pd.Series, rows: np.ndarray) -> Entries:
             values.astype(object).replace(dict.fromkeys(rare, "further ones")).astype("category")
         )
     names = [str(c) for c in values.cat.categories]
-    hues = colours([n for n in names if n not in _NO_POPULATION])
+    hues = colours([n for n in names if n not in _NO_POPULATION], known)
     codes = values.cat.codes.to_numpy()
     return {
         "kind": "categories",

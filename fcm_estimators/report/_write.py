@@ -19,6 +19,7 @@ from fcm_estimators._version import __version__
 from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
 from fcm_estimators.cohort.tasks import failed_row
+from fcm_estimators.colours import known_colours
 from fcm_estimators.exceptions import FcmError, InvalidInputError
 from fcm_estimators.keys import EXPERT_GATES, AttentionKeys, ClassKeys, GateKeys, GradientKeys
 from fcm_estimators.metrics import DEFAULT_PROTOCOL, ClassificationErrors, Protocol
@@ -260,7 +261,8 @@ def _picture(sample: Annotated, planes: list[Entries], max_cells: int) -> tuple[
     """Columns and views of the picture of cells, and a note on which cells are drawn."""
     everything = list(_cells.columns(sample))
     rows = _cells.chosen_cells(sample, everything, max_cells)
-    columns = [_cells.packed(*column, rows) for column in everything]
+    known = known_colours(sample.adata, sample.keys.classes.label)
+    columns = [_cells.packed(*column, rows, known) for column in everything]
     for column in columns:
         if column["group"] == "Markers":
             column |= _cells.axis_of(sample, column["name"], column["low"], column["high"])

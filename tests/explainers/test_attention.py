@@ -14,7 +14,7 @@ from explainers.attention import assigned_heads
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, NotFittedError
 from fcm_estimators.inference import fitted_net, net_for
-from fcm_estimators.nn.relu_attention import dense_attention
+from fcm_estimators.nn.relu_attention import dense_attend, dense_attention
 from fcm_estimators.nn.sources import PackedCells
 from fcm_estimators.nn.streaming import Stream
 from tests.helpers import toy_cohort
@@ -109,18 +109,95 @@ def test_populations_that_look_may_be_others_than_those_looked_at(clf, cohort):
     np.testing.assert_allclose(got, want, rtol=1e-8)
 
 
+def measured_shares(clf, x):
+    """|attention| / (|attention| + |residual|) of each cell, by the dense equations."""
+    module = net_for(fitted_net(clf), np.dtype(np.float64))
+    shares = []
+    with torch.no_grad():
+        h = module.standardise(torch.from_numpy(x))
+        for step, layer in zip(module.trace(torch.from_numpy(x)), module.layers, strict=True):
+            out = dense_attend(step.q, step.k, layer.value(h), 4, layer.eps).norm(dim=1)
+            shares.append((out / (out + step.q.norm(dim=1))).numpy()[:, None])
+            h = step.output
+    return shares
+
+
+@pytest.mark.parametrize("share", ["measured", 0.5, 0, 1])
 @pytest.mark.parametrize("queries", [None, "chosen", 7])
-def test_rollout_is_the_product_of_the_dense_layers(clf, cohort, queries):
-    got = AttentionExplainer(clf, queries=queries).rollout(cohort)[:300]
+def test_rollout_is_the_product_of_the_dense_layers(clf, cohort, queries, share):
+    explainer = AttentionExplainer(clf, queries=queries)
+    got = explainer.rollout(cohort, share=share)[:300]
+    if share == "measured":
+        np.testing.assert_array_equal(got, explainer.rollout(cohort)[:300])
     asked = {
         None: np.ones(300),
         "chosen": cohort.obs["chosen"].to_numpy()[:300].astype(float),
         7: (np.arange(300) == 7).astype(float),
     }[queries]
-    mass = asked / asked.sum()
-    for matrix in dense(clf, cohort.X[:300])[::-1]:
-        mass = mass @ (np.eye(300) + matrix.mean(0)) / 2
+    mass, matrices = asked / asked.sum(), dense(clf, cohort.X[:300])
+    shares = [share] * len(matrices)
+    if share == "measured":
+        shares = measured_shares(clf, cohort.X[:300])
+        assert all(part.min() > 0 and part.max() < 1 for part in shares)
+        assert np.std([part.mean() for part in shares]) > 0
+    for matrix, part in zip(matrices[::-1], shares[::-1], strict=True):
+        mass = mass @ ((1 - part) * np.eye(300) + part * matrix.mean(0))
     np.testing.assert_allclose(got, 300 * mass, rtol=1e-8)
+
+
+@pytest.mark.parametrize("share", ["half", 1.5, -0.1, None])
+def test_shares_of_a_rollout_are_checked(clf, cohort, share):
+    with pytest.raises(InvalidInputError, match="give 'measured' or a number from 0 to 1"):
+        AttentionExplainer(clf).rollout(cohort, share=share)
+
+
+def one_sample(cohort):
+    return cohort[cohort.obs["sample"] == "s1"].copy()
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_the_matrix_is_the_dense_one_and_agrees_with_what_is_streamed(clf, cohort, layer):
+    sample = one_sample(cohort)
+    explainer = AttentionExplainer(clf, net_layer=layer)
+    matrix = explainer.matrix(sample)
+    np.testing.assert_allclose(matrix, dense(clf, sample.X)[layer], rtol=1e-8)
+    received = matrix.mean(1)
+    streamed = explainer.attribute(sample)
+    np.testing.assert_allclose(
+        300 * received / received.sum(1, keepdims=True), streamed.relative.T, rtol=1e-8
+    )
+    np.testing.assert_allclose(1 - received.sum(1), streamed.absorbed.iloc[0], atol=1e-12)
+    some = AttentionExplainer(clf, net_layer=layer, queries="chosen").matrix(sample)
+    np.testing.assert_allclose(some, matrix[:, sample.obs["chosen"].to_numpy()], rtol=1e-12)
+
+
+def test_a_matrix_has_no_values_for_cells_that_are_not_analysed():
+    data = toy_cohort(3, 60)
+    data.obs["inside"] = np.arange(data.n_obs) % 4 > 0
+    clf = ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", subset_key="inside", **QUICK
+    ).fit(data)
+    sample = data[data.obs["sample"] == "s2"].copy()
+    inside = sample.obs["inside"].to_numpy()
+    matrix = AttentionExplainer(clf, net_layer=0).matrix(sample)
+    assert matrix.shape == (4, 60, 60)
+    assert matrix.dtype == np.float32
+    np.testing.assert_array_equal(~np.isnan(matrix[0]), np.outer(inside, inside))
+    queries = np.arange(60) < 10
+    part = AttentionExplainer(clf, net_layer=0, queries=queries).matrix(sample)
+    np.testing.assert_allclose(part, matrix[:, :10], rtol=1e-5)
+
+
+def test_matrices_that_are_too_large_are_refused_with_the_size(clf, cohort, monkeypatch):
+    monkeypatch.setattr("explainers.attention.LARGEST_MATRIX", 299 * 300)
+    sample = one_sample(cohort)
+    with pytest.raises(InvalidInputError, match="300 queries x 300 cells has 90,000 entries"):
+        AttentionExplainer(clf, net_layer=0).matrix(sample)
+    assert AttentionExplainer(clf, net_layer=0, queries="chosen").matrix(sample).shape[1] == 60
+    with pytest.raises(InvalidInputError, match="that of one sample, and there are 3"):
+        AttentionExplainer(clf, net_layer=0).matrix(cohort)
+    with pytest.raises(InvalidInputError, match="Choose it with net_layer=0 to 2"):
+        AttentionExplainer(clf).matrix(sample)
 
 
 @pytest.mark.parametrize("size", [7, 299, 300])

@@ -269,8 +269,8 @@ class _Explained(InfluenceExplainer):
         super().__init__(clf, borrowed.target)
         self.borrowed = borrowed
 
-    def of_samples(self, X, samples):
-        return self.borrowed.of_samples(X, samples)
+    def of_groups(self, X, samples, group):
+        return self.borrowed.of_groups(X, samples, group)
 
 
 @pytest.mark.parametrize(

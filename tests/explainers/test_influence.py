@@ -10,7 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
-from explainers import AnyChange, GateSize, InfluenceExplainer, LogOdds, Share, Vertex
+from explainers import (
+    AnyChange,
+    GateSize,
+    InfluenceExplainer,
+    LogOdds,
+    Share,
+    Vertex,
+    influence_summary,
+)
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, NotFittedError
 from fcm_estimators.inference import fitted_net, net_for, read_samples
@@ -148,6 +156,27 @@ def test_any_change_is_the_length_of_the_derivative_of_all_outputs(clf):
     assert (few.attribute(data) != other).any()
 
 
+def test_the_influence_of_a_group_is_the_sum_over_its_cells_unless_they_cancel(clf, cohort):
+    samples = read_samples(clf, cohort)
+    group = np.concatenate([np.arange(j - i) % 7 for i, j in samples.spans()])
+
+    def summed_and_of_groups(explainer):
+        values = explainer.of_samples(cohort, samples)
+        found = explainer.of_groups(cohort, samples, group)
+        for (i, j), of_groups in zip(samples.spans(), found, strict=True):
+            yield np.bincount(group[i:j], values[i:j]) * 100 / (j - i), np.asarray(of_groups)
+
+    for summed, of_groups in summed_and_of_groups(InfluenceExplainer(clf)):
+        np.testing.assert_allclose(of_groups, summed, rtol=1e-9, atol=1e-14)
+    for summed, of_groups in summed_and_of_groups(InfluenceExplainer(clf, AnyChange(5))):
+        assert (of_groups <= summed * (1 + 1e-9)).all()
+        assert (of_groups < 0.9 * summed).any()
+    # All cells together change nothing: their influences add up to 0 in every output.
+    everyone = np.zeros_like(group)
+    for (total,) in InfluenceExplainer(clf, AnyChange(5)).of_groups(cohort, samples, everyone):
+        assert total < 1e-9
+
+
 def test_between_hides_each_population_from_each(clf, cohort):
     table = InfluenceExplainer(clf).between(cohort, "cell_type")
     assert len(table) == 4
@@ -162,6 +191,39 @@ def test_between_hides_each_population_from_each(clf, cohort):
     half = 4.302652730 * one["change"].std() / np.sqrt(3)  # Student, two degrees of freedom
     assert row["ci_high"] - row["change"] == pytest.approx(half)
     assert row["change"] - row["ci_low"] == pytest.approx(half)
+
+
+def test_influence_summed_over_populations_is_that_of_hiding_them_to_first_order(clf):
+    data = double(toy_cohort(3, 1000, seed=8))
+    data.obs["few"] = np.where(np.arange(data.n_obs) % 200 == 0, "few", "not few")
+    explainer = InfluenceExplainer(clf)
+    explainer.explain(data)
+    table = explainer.summary(data, "few").set_index("population")
+    pd.testing.assert_frame_equal(influence_summary(data, "few").set_index("population"), table)
+    actual = explainer.hide(data, (data.obs["few"] == "few").to_numpy())["change"]
+    assert table.loc["few", "change"] == pytest.approx(actual.mean(), rel=0.05)
+    half = 4.302652730 * actual.std() / np.sqrt(3)  # Student, two degrees of freedom
+    assert table.loc["few", "ci_high"] - table.loc["few", "change"] == pytest.approx(half, rel=0.1)
+    assert table.loc["few", "share"] == pytest.approx(0.005)
+    assert table["small"].to_dict() == {"few": True, "not few": False}
+    assert table["n_cells"].to_dict() == {"few": 15, "not few": 2985}
+    # 0.5 % of the sample are hidden, and the influence is per 1 %.
+    assert table.loc["few", "influence"] * 0.5 == pytest.approx(table.loc["few", "change"])
+    assert table["change"].sum() == pytest.approx(0, abs=1e-6 * abs(table["change"]).max() + 1e-7)
+    clf.annotate(data)
+    assert set(influence_summary(data, "reluformer")["population"]) == {"blast", "other"}
+
+
+def test_values_without_direction_are_not_summed(clf, cohort):
+    data = cohort.copy()
+    InfluenceExplainer(clf, AnyChange(n_probes=2)).explain(data)
+    table = influence_summary(data, "cell_type")
+    assert (table["influence"] > 0).all()
+    assert table[["change", "ci_low", "ci_high"]].isna().all(axis=None)
+    with pytest.raises(MissingKeyError, match="'lineage' was not found"):
+        influence_summary(data, "lineage")
+    with pytest.raises(MissingKeyError, match="'why'"):
+        influence_summary(data, "cell_type", key="why")
 
 
 def test_a_store_gives_the_same_as_memory(clf, tmp_path):

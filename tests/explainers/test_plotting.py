@@ -4,9 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_hex
 
 from explainers import (
+    AnyChange,
     AttentionExplainer,
     GradientExplainer,
     InfluenceExplainer,
@@ -15,15 +16,17 @@ from explainers import (
 )
 from explainers.plotting import (
     AgreementDisplay,
-    AttentionHeadsDisplay,
+    AttentionDisplay,
     CurveDisplay,
     FloorDisplay,
     GradientFieldDisplay,
     GradientSummaryDisplay,
     HeadMatrixDisplay,
+    InfluenceDisplay,
+    InfluenceMatrixDisplay,
 )
-from explainers.plotting.style import HUES, colours
 from fcm_estimators import ReluFormerClassifier
+from fcm_estimators.colours import GREY
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.preprocessing import ArcsinhTransform
 from tests.helpers import toy_cohort
@@ -55,12 +58,15 @@ def adata(clf):
     clf.annotate(data)
     GradientExplainer(clf, target="blast").explain(data)
     AttentionExplainer(clf, net_layer=-1).explain(data)
+    InfluenceExplainer(clf, target="blast", of="blast").explain(data)
     data.obsm["X_umap"] = np.random.default_rng(0).normal(size=(data.n_obs, 2))
     return data
 
 
 def test_arrows_are_the_mean_gradient_of_the_cells_in_a_square(adata):
-    display = GradientFieldDisplay.from_adata(adata, "CD10", "CD45", n_bins=1, color="cell_type")
+    display = GradientFieldDisplay.from_explanation(
+        adata, "CD10", "CD45", n_bins=1, color="cell_type"
+    )
     table = display.plot().frame().set_index("group")
     columns = [adata.var_names.get_loc(m) for m in ("CD10", "CD45")]
     for group in ("blast", "other"):
@@ -71,7 +77,7 @@ def test_arrows_are_the_mean_gradient_of_the_cells_in_a_square(adata):
 
 
 def test_arrows_point_along_the_gradient_on_the_screen(adata):
-    display = GradientFieldDisplay.from_adata(adata, "CD10", "CD45", n_bins=4).plot()
+    display = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45", n_bins=4).plot()
     quiver = display.quiver_
     assert quiver.angles == "xy"
     assert quiver.scale_units == "xy"
@@ -82,8 +88,8 @@ def test_arrows_point_along_the_gradient_on_the_screen(adata):
 
 def test_arrows_per_sd_are_steps_in_sd(clf, adata):
     GradientExplainer(clf, target="blast", units="sd", key_added="sd").explain(adata)
-    unit = GradientFieldDisplay.from_adata(adata, "CD10", "CD45").frame()
-    sd = GradientFieldDisplay.from_adata(adata, "CD10", "CD45", key="sd").frame()
+    unit = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45").frame()
+    sd = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45", key="sd").frame()
     scale = clf.net_.module_.input_scale.numpy()
     for name, marker in (("dx", "CD10"), ("dy", "CD45")):
         factor = scale[clf.markers_.index(marker)] ** 2
@@ -95,7 +101,7 @@ def test_axes_have_raw_units(adata):
     raw.X = np.sinh(np.clip(adata.X, -3, 8)) * 100
     markers = list(raw.var_names)
     shown = ArcsinhTransform(cofactor=100, markers=markers).fit_transform(raw)
-    ax = GradientFieldDisplay.from_adata(shown, "CD10", "CD45").plot().ax_
+    ax = GradientFieldDisplay.from_explanation(shown, "CD10", "CD45").plot().ax_
     ax.figure.canvas.draw()
     labels = {t.get_text(): t.get_position()[0] for t in ax.get_xticklabels()}
     assert labels["0"] == 0
@@ -103,13 +109,146 @@ def test_axes_have_raw_units(adata):
 
 
 def test_head_panels_hold_every_cell(adata):
-    display = AttentionHeadsDisplay.from_adata(adata).plot()
+    display = AttentionDisplay.from_explanation(adata).plot()
     assert len(display.axes_) == 5
     received = adata.obsm["attention_layer1"]
     for ax, head in zip(display.axes_[1:], received, strict=True):
         drawn = ax.collections[0].get_array()
         np.testing.assert_allclose(np.sort(drawn), np.sort(received[head]), rtol=1e-6)
     assert len(display.frame()) == adata.n_obs
+
+
+@pytest.mark.parametrize("make", [AttentionDisplay, InfluenceDisplay])
+def test_cells_are_drawn_at_their_markers_with_raw_ticks(adata, make):
+    raw = adata.copy()
+    raw.X = np.sinh(np.clip(adata.X, -3, 8)) * 100
+    shown = ArcsinhTransform(cofactor=100, markers=list(raw.var_names)).fit_transform(raw)
+    display = make.from_explanation(shown, x="CD10", y="CD45").plot()
+    ax = display.figure_.axes[0]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("CD10", "CD45")
+    names = display.frame().index
+    assert sorted(names) == sorted(shown.obs_names)
+    np.testing.assert_allclose(display.frame()[["x", "y"]], shown[names, ["CD10", "CD45"]].X)
+    ax.figure.canvas.draw()
+    labels = {t.get_text(): t.get_position()[1] for t in ax.get_yticklabels()}
+    assert labels["$10^{3}$"] == pytest.approx(np.arcsinh(10), abs=1e-6)
+
+
+def test_without_a_layer_one_panel_has_the_mean_attention(clf, adata):
+    AttentionExplainer(clf).explain(adata)
+    display = AttentionDisplay.from_explanation(adata, "CD10", "CD45").plot()
+    (ax,) = display.axes_
+    np.testing.assert_allclose(ax.collections[0].get_array(), np.sort(adata.obs["attention"]))
+    _, own = plt.subplots()
+    assert AttentionDisplay.from_explanation(adata).plot(own).axes_[0] is own
+
+
+def test_influence_is_drawn_around_0_with_the_largest_on_top(clf, adata):
+    points = InfluenceDisplay.from_explanation(adata).plot().ax_.collections[0]
+    drawn = np.abs(points.get_array())
+    assert (np.diff(drawn) >= 0).all()
+    np.testing.assert_allclose(drawn, np.sort(np.abs(adata.obs["influence"])))
+    assert points.norm.vmin == -points.norm.vmax
+    InfluenceExplainer(clf, AnyChange(n_probes=2)).explain(adata)
+    display = InfluenceDisplay.from_explanation(adata, "CD10", "CD45").plot()
+    assert not display.signed
+    assert display.ax_.collections[0].norm.vmin == 0
+    assert "any change" in display.ax_.get_title()
+
+
+def test_influence_between_populations_is_the_table(clf, adata):
+    table = InfluenceExplainer(clf, "blast").between(adata, "cell_type")
+    display = InfluenceMatrixDisplay.from_between(table, name="change of the log-odds").plot()
+    ax = display.ax_
+    shown = ax.images[0].get_array().data
+    rows = list(dict.fromkeys(table["hidden"]))
+    wanted = table.pivot(index="hidden", columns="target", values="change").loc[rows, rows]
+    np.testing.assert_allclose(shown, wanted)
+    for field, row in zip(ax.texts, table.itertuples(), strict=True):
+        change, switched = field.get_text().split("\n")
+        assert change.startswith("(") == (row.ci_low <= 0 <= row.ci_high)
+        assert float(change.strip("()")) == pytest.approx(row.change, rel=0.05)
+        assert switched == f"{row.switched:.1%}"
+    assert ax.get_yticklabels()[0].get_text().startswith(f"{rows[0]} (")
+    one = table[table["hidden"] == rows[0]].assign(change=np.nan)
+    assert [t.get_text() for t in InfluenceMatrixDisplay.from_between(one).plot().ax_.texts] == [
+        "",
+        "",
+    ]
+    with pytest.raises(InvalidInputError, match="ci_low"):
+        InfluenceMatrixDisplay.from_between(table.drop(columns="ci_low"))
+
+
+def test_single_arrows_are_the_gradients_of_their_cells(adata):
+    display = GradientFieldDisplay.from_explanation(
+        adata, "CD10", "CD45", arrows="cells", n_arrows=40, color="cell_type"
+    ).plot()
+    arrows = display.frame()
+    assert arrows["group"].value_counts().to_dict() == {"blast": 20, "other": 20}
+    columns = [adata.var_names.get_loc(m) for m in ("CD10", "CD45")]
+    for arrow in arrows.itertuples():
+        (cell,) = np.flatnonzero((adata.X[:, columns] == [arrow.x, arrow.y]).all(1))
+        np.testing.assert_allclose([arrow.dx, arrow.dy], adata.layers["gradient"][cell][columns])
+        assert adata.obs["cell_type"].iloc[cell] == arrow.group
+
+
+@pytest.mark.parametrize("units", ["layer", "sd"])
+@pytest.mark.parametrize("arrows", ["squares", "cells"])
+def test_the_scale_has_the_length_of_an_arrow_of_its_value(clf, adata, units, arrows):
+    GradientExplainer(clf, target="blast", units=units).explain(adata)
+    display = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45", arrows=arrows)
+    quiver, key = display.plot().quiver_, display.scale_
+    value = float(key.text.get_text().split()[0])
+    unit = {"layer": "per unit along CD10", "sd": "per SD along CD10"}[units]
+    assert key.text.get_text().endswith(unit)
+    sd = clf.net_.module_.input_scale.numpy()[clf.markers_.index("CD10")]
+    # How far an arrow goes to the right, per unit of gradient along CD10.
+    per_gradient = np.median(quiver.U / display.arrows["dx"]) * (sd if units == "sd" else 1)
+    np.testing.assert_allclose(key.U, value * per_gradient, rtol=1e-5)
+    low, high = display.ax_.get_xlim()
+    assert 0.03 * (high - low) < key.U < 0.11 * (high - low)
+
+
+def shown_colours(ax):
+    """Colour of each entry of a legend."""
+    legend = ax.get_legend()
+    parts = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {t.get_text().split(" (")[0]: to_hex(h.get_facecolor()[0]).upper() for t, h in parts}
+
+
+def uns_colours(adata, column):
+    names = adata.obs[column].cat.categories
+    return dict(zip(names, adata.uns[f"{column}_colors"], strict=True))
+
+
+def test_a_class_and_a_head_have_one_colour_in_all_pictures_and_in_uns(clf, adata):
+    field = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45").plot()
+    called = uns_colours(adata, "reluformer")
+    assert shown_colours(field.ax_).items() <= called.items()
+    # The expert's label, of which nothing is written, has the colours of the called class.
+    expert = GradientFieldDisplay.from_explanation(adata, "CD10", "CD19", color="cell_type").plot()
+    assert shown_colours(expert.ax_) == {name: called[name] for name in ("blast", "other")}
+    heads = uns_colours(adata, "attention_head")
+    for place in ({}, {"x": "CD10", "y": "CD45"}):
+        display = AttentionDisplay.from_explanation(adata, **place).plot()
+        assert shown_colours(display.axes_[0]).items() <= heads.items()
+    assert not set(heads.values()) & set(called.values()) - {GREY}
+    # A picture of some cells, in which a class or a head is missing, has the same colours.
+    few = adata[adata.obs["attention_head"] == "head2"].copy()
+    display = AttentionDisplay.from_explanation(few).plot()
+    assert shown_colours(display.axes_[0]) == {"head2": heads["head2"]}
+
+
+def test_colours_of_the_user_stay(clf, adata):
+    adata.uns["reluformer_colors"] = ["#123456", "#654321"]
+    adata.uns["attention_head_colors"] = ["red", "green", "blue", "black", "white"]
+    before = dict(adata.uns)
+    clf.annotate(adata)
+    AttentionExplainer(clf, net_layer=0).explain(adata)
+    for name in ("reluformer_colors", "attention_head_colors"):
+        assert list(adata.uns[name]) == list(before[name])
+    field = GradientFieldDisplay.from_explanation(adata, "CD10", "CD45").plot()
+    assert shown_colours(field.ax_) == {"blast": "#123456", "other": "#654321"}
 
 
 def test_summary_marks_unsure_signs():
@@ -189,31 +328,31 @@ def test_points(clf, adata):
 
 def test_given_axes_are_used(adata):
     _, ax = plt.subplots()
-    assert GradientFieldDisplay.from_adata(adata, "CD10", "CD45").plot(ax=ax).ax_ is ax
-
-
-def test_colours_are_distinct_and_grey_is_for_the_rest():
-    hues = colours(["other", "blast", "T", "not analysed"])
-    assert hues["other"] == hues["not analysed"] == "#BBBBBB"
-    assert (hues["blast"], hues["T"]) == HUES[:2]
-    many = colours([f"p{i}" for i in range(12)])
-    assert len({to_rgba(hue) for hue in many.values()}) == 12
+    assert GradientFieldDisplay.from_explanation(adata, "CD10", "CD45").plot(ax=ax).ax_ is ax
 
 
 def test_a_marker_the_model_does_not_use_is_refused(adata):
     adata.layers["gradient"][:, 0] = np.nan
     with pytest.raises(InvalidInputError, match="'CD10'; explained are CD19, CD34, CD45"):
-        GradientFieldDisplay.from_adata(adata, "CD10", "CD45")
+        GradientFieldDisplay.from_explanation(adata, "CD10", "CD45")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda a: GradientFieldDisplay.from_adata(a, "CD3", "CD45"), "CD10"),
-        (lambda a: GradientFieldDisplay.from_adata(a, "CD10", "CD45", key="g"), "gradient"),
-        (lambda a: GradientFieldDisplay.from_adata(a, "CD10", "CD45", color="c"), "cell_type"),
-        (lambda a: AttentionHeadsDisplay.from_adata(a, basis="tsne"), "umap"),
-        (lambda a: AttentionHeadsDisplay.from_adata(a, key="a"), "attention_head"),
+        (lambda a: GradientFieldDisplay.from_explanation(a, "CD3", "CD45"), "CD10"),
+        (lambda a: GradientFieldDisplay.from_explanation(a, "CD10", "CD45", key="g"), "gradient"),
+        (
+            lambda a: GradientFieldDisplay.from_explanation(a, "CD10", "CD45", color="c"),
+            "cell_type",
+        ),
+        (lambda a: GradientFieldDisplay.from_explanation(a, "CD10", "CD45", arrows="all"), "cells"),
+        (lambda a: AttentionDisplay.from_explanation(a, basis="tsne"), "umap"),
+        (lambda a: AttentionDisplay.from_explanation(a, "CD10"), "Give both"),
+        (lambda a: AttentionDisplay.from_explanation(a, "CD10", "CD3"), "CD34"),
+        (lambda a: AttentionDisplay.from_explanation(a, key="a"), "attention"),
+        (lambda a: InfluenceDisplay.from_explanation(a, "CD10", "CD3"), "CD34"),
+        (lambda a: InfluenceDisplay.from_explanation(a, key="a"), "influence"),
     ],
 )
 def test_what_is_missing_is_named(adata, make, message):
