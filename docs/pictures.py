@@ -17,6 +17,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 from explainers import AttentionExplainer, GradientExplainer
 from explainers.plotting import GateDisplay, GradientFieldDisplay
@@ -24,6 +25,13 @@ from fcm_estimators import PolygonRegressor, ReluFormerClassifier
 from fcm_estimators.colours import column_colours
 from fcm_estimators.datasets import fetch_all494
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.metrics import (
+    CourseDisplay,
+    MethodComparisonDisplay,
+    course_table,
+    method_comparison,
+    mrd_of_counts,
+)
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
 from fcm_estimators.quality import flag_quality
 from fcm_estimators.report import write_report
@@ -137,7 +145,38 @@ def report(shown):
         browser.close()
 
 
+def laboratory():
+    """A comparison of methods and a course of a patient, simulated."""
+    rng = np.random.default_rng(0)
+    true = 10 ** rng.uniform(-5, -0.5, 80)
+    names = [f"sample {i}" for i in range(80)]
+    manual, automatic = (
+        mrd_of_counts(
+            pd.DataFrame(
+                {
+                    "numerator": rng.binomial(500_000, np.minimum(factor * noise * true, 1)),
+                    "denominator": 500_000,
+                },
+                index=names,
+            ),
+            denominator_name="intact",
+        )
+        for factor, noise in ((1.0, 1.0), (1.2, 10 ** rng.normal(0, 0.2, 80)))
+    )
+    found = method_comparison(manual, automatic, cut_off=1e-3)
+    MethodComparisonDisplay(found).plot().figure_.savefig(IMAGES / "comparison.png", dpi=90)
+    counts = {
+        "numerator": [210_000, 900, 30, 7, 0, 15],
+        "denominator": [500_000, 480_000, 450_000, 520_000, 30_000, 1_000],
+    }
+    results = mrd_of_counts(pd.DataFrame(counts), denominator_name="intact")
+    table = course_table(results.assign(patient="1", day=[0, 15, 33, 78, 106, 134]))
+    display = CourseDisplay.from_table(table, "1", title="", cut_offs=(1e-4,))
+    display.plot().figure_.savefig(IMAGES / "course.png", dpi=90)
+
+
 def main():
+    laboratory()
     clf, reg, test = marrow()
     shown = embed(clf, test)
     overview(reg, test, shown)

@@ -167,7 +167,8 @@ def _report(test: AnnData, inside: np.ndarray, gate: str, out: TextIO) -> None:
         denominator_name=gate,
         groups=test.obs["sample"],
     )
-    _table(out, "Blast fraction (interval: counting error only)", mrd.round(5))
+    shown = mrd.drop(columns="words").round(5)
+    _table(out, "Blast fraction (interval: counting error only)", shown)
 
 
 def _save(clf: ReluFormerClassifier, adata: AnnData, folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,6 +21,8 @@ from fcm_estimators.cli import app
 from fcm_estimators.datasets import fetch_all494, simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.metrics import ClassificationErrors
+from fcm_estimators.metrics._total_interval import Spread
 from fcm_estimators.models import load_model
 from fcm_estimators.preprocessing import Compensation
 from fcm_estimators.workflow import LabelSource, evaluate_files, standard_steps, train_model
@@ -326,6 +329,37 @@ def test_gates_are_learnt_predicted_explained_and_exported(lab, raw, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The members of the model")
+def test_errors_go_from_evaluation_to_annotation(lab, model, tmp_path):
+    file = tmp_path / "errors.json"
+    done = call(
+        "evaluate", model, lab / "fcs", *labelled(lab), "--errors", file, "--json", *ONE_PROCESS
+    )
+    assert done.exit_code == 0, done.output
+    assert "no interval follows from this" in done.stderr  # there are 6 samples
+    errors = ClassificationErrors.read(file)
+    assert "10 of either are needed" in errors.why
+    # As if there had been enough patients.
+    known = dataclasses.replace(
+        errors, why="", false_positives=Spread(-8, 1, 20), sensitivity=Spread(2, 1, 20)
+    )
+    for written, estimable in ((errors, False), (known, True)):
+        written.write(file)
+        one = sorted((lab / "fcs").iterdir())[0]
+        done = call(
+            "annotate", model, one, "-o", tmp_path / "out", "--errors", file, "--json", *ONE_PROCESS
+        )
+        assert done.exit_code == 0, done.output
+        row = json.loads(done.stdout)[0]
+        assert row["ci_total_why"] == written.why
+        assert (row["ci_total_high"] is not None) == estimable
+        if estimable:
+            assert row["ci_total_high"] >= row["ci_high"]
+    dataclasses.replace(known, model="another").write(file)
+    wrong = call("annotate", model, one, "-o", tmp_path / "out", "--errors", file, *ONE_PROCESS)
+    assert wrong.exit_code == 2
+    assert "--errors are those of another model" in wrong.stderr
+
+
 def test_evaluate_compares_with_experts(lab, model):
     done = call("evaluate", model, lab / "fcs", *labelled(lab), "--json", *ONE_PROCESS)
     assert done.exit_code == 0, done.output

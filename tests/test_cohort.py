@@ -205,7 +205,9 @@ def test_gates_make_the_denominator(folder, tmp_path):
         assert row["denominator_name"] == "syto"
     good = (tmp_path / "table.csv").read_bytes()
     files, gates = files_of(folder)[:2], folder / "gates"
-    with pytest.raises(InvalidInputError, match="'intact' is a gate of the data, and FCS files have none"):
+    with pytest.raises(
+        InvalidInputError, match="'intact' is a gate of the data, and FCS files have none"
+    ):
         annotate_files(folder / "model", files, tmp_path, denominator="intact", n_workers=0)
     with pytest.raises(InvalidInputError, match="'intact' is not among the gates"):
         annotate_files(

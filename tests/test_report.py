@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -15,7 +16,8 @@ from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.metrics import mrd_table
+from fcm_estimators.metrics import ClassificationErrors, Protocol, mrd_table
+from fcm_estimators.metrics._total_interval import Spread
 from fcm_estimators.preprocessing import (
     Compensation,
     LinearTransform,
@@ -104,6 +106,33 @@ def test_a_result_on_which_members_disagree_is_not_quantifiable(sample, page, tm
     assert "1 % to 40 %; possible 60 %" in text
     assert "members disagree" not in page.read_text(encoding="utf-8")
     assert "none: how sure the model is" in page.read_text(encoding="utf-8")
+
+
+def test_protocol_and_errors_are_those_of_the_table(sample, page, tmp_path):
+    protocol = Protocol("our lab", 1, 2, sensitivity=0.1, source="SOP 7")
+    errors = ClassificationErrors(Spread(-8, 0.5, 20), Spread(2, 0.5, 20))
+    options = {"denominator": "cd19", "protocol": protocol}
+    write_report(sample, tmp_path / "own.html", errors=errors, **options)
+    row = mrd_table(
+        sample.obs["reluformer"] == "blast",
+        denominator=sample.obsm["gates"]["cd19"],
+        denominator_name="cd19",
+        protocol=protocol,
+        errors=errors,
+    ).iloc[0]
+    text = (tmp_path / "own.html").read_text(encoding="utf-8")
+    assert row["words"] in text
+    assert "LOD (1 events)" in text
+    assert "our lab. SOP 7" in text
+    assert f"{100 * row['ci_total_low']:.3g} % to {100 * row['ci_total_high']:.3g} %" in text
+    assert "wrongly classified cells</th>" not in page.read_text(encoding="utf-8")
+    few = dataclasses.replace(errors, why="9 patients with positive cells; 10 are needed")
+    write_report(sample, tmp_path / "few.html", errors=few, **options)
+    assert "not estimable (9 patients" in (tmp_path / "few.html").read_text(encoding="utf-8")
+    other = sample.copy()
+    other.uns["reluformer"] = {**other.uns["reluformer"], "model_sha256": "a"}
+    with pytest.raises(InvalidInputError, match="another model"):
+        write_report(other, tmp_path / "x.html", errors=dataclasses.replace(errors, model="b"))
 
 
 def test_another_denominator_gives_another_number(sample, page, tmp_path):

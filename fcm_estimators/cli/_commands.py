@@ -16,6 +16,7 @@ from fcm_estimators.cli._options import (
     ChosenGates,
     Classes,
     Denominator,
+    Errors,
     EventColumn,
     Files,
     GatesOption,
@@ -211,6 +212,7 @@ def annotate(
     denominator: Denominator = None,
     limit_of_blank: LimitOfBlank = None,
     protocol: ProtocolOption = "20/50 events",
+    errors: Errors = None,
     resume: Resume = True,
     workers: Workers = None,
     scheduler: Scheduler = None,
@@ -231,6 +233,7 @@ def annotate(
                 denominator=denominator,
                 limit_of_blank=limit_of_blank,
                 protocol=protocol,
+                errors=errors,
                 resume=resume,
                 n_workers=workers,
                 client=client,
@@ -321,6 +324,17 @@ def evaluate(
     label_key: LabelKey = "cell_type",
     within: Within = None,
     event_column: EventColumn = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(help="Table (CSV) with columns sample and patient, for --errors."),
+    ] = None,
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            help="File (JSON) to write: how the model errs in these patients, for fcm annotate "
+            "--errors. They must be unseen, and label the same gate (--within) as --denominator."
+        ),
+    ] = None,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -328,6 +342,7 @@ def evaluate(
     with errors_as_exit_status():
         import pandas as pd
 
+        from fcm_estimators.cohort import errors_of_evaluation
         from fcm_estimators.workflow import evaluate_files
 
         with progress_bar("Reading", files) as progress:
@@ -340,6 +355,12 @@ def evaluate(
                 n_workers=workers,
                 progress=progress,
             )
+        if errors is not None:
+            written = errors_of_evaluation(found.table, model, patients_of(patients))
+            written.write(errors)
+            if written.why:
+                text = f"Warning: no interval follows from this: {written.why}."
+                typer.secho(text, fg="yellow", err=True)
         if as_json:
             tables = {"table": found.table.reset_index(), "summary": found.summary}
             if found.reliability is not None:
@@ -376,6 +397,7 @@ def report(
     denominator: Denominator = None,
     limit_of_blank: LimitOfBlank = None,
     protocol: ProtocolOption = "20/50 events",
+    errors: Errors = None,
     umap: Annotated[
         bool, typer.Option("--umap", help="Compute a UMAP if the file has none.")
     ] = False,
@@ -399,6 +421,7 @@ def report(
                 denominator=denominator,
                 limit_of_blank=limit_of_blank,
                 protocol=protocol,
+                errors=errors,
                 umap=umap,
                 max_cells=max_cells,
                 identifiers=identifiers,

@@ -103,9 +103,9 @@ def compare(
             from fcm_estimators.metrics import MethodComparisonDisplay
 
             write_table(made_folder(out) / "pairs.csv", found.pairs.reset_index())
-            shown = MethodComparisonDisplay(found).plot()
-            shown.figure_.savefig(out / "pairs.png", dpi=150)
-            plt.close(shown.figure_)
+            picture = MethodComparisonDisplay(found).plot()
+            picture.figure_.savefig(out / "pairs.png", dpi=150)
+            plt.close(picture.figure_)
         figures, discordant = found.frame().reset_index(), found.discordant.reset_index()
         if as_json:
             tables_of = {"figures": figures, "discordant": discordant}

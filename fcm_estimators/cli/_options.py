@@ -66,6 +66,13 @@ ProtocolOption = Annotated[
         '{"name": "our lab", "events_to_detect": 10, "sensitivity": 1e-5}.',
     ),
 ]
+Errors = Annotated[
+    Path | None,
+    typer.Option(
+        help="File that fcm evaluate --errors wrote for this model, for an interval of residual "
+        "disease that knows wrongly classified cells."
+    ),
+]
 LabelGates = Annotated[
     Path | None,
     typer.Option(

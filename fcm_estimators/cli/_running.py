@@ -35,6 +35,7 @@ _OPTIONS = {
     "protocol": "--protocol",
     "n_cells": "--cells",
     "sheet": "--sheet",
+    "errors": "--errors",
     "pool": "--pool",
     "cut_off": "--cut-off",
     "max_cells": "--max-cells",

@@ -26,7 +26,7 @@ from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.gating.records import tree_records
 from fcm_estimators.labels import LabelSource
-from fcm_estimators.metrics import DEFAULT_PROTOCOL, Protocol
+from fcm_estimators.metrics import DEFAULT_PROTOCOL, ClassificationErrors, Protocol
 from fcm_estimators.models import load_model, result_keys
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def annotate_files(
     denominator: str | None = None,
     limit_of_blank: float | None = None,
     protocol: Protocol | PathName = DEFAULT_PROTOCOL,
+    errors: ClassificationErrors | PathName | None = None,
     key_added: str | None = None,
     also: Callable[[Any, ad.AnnData, Path], Entries] | None = None,
     resume: bool = True,
@@ -90,6 +91,9 @@ def annotate_files(
     protocol : Protocol, str or path, default "20/50 events"
         Limits by which the counts are read, or what
         :meth:`Protocol.read <fcm_estimators.metrics.Protocol.read>` reads.
+    errors : ClassificationErrors or path, optional
+        How the model errs in unseen patients, for an interval that knows it
+        (:func:`~fcm_estimators.metrics.mrd_table`).
     key_added : str, optional
         Key of the results. Default: "reluformer", or "predicted_gates" for a PolygonRegressor.
     also : callable, optional
@@ -123,8 +127,8 @@ def annotate_files(
     Raises
     ------
     InvalidInputError
-        There are no files, names repeat, the gates or the protocol do not exist, or an output would
-        overwrite an input.
+        There are no files, names repeat, the gates or the protocol do not exist, the errors are
+        those of another model, or an output would overwrite an input.
     ModelFormatError
         The directory of the model does not contain a model that this version can read.
     NotFittedError
@@ -137,6 +141,8 @@ def annotate_files(
     """
     if not isinstance(protocol, Protocol):
         protocol = Protocol.read(protocol)
+    if isinstance(errors, str | os.PathLike):
+        errors = ClassificationErrors.read(errors)
     paths = list_files(files)
     named = file_names(paths, sample_names)
     folder = made_folder(out)
@@ -147,6 +153,11 @@ def annotate_files(
         model.save(folder / "model")
         model = folder / "model"
     identity = model_checksum(model)
+    if errors is not None and errors.model not in ("", identity):
+        raise InvalidInputError(
+            "errors=... are those of another model, or of this one before it was changed. Evaluate "
+            "this model on patients that it does not know."
+        )
     loaded = cached_model(str(model), identity)
     if denominator is not None:
         _require_gate(f"denominator={denominator!r}", denominator, gates, paths)
@@ -172,6 +183,7 @@ def annotate_files(
         denominator=denominator,
         limit_of_blank=limit_of_blank,
         protocol=protocol.to_dict(),
+        errors=None if errors is None else errors.to_dict(),
         also=also,
         resume=resume,
     )

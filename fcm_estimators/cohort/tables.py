@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from fcm_estimators._base.files import model_checksum
 from fcm_estimators._checks import listed
 from fcm_estimators.cohort.files import PathName
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.metrics import (
     DEFAULT_PROTOCOL,
+    ClassificationErrors,
     DetectionLimits,
     MethodComparison,
     Protocol,
@@ -232,6 +234,37 @@ def course_of_tables(
         results[pool] = results.index
     pooled = pool_tubes(results, pool, limit_of_blank=limit_of_blank, protocol=protocol)
     return course_table(pooled)
+
+
+def errors_of_evaluation(
+    table: pd.DataFrame, model: PathName, patients: Mapping[str, str] | None = None
+) -> ClassificationErrors:
+    """Estimate how a model errs in patients that it does not know.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of :func:`~fcm_estimators.workflow.evaluate_files`, for a model with a positive class.
+    model : path
+        Directory of the model, whose checksum goes into the result.
+    patients : mapping of str to str, optional
+        Patient of each sample. Default: every sample is another patient.
+
+    Returns
+    -------
+    ClassificationErrors
+
+    Raises
+    ------
+    InvalidInputError
+        The model has no positive class, or a sample has no patient.
+    """
+    if patients is not None:
+        unknown = [str(s) for s in table.index if str(s) not in patients]
+        if unknown:
+            raise InvalidInputError(f"patients: the samples {listed(unknown)} have no patient.")
+        table = table.assign(patient=[patients[str(s)] for s in table.index])
+    return ClassificationErrors.from_table(table, model=model_checksum(model))
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -32,7 +32,7 @@ from fcm_estimators.gating import GatingTree
 from fcm_estimators.io.record import FILE_KEY, UNS_KEY
 from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
 from fcm_estimators.labels.source import LabelSource
-from fcm_estimators.metrics import Protocol, mrd_table
+from fcm_estimators.metrics import ClassificationErrors, Protocol, mrd_table
 from fcm_estimators.models import load_model, result_keys
 from fcm_estimators.quality import CHECKS, flag_quality, quality_table
 
@@ -54,6 +54,7 @@ class Job:
     denominator: str | None
     limit_of_blank: float | None
     protocol: Entries
+    errors: Entries | None
     also: Callable[[Any, ad.AnnData, Path], Entries] | None
     resume: bool
 
@@ -149,6 +150,8 @@ def _annotated(
     told = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
     warned = " | ".join(told)
     keys = result_keys(model, job.key_added)
+    # A report can tell by it whether errors of a classifier are those of this one.
+    ready.uns[keys.record]["model_sha256"] = job.model_checksum
     distances = _distances(ready, keys.record)
     results = _counts(model, ready, job, keys)
     suited = suited_to(model, ready, quiet=True)
@@ -286,6 +289,7 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
         uncertain=uncertain_samples(adata.uns[keys.record]),
         tested=was_tested(adata.uns[keys.record]),
         protocol=Protocol.from_dict(job.protocol),
+        errors=None if job.errors is None else ClassificationErrors.from_dict(job.errors),
     )
     members = members_table(adata.uns[keys.record]).set_index("sample")
     for name in ("lowest", "highest", "possible"):

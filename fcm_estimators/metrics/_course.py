@@ -305,7 +305,8 @@ def _shown(row: pd.Series) -> str:
     if kind == "few":
         return f"{in_percent(row['fraction'])}, too few cells"
     missed = "" if row["adequacy"] == "reached" else ", too few cells"
-    return f"< {in_percent(max(row['lod'], row['ci_high']))}{missed}"
+    ends = [row["lod"], row["ci_high"], row.get("ci_total_high", np.nan)]
+    return f"< {in_percent(float(np.nanmax(ends)))}{missed}"
 
 
 def _difference_p(group: pd.DataFrame) -> float:

@@ -19,6 +19,7 @@ from fcm_estimators.metrics._inputs import (
 )
 from fcm_estimators.metrics._mrd_words import in_words
 from fcm_estimators.metrics._protocol import DEFAULT_PROTOCOL, Protocol
+from fcm_estimators.metrics._total_interval import ClassificationErrors
 
 
 def mrd_table(
@@ -31,15 +32,17 @@ def mrd_table(
     uncertain: Mapping[str, bool] | None = None,
     tested: bool = True,
     protocol: Protocol | str | os.PathLike[str] = DEFAULT_PROTOCOL,
+    errors: ClassificationErrors | str | os.PathLike[str] | None = None,
     confidence: float = 0.95,
     flags: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Compute the residual disease of every sample, with denominator, interval and limits.
 
-    The interval contains only the counting error, not errors from wrongly classified cells, from
-    sampling of the marrow or from haemodilution. ``lod`` and ``lloq`` are theoretical limits: the
-    events that the protocol requires, divided by the number of events measured. They are not the
-    validated limits of an assay; :func:`detection_limits` measures those.
+    The interval ``ci_low`` to ``ci_high`` contains only the counting error; with ``errors`` there
+    is a second that also knows wrongly classified cells. Neither contains the sampling of the
+    marrow or haemodilution. ``lod`` and ``lloq`` are theoretical limits: the events that the
+    protocol requires, divided by the number of events measured. They are not the validated limits
+    of an assay; :func:`detection_limits` measures those.
 
     Parameters
     ----------
@@ -62,8 +65,11 @@ def mrd_table(
         ``adata.uns[key]``.
     protocol : Protocol, str or path, default "20/50 events"
         Limits by which the counts are read, or what :meth:`Protocol.read` reads.
+    errors : ClassificationErrors or path, optional
+        How the same classifier errs in unseen patients with the same denominator, for an interval
+        that contains this, or a file of :meth:`ClassificationErrors.write`.
     confidence : float, default 0.95
-        Level of the Clopper-Pearson interval.
+        Level of the intervals.
     flags : DataFrame of bool of shape (N, F), optional
         Flags of the quality control, such as ``adata.obs.filter(like="qc_")``. Flagged cells are
         counted, never left out.
@@ -93,6 +99,10 @@ def mrd_table(
         adequacy nothing can be concluded, and ``words`` say so: 15 of 1,000 are "1.5 % ...: too
         few cells to quantify; lower bound above the cut-off 0.01 %". "No MRD detected above x" has
         the larger of ``lod`` and ``ci_high`` as x.
+
+        With ``errors`` also ``ci_total_low`` and ``ci_total_high``
+        (:meth:`ClassificationErrors.interval`), NaN where they are not estimable, and
+        ``ci_total_why``, the reason.
 
         With ``flags`` also ``n_{flag}``, the flagged cells of the denominator, and
         ``n_positive_{flag}``, the flagged cells of the numerator.
@@ -142,6 +152,7 @@ def mrd_table(
         uncertain=uncertain,
         tested=tested,
         protocol=protocol,
+        errors=errors,
         confidence=confidence,
     )
     outside = np.bincount(sample[positive & ~inside], minlength=len(names))
@@ -161,6 +172,7 @@ def mrd_of_counts(
     uncertain: Mapping[str, bool] | None = None,
     tested: bool = True,
     protocol: Protocol | str | os.PathLike[str] = DEFAULT_PROTOCOL,
+    errors: ClassificationErrors | str | os.PathLike[str] | None = None,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Compute the table of :func:`mrd_table` from counts, such as those of pooled tubes.
@@ -169,7 +181,7 @@ def mrd_of_counts(
     ----------
     counts : DataFrame of shape (S, 2 or more)
         A row per sample, with ``numerator`` and ``denominator``.
-    denominator_name, limit_of_blank, uncertain, tested, protocol, confidence
+    denominator_name, limit_of_blank, uncertain, tested, protocol, errors, confidence
         As in :func:`mrd_table`.
 
     Returns
@@ -193,6 +205,8 @@ def mrd_of_counts(
     if not isinstance(protocol, Protocol):
         protocol = Protocol.read(protocol)
     blank = None if limit_of_blank is None else fraction_number(limit_of_blank, "limit_of_blank")
+    if isinstance(errors, str | os.PathLike):
+        errors = ClassificationErrors.read(errors)
     missing = {"numerator", "denominator"} - set(counts)
     if missing:
         raise InvalidInputError(f"The counts have no {sorted(missing)}.")
@@ -207,10 +221,14 @@ def mrd_of_counts(
         detection = np.full(len(k), "not tested", dtype=object)
     enough = (n > 0) & (n >= protocol.least_denominator)
     adequacy = np.where(enough, "reached", "not reached").astype(object)
+    total = np.full((len(k), 2), np.nan)
+    if errors is not None and tested:
+        total[:] = [errors.interval(int(i), int(j), confidence) for i, j in zip(k, n, strict=True)]
     words = [
         in_words(
             *(int(k[i]), int(n[i])),
             (low[i], high[i]),
+            (total[i, 0], total[i, 1]),
             detection=detection[i],
             adequacy=adequacy[i],
             gate=denominator_name,
@@ -237,6 +255,9 @@ def mrd_of_counts(
         },
         index=counts.index,
     )
+    if errors is not None:
+        table["ci_total_low"], table["ci_total_high"] = total.T
+        table["ci_total_why"] = errors.why
     if not tested:
         table[["fraction", "ci_low", "ci_high"]] = np.nan
     return table

@@ -26,6 +26,7 @@ def in_words(
     k: int,
     n: int,
     interval: tuple[float, float],
+    total: tuple[float, float],
     *,
     detection: str,
     adequacy: str,
@@ -42,6 +43,8 @@ def in_words(
         Positive cells and cells of the denominator.
     interval : tuple of float
         Ends of the counting interval.
+    total : tuple of float
+        Ends of the interval that knows classification errors; NaN if there is none.
     detection, adequacy : str
         As in :func:`~fcm_estimators.metrics.mrd_table`.
     gate : str
@@ -63,6 +66,9 @@ def in_words(
     share = in_percent(k / n)
     lowest, highest = in_percent(low).removesuffix(" %"), in_percent(high)
     whole = f"{counted}; {confidence:.3g} % interval {lowest}-{highest}, counting only"
+    if not np.isnan(total[0]):
+        ends = f"{in_percent(total[0]).removesuffix(' %')}-{in_percent(total[1])}"
+        whole += f"; {ends} with wrongly classified cells"
     missed = " The sensitivity asked for was not reached." if adequacy == "not reached" else ""
     passed = [c for c in protocol.cut_offs if low > c]
     above = f"; lower bound above the cut-off {in_percent(max(passed))}" if passed else ""
@@ -80,7 +86,7 @@ def in_words(
     if passed or (k and missed):
         # Cells were found, and too few were measured to say that there is nothing.
         return f"{share} of {of} ({whole}): too few cells to quantify{above}.{missed}{end}"
-    shown = in_percent(max(protocol.events_to_detect / n, high))
+    shown = in_percent(float(np.nanmax([protocol.events_to_detect / n, high, total[1]])))
     return f"No MRD detected above {shown} of {of} ({counted}).{missed}{end}"
 
 

@@ -12,7 +12,13 @@ from fcm_estimators._checks import listed
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
-from fcm_estimators.metrics import Protocol, classification_table, gate_agreement, mrd_table
+from fcm_estimators.metrics import (
+    ClassificationErrors,
+    Protocol,
+    classification_table,
+    gate_agreement,
+    mrd_table,
+)
 from fcm_estimators.quality import flag_quality, quality_table
 from fcm_estimators.report._sample import Annotated, json_table
 
@@ -47,17 +53,27 @@ def residual_disease(
     denominator: str | None,
     limit_of_blank: float | None,
     protocol: Protocol,
+    errors: ClassificationErrors | None,
 ) -> dict[str, str] | None:
     """Entries of the table of residual disease; None without a positive class.
 
     Raises
     ------
+    InvalidInputError
+        ``errors`` are those of another model.
     MissingKeyError
         ``denominator`` is not the name of a gate.
     """
     positive = sample.positive_class
     if positive is None:
         return None
+    annotated_by = str(sample.run.get("model_sha256", ""))
+    if (
+        errors is not None
+        and "" not in (errors.model, annotated_by)
+        and errors.model != annotated_by
+    ):
+        raise InvalidInputError("errors=... are those of another model than annotated the sample.")
     inside, name = sample.analysed, "analysed cells"
     if denominator is not None:
         tables = [
@@ -80,6 +96,7 @@ def residual_disease(
         uncertain={"all": uncertain_samples(sample.run).get(sample.name, False)},
         tested=was_tested(sample.run),
         protocol=protocol,
+        errors=errors,
     ).iloc[0]
     entries = {
         "positive class": positive,
@@ -89,6 +106,7 @@ def residual_disease(
         "95 % interval (counting error only)": (
             f"{percent(row['ci_low'])} to {percent(row['ci_high'])}"
         ),
+        **({} if errors is None else {"95 % interval with wrongly classified cells": _total(row)}),
         f"LOD ({protocol.events_to_detect} events)": percent(row["lod"]),
         f"LLOQ ({protocol.events_to_quantify} events)": percent(row["lloq"]),
         "positive outside of the denominator": f"{row['n_outside']:,}",
@@ -112,6 +130,12 @@ def residual_disease(
         flagged = sample.adata.obs[flag].to_numpy(dtype=bool) & called & inside
         entries[f"positive cells flagged {flag.removeprefix('qc_')}"] = f"{flagged.sum():,}"
     return entries
+
+
+def _total(row: pd.Series) -> str:
+    if np.isnan(row["ci_total_low"]):
+        return f"not estimable ({row['ci_total_why'] or 'no result'})"
+    return f"{percent(row['ci_total_low'])} to {percent(row['ci_total_high'])}"
 
 
 def _adequacy(protocol: Protocol, adequacy: str) -> str:

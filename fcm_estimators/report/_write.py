@@ -22,7 +22,7 @@ from fcm_estimators.cohort.tasks import failed_row
 from fcm_estimators.colours import known_colours
 from fcm_estimators.exceptions import FcmError, InvalidInputError
 from fcm_estimators.keys import EXPERT_GATES, AttentionKeys, ClassKeys, GateKeys, GradientKeys
-from fcm_estimators.metrics import DEFAULT_PROTOCOL, Protocol
+from fcm_estimators.metrics import DEFAULT_PROTOCOL, ClassificationErrors, Protocol
 from fcm_estimators.report import _cells, _figures, _tables
 from fcm_estimators.report._sample import Annotated, Keys, one_sample, samples_in
 
@@ -44,6 +44,7 @@ def write_report(
     denominator: str | None = None,
     limit_of_blank: float | None = None,
     protocol: Protocol | str | os.PathLike[str] = DEFAULT_PROTOCOL,
+    errors: ClassificationErrors | str | os.PathLike[str] | None = None,
     umap: bool = False,
     max_cells: int = 100_000,
     identifiers: bool = False,
@@ -80,6 +81,9 @@ def write_report(
     protocol : Protocol, str or path, default "20/50 events"
         Limits by which the counts are read, or what
         :meth:`Protocol.read <fcm_estimators.metrics.Protocol.read>` reads.
+    errors : ClassificationErrors or path, optional
+        How the model errs in unseen patients with the same denominator, for an interval that knows
+        it.
     umap : bool, default False
         Compute a UMAP of at most 10,000 cells on the model's markers if the data have none.
     max_cells : int, default 100,000
@@ -93,7 +97,8 @@ def write_report(
     ------
     InvalidInputError
         ``adata`` is not an AnnData or has no cells, there are several samples and none is chosen,
-        ``max_cells`` is below 1, there is no such protocol, or a run record is damaged.
+        ``max_cells`` is below 1, there is no such protocol, the errors are those of
+        another model, or a run record is damaged.
     MissingKeyError
         A model has not annotated the data, or the sample or the gate is not there.
 
@@ -118,6 +123,8 @@ def write_report(
         raise InvalidInputError(f"max_cells={max_cells} must be 1 or more.")
     if not isinstance(protocol, Protocol):
         protocol = Protocol.read(protocol)
+    if isinstance(errors, str | os.PathLike):
+        errors = ClassificationErrors.read(errors)
     keys = Keys(
         ClassKeys(key),
         GateKeys(gates_key),
@@ -128,7 +135,7 @@ def write_report(
     found = one_sample(adata, sample, keys)
     if umap and "X_umap" not in found.adata.obsm:
         _add_umap(found)
-    mrd = _tables.residual_disease(found, denominator, limit_of_blank, protocol)
+    mrd = _tables.residual_disease(found, denominator, limit_of_blank, protocol, errors)
     planes = _figures.planes(found)
     data, note = _picture(found, planes, max_cells)
     data["gates"] = [_figures.gate_figure(found, plane) for plane in planes]
