@@ -27,6 +27,7 @@ from fcm_estimators._checks import listed
 from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.gate_draws import GateDraws, Probes
 from fcm_estimators._fitting.gate_fit import adjust_to_samples, place_typical_gates
+from fcm_estimators._fitting.gate_hulls import hull_probes
 from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators._fitting.gate_plan import GatePlan
 from fcm_estimators._fitting.gate_targets import (
@@ -276,10 +277,11 @@ class PolygonRegressor(SetEstimator):
         member, probes, seed = *self._read_expert(X, y, samples), self._seed()
         inside = within_parents(tree, member)
         require_taught(tree, inside, self.gates_key)
-        codes = strata(inside)
+        codes, rng = strata(inside), np.random.default_rng(seed)
+        probes = hull_probes(samples.x, inside, samples.offsets, self._plan.axes, probes, rng)
         module = cast(PolygonFormer, self._initial_module(samples, seed))
         if not self._continues():
-            place_typical_gates(module, samples, inside, self._plan.hierarchy, seed)
+            place_typical_gates(module, samples, inside, self._plan.hierarchy, probes, seed)
         present = class_presence(codes, samples.offsets, len(self.gates_) + 1)
         train, valid = split_patients(samples, self.validation_fraction, seed, present[:, 1:])
         members = {f"inside {name}": inside[:, j] == 1 for j, name in enumerate(self.gates_)}
