@@ -27,7 +27,7 @@ from fcm_estimators._checks import listed
 from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.gate_draws import GateDraws, Probes
 from fcm_estimators._fitting.gate_fit import adjust_to_samples, place_typical_gates
-from fcm_estimators._fitting.gate_hulls import hull_probes
+from fcm_estimators._fitting.gate_hulls import hull_probes, open_ends
 from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators._fitting.gate_plan import GatePlan
 from fcm_estimators._fitting.gate_targets import (
@@ -278,10 +278,14 @@ class PolygonRegressor(SetEstimator):
         inside = within_parents(tree, member)
         require_taught(tree, inside, self.gates_key)
         codes, rng = strata(inside), np.random.default_rng(seed)
-        probes = hull_probes(samples.x, inside, samples.offsets, self._plan.axes, probes, rng)
+        axes = self._plan.axes
+        is_open = open_ends(samples.x, inside, axes, probes)
+        probes = hull_probes(samples.x, inside, samples.offsets, axes, is_open, probes, rng)
         module = cast(PolygonFormer, self._initial_module(samples, seed))
         if not self._continues():
-            place_typical_gates(module, samples, inside, self._plan.hierarchy, probes, seed)
+            place_typical_gates(
+                module, samples, inside, self._plan.hierarchy, probes, is_open, seed
+            )
         present = class_presence(codes, samples.offsets, len(self.gates_) + 1)
         train, valid = split_patients(samples, self.validation_fraction, seed, present[:, 1:])
         members = {f"inside {name}": inside[:, j] == 1 for j, name in enumerate(self.gates_)}
@@ -391,8 +395,9 @@ class PolygonRegressor(SetEstimator):
         -------
         ndarray of shape (n_samples, n_gates, n_vertices, 2)
             In the units of X; samples by first appearance, gates as ``gates_``, vertices
-            anticlockwise. A vertex close to the end of an axis of the training data is moved 5 %
-            of the axis beyond it, so that events at the end stay inside.
+            anticlockwise. A gate is open at the end of an axis if training cells in it lie there:
+            a vertex close to that end is moved 5 % of the axis beyond it, so that events at the
+            end stay inside.
 
         Raises
         ------

@@ -265,6 +265,7 @@ def place_typical_gates(
     inside: np.ndarray,
     hierarchy: Sequence[SoftGate],
     probes: Sequence[Probes | None],
+    is_open: np.ndarray,
     seed: int,
 ) -> None:
     """Set the typical gates of a new net from some cells of each sample.
@@ -277,6 +278,8 @@ def place_typical_gates(
     hierarchy : sequence of SoftGate
     probes : sequence of Probes or None
         One per sample.
+    is_open : ndarray of bool, shape (2, G, 2)
+        Ends of the axes at which each gate is open.
     seed : int
     """
     rng = np.random.default_rng(seed)
@@ -286,7 +289,7 @@ def place_typical_gates(
     ]
     rows = np.concatenate(picked)
     ends = torch.from_numpy(np.stack([samples.x.min(0), samples.x.max(0)]))
-    module.gates.set_limits(module.standardise(ends))
+    module.gates.set_limits(module.standardise(ends), torch.from_numpy(is_open))
     z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
     limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
     points = Points.of(module, probes, rng)

@@ -11,12 +11,15 @@ from shapely.affinity import scale
 
 from fcm_estimators._fitting.gate_draws import Probes
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE
+from fcm_estimators.nn.polygon_head import NEAR_LIMIT
 
 # Share of the cells inside that the hull holds.
 HULL_SHARE = 0.995
 # The hull of few cells is too small. That of a population has 1.3 times the area of the hull of
 # 1,000 of its cells and 4.9 times that of 20; between them the ratio is a power of their number.
 _AREA_AT_1000, _AREA_POWER, _LEAST_AREA = 1.3, -0.34, 1.3
+# A gate with a larger share of its cells at the end of an axis is open there.
+_OPEN_SHARE = 1e-3
 # Points of each gate and sample, and their margin as a share of the extent of the hull.
 _POINTS, _MARGIN = 600, 0.5
 
@@ -41,19 +44,48 @@ def room_for(hull: shapely.Geometry, n_cells: int) -> shapely.Geometry:
     return scale(hull, np.sqrt(area), np.sqrt(area), origin=(centre.x, centre.y))
 
 
+def open_ends(
+    x: np.ndarray,
+    inside: np.ndarray,
+    axes: Sequence[tuple[int, int]],
+    drawn: Sequence[Probes | None],
+) -> np.ndarray:
+    """Ends of the axes at which each gate is open, as bool of shape (2, G, 2).
+
+    A gate is open at an end if more than 0.1 % of its cells are within 1 % of the axis from the
+    end, or if an expert's polygon holds points there.
+
+    Parameters
+    ----------
+    x, inside, axes, drawn
+        As for :func:`hull_probes`.
+    """
+    ends = np.stack([x.min(0), x.max(0)])[:, np.asarray(axes)]
+    reach = NEAR_LIMIT * (ends[1] - ends[0])
+    found = np.zeros(ends.shape, dtype=bool)
+    for g, pair in enumerate(axes):
+        cells = x[inside[:, g] == 1][:, pair]
+        held = [p.place[(p.gate == g) & p.inside] for p in drawn if p is not None]
+        for places, share in ((cells, _OPEN_SHARE), (np.concatenate([cells[:0], *held]), 0.0)):
+            if len(places):
+                near = places <= ends[0, g] + reach[g], places >= ends[1, g] - reach[g]
+                found[:, g] |= np.mean(near, axis=1) > share
+    return found
+
+
 def hull_probes(
     x: np.ndarray,
     inside: np.ndarray,
     offsets: Sequence[int],
     axes: Sequence[tuple[int, int]],
+    is_open: np.ndarray,
     drawn: Sequence[Probes | None],
     rng: np.random.Generator,
 ) -> list[Probes | None]:
     """Points outside of the room of each gate, for the gates that no expert has drawn.
 
     The room of a gate in a sample is the hull of its cells there and of those in all samples,
-    moved to the mean of the sample. Points lie between the lowest and the highest value of each
-    marker, so that a gate at the end of an axis may reach beyond it.
+    moved to the mean of the sample. No point is beyond an end of an axis at which the gate is open.
 
     Parameters
     ----------
@@ -63,11 +95,15 @@ def hull_probes(
         1 inside.
     offsets : sequence of S + 1 int
     axes : sequence of G pairs of int
+    is_open : ndarray of bool, shape (2, G, 2)
+        Ends at which each gate is open (:func:`open_ends`).
     drawn : sequence of S Probes or None
         Points of the expert's polygons, which the result includes.
     rng : numpy Generator
     """
-    low, high = x.min(0), x.max(0)
+    # Beyond the lowest and highest values is all that a gate without open ends may not hold.
+    ends = np.stack([x.min(0), x.max(0)])[:, np.asarray(axes)]
+    limits = np.where(is_open, ends, np.array([-np.inf, np.inf])[:, None, None])
     found: list[list[Probes]] = [[] if probes is None else [probes] for probes in drawn]
     for g, pair in enumerate(axes):
         places = [x[i:j][inside[i:j, g] == 1][:, pair].astype(float) for i, j in pairwise(offsets)]
@@ -84,11 +120,9 @@ def hull_probes(
             room = room_for(shapely.MultiPoint(corners).convex_hull, n_cells)
             start, stop = np.reshape(room.bounds, (2, 2))
             margin = _MARGIN * (stop - start)
-            ends = (
-                np.maximum(start - margin, low[[*pair]]),
-                np.minimum(stop + margin, high[[*pair]]),
-            )
-            points = rng.uniform(*ends, size=(_POINTS, 2))
+            low = np.maximum(start - margin, limits[0, g])
+            high = np.minimum(stop + margin, limits[1, g])
+            points = rng.uniform(low, np.maximum(low, high), size=(_POINTS, 2))
             points = points[~shapely.contains_xy(room, points)]
             nothing = np.zeros(len(points), dtype=bool)
             found[s].append(Probes(np.full(len(points), g), points.astype(x.dtype), nothing))
