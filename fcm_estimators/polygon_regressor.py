@@ -69,8 +69,11 @@ class PolygonRegressor(SetEstimator):
     A gate is a star polygon: a centre, and radii at fixed angles. It never crosses itself and need
     not be convex. The model learns it from the cells inside, so labels per cell can replace drawn
     polygons. The loss of a gate covers the cells inside the expert's parent, and other cells that
-    are inside the predicted parent. Prediction applies the gate inside the predicted parent. Most
-    draws are distorted. After training, the position of each gate and its change from sample to
+    are inside the predicted parent, which may combine other gates. Prediction applies the gate
+    inside the predicted parent. Where there are no cells, points around the expert's polygon, or
+    else outside of the hull of the cells inside, keep the outline near them.
+
+    Most draws are distorted. After training, the position of each gate and its change from sample to
     sample are therefore adjusted to the training samples as they were measured. Values far beyond
     the training data are clipped, for the encoder and for the gates; a gate that is open at the
     end of an axis still holds them.

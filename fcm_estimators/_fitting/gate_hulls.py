@@ -114,7 +114,8 @@ def hull_probes(
         n_cells = sum(map(len, centred))
         usual = shapely.get_coordinates(hull_of(np.concatenate(centred)))
         for s, (here, mean) in enumerate(zip(places, means, strict=True)):
-            if mean is None or (drawn[s] is not None and (drawn[s].gate == g).any()):
+            given = drawn[s]
+            if mean is None or (given is not None and (given.gate == g).any()):
                 continue
             corners = np.concatenate([usual + mean, shapely.get_coordinates(hull_of(here))])
             room = room_for(shapely.MultiPoint(corners).convex_hull, n_cells)
