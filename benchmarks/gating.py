@@ -1,8 +1,8 @@
 """Figures of the polygon regressor, beside fixed gates, hulls and what a star can hold at best.
 
-Run ``python benchmarks/gating.py multicenter`` (or ``simulated``, ``shapes``, ``all494``,
-``pictures``, ``all``). Gates are applied in sequence, each inside its predicted parent; test
-samples are used for nothing but the figures.
+Run ``python benchmarks/gating.py multicenter`` (or ``batches``, ``simulated``, ``shapes``,
+``all494``, ``pictures``, ``all``). Gates are applied in sequence, each inside its predicted parent;
+test samples are used for nothing but the figures.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import shapely
 
 from explainers import AttentionExplainer, GateQuery, GradientExplainer, Vertex
 from explainers.plotting import GateDisplay
 from explainers.plotting.style import raw_ticks
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
+from fcm_estimators._fitting.gate_hulls import hull_of
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree
+from fcm_estimators.gating.pictures import outline_in_frame
 from fcm_estimators.metrics import classification_table, gate_agreement, mrd_error, summarize
 from fcm_estimators.preprocessing import (
     ArcsinhTransform,
@@ -110,13 +113,48 @@ def trained(gates, train, seed, **params):
     return reg
 
 
-def cytof():
-    """Cohort with the expert's gates from its labels: 12 training samples, 4 unseen ones."""
+def tightness(reg, train, test):
+    """Area of each predicted outline, as drawn, over that of the hull of the training cells.
+
+    The hull holds 99.5 % of the cells inside, of all training samples together. Gates with fewer
+    than 1,000 cells, and gates that are open at an end of an axis, are left out of the summary.
+    """
+    trees = list(reg.predict_gates(test).values())
+    expert = pd.DataFrame(train.obsm["gates"])
+    is_open = reg.net_.module_.gates.is_open.any(2).any(0).numpy()
+    rows = []
+    for name, at_end in zip(reg.gates_, is_open, strict=True):
+        plane = reg.tree_[name]
+        columns = [train.var_names.get_loc(m) for m in plane.markers]
+        inside = expert[name].fillna(False).to_numpy(dtype=bool)
+        if not inside.any():
+            continue
+        hull = hull_of(np.asarray(train.X[:, columns], dtype=float)[inside])
+        drawn = [outline_in_frame(train, plane.markers, tree[name].vertices) for tree in trees]
+        ratios = [shapely.Polygon(outline).area / hull.area for outline in drawn]
+        rows += [(name, int(inside.sum()), at_end, ratio) for ratio in ratios]
+    table = pd.DataFrame(rows, columns=["gate", "cells", "open", "ratio"])
+    print("area of the outline over that of the hull:")
+    print(table.groupby("gate", sort=False).median().round(2).to_string())
+    judged = table[(table["cells"] >= 1000) & ~table["open"]]["ratio"]
+    if len(judged):
+        found = judged.quantile([0.5, 0.95]).round(2).tolist()
+        print(f"gates of 1,000 cells or more, not open: median {found[0]}, 95 % below {found[1]}")
+
+
+def cytof_cohort():
+    """Cohort with the expert's gates from its labels."""
     cohort = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
     cell_type = cohort.obs["cell_type"].astype(str)
     gates = pd.DataFrame({name: cell_type == name for name in CYTOF_GATES if name != "T"})
     gates.insert(0, "T", gates["CD4 T"] | gates["CD8 T"])
     cohort.obsm["gates"] = gates
+    return cohort
+
+
+def cytof():
+    """12 training samples of two batches, 4 unseen ones."""
+    cohort = cytof_cohort()
     unseen = cohort.obs["sample"].isin([f"sample{i}" for i in (7, 8, 15, 16)]).to_numpy()
     return cohort[~unseen].copy(), cohort[unseen].copy()
 
@@ -128,7 +166,41 @@ def multicenter(seeds):
     for seed in seeds:
         reg = trained(CYTOF_GATES, train, seed)
         tables.append(compared(reg, test, CYTOF_GATES).assign(seed=seed))
+        tightness(reg, train, test)
     shown(pd.concat(tables), CYTOF_GATES)
+
+
+def z_scores(adata):
+    """Each marker of each sample with mean 0 and SD 1."""
+    adata = adata.copy()
+    for sample in adata.obs["sample"].unique():
+        rows = (adata.obs["sample"] == sample).to_numpy()
+        x = adata.X[rows]
+        adata.X[rows] = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
+    return adata
+
+
+def batches(seeds):
+    """CyTOF, one batch to learn from, the other to test; fixed gates also on z-scores."""
+    cohort = cytof_cohort()
+    first = (cohort.obs["batch"] == "batch1").to_numpy()
+    for name, rows in (("batch 1", first), ("batch 2", ~first)):
+        print(f"trained on {name}:")
+        train, test = cohort[rows].copy(), cohort[~rows].copy()
+        sample = test.obs["sample"].astype(str).to_numpy()
+        tables = []
+        for seed in seeds:
+            reg = trained(CYTOF_GATES, train, seed)
+            # Fixed gates are those from which training starts, so one step is enough.
+            fixed = trained(CYTOF_GATES, z_scores(train), seed, max_epochs=1, steps_per_epoch=1)
+            scored = gate_agreement(
+                pd.DataFrame(test.obsm["gates"]),
+                applied(fixed.tree_, z_scores(test)),
+                groups=sample,
+            )
+            tables.append(compared(reg, test, CYTOF_GATES, with_hulls=False).assign(seed=seed))
+            tables.append(scored.assign(gates="fixed gates, z-scores", seed=seed))
+        shown(pd.concat(tables), CYTOF_GATES)
 
 
 def leukaemia(seed):
@@ -149,6 +221,7 @@ def simulated(seeds):
         train, test = leukaemia(seed)
         reg = trained(BLAST_GATES, train, seed, patient_key="patient")
         tables.append(compared(reg, test, BLAST_GATES, with_hulls=False).assign(seed=seed))
+        tightness(reg, train, test)
         clf = ReluFormerClassifier(
             sample_key="sample",
             label_key="cell_type",
@@ -239,6 +312,7 @@ def all494(seeds):
         train, test = marrow(seed)
         reg = trained(BLAST_GATES, train, seed)
         table = compared(reg, test, BLAST_GATES, with_hulls=False).assign(seed=seed)
+        tightness(reg, train, test)
         # The planes alone have no expert of their own; their AND has.
         tables.append(table[~table["gate"].isin(PLANES)])
     shown(pd.concat(tables), BLAST_GATES)
@@ -286,6 +360,7 @@ if __name__ == "__main__":
     mpl.use("Agg")
     parts = {
         "multicenter": multicenter,
+        "batches": batches,
         "simulated": simulated,
         "shapes": shapes,
         "all494": all494,

@@ -27,6 +27,7 @@ from fcm_estimators._checks import listed
 from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.gate_draws import GateDraws, Probes
 from fcm_estimators._fitting.gate_fit import adjust_to_samples, place_typical_gates
+from fcm_estimators._fitting.gate_hulls import hull_probes, open_ends
 from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators._fitting.gate_plan import GatePlan
 from fcm_estimators._fitting.gate_targets import (
@@ -68,11 +69,14 @@ class PolygonRegressor(SetEstimator):
     A gate is a star polygon: a centre, and radii at fixed angles. It never crosses itself and need
     not be convex. The model learns it from the cells inside, so labels per cell can replace drawn
     polygons. The loss of a gate covers the cells inside the expert's parent, and other cells that
-    are inside the predicted parent. Prediction applies the gate inside the predicted parent. Most
-    draws are distorted. After training, the position of each gate and its change from sample to
-    sample are therefore adjusted to the training samples as they were measured. Values far beyond
-    the training data are clipped, for the encoder and for the gates; a gate that is open at the
-    end of an axis still holds them.
+    are inside the predicted parent, which may combine other gates. Prediction applies the gate
+    inside the predicted parent. Where there are no cells, points around the expert's polygon, or
+    else outside of the hull of the cells inside, keep the outline near them.
+
+    Most draws are distorted. After training, the position of each gate and its change from sample
+    to sample are therefore adjusted to the training samples as they were measured. Values far
+    beyond the training data are clipped, for the encoder and for the gates; a gate that is open at
+    the end of an axis still holds them.
 
     The rows of X are cells, but the rows of a prediction are samples. ``cross_validate`` with
     ``GroupKFold`` works; ``cross_val_predict`` does not.
@@ -276,10 +280,15 @@ class PolygonRegressor(SetEstimator):
         member, probes, seed = *self._read_expert(X, y, samples), self._seed()
         inside = within_parents(tree, member)
         require_taught(tree, inside, self.gates_key)
-        codes = strata(inside)
+        codes, rng = strata(inside), np.random.default_rng(seed)
+        axes = self._plan.axes
+        is_open = open_ends(samples.x, inside, axes, probes)
+        probes = hull_probes(samples.x, inside, samples.offsets, axes, is_open, probes, rng)
         module = cast(PolygonFormer, self._initial_module(samples, seed))
         if not self._continues():
-            place_typical_gates(module, samples, inside, self._plan.hierarchy, seed)
+            place_typical_gates(
+                module, samples, inside, self._plan.hierarchy, probes, is_open, seed
+            )
         present = class_presence(codes, samples.offsets, len(self.gates_) + 1)
         train, valid = split_patients(samples, self.validation_fraction, seed, present[:, 1:])
         members = {f"inside {name}": inside[:, j] == 1 for j, name in enumerate(self.gates_)}
@@ -389,8 +398,9 @@ class PolygonRegressor(SetEstimator):
         -------
         ndarray of shape (n_samples, n_gates, n_vertices, 2)
             In the units of X; samples by first appearance, gates as ``gates_``, vertices
-            anticlockwise. A vertex close to the end of an axis of the training data is moved 5 %
-            of the axis beyond it, so that events at the end stay inside.
+            anticlockwise. A gate is open at the end of an axis if training cells in it lie there:
+            a vertex close to that end is moved 5 % of the axis beyond it, so that events at the
+            end stay inside.
 
         Raises
         ------

@@ -243,8 +243,24 @@ def test_training_begins_with_soft_outlines_and_ends_as_validation(seed):
     points, _ = gate_loss(logits, member, stratum=np.full(len(logits), -1), progress=0.0)
     assert points > 0
     assert start == pytest.approx(soft + points, rel=1e-9)
-    half, _ = gate_loss(logits, member, stratum=np.full(len(logits), -1), progress=0.5)
-    assert half == pytest.approx(points / 2, rel=1e-9)
+    cells, _ = gate_loss(logits, member, progress=0.5)
+    dice, _ = gate_loss(logits * _SHARPNESS ** (0.5 - 1), member)
+    assert cells == pytest.approx(dice + points / 2, rel=1e-9)
+
+
+@given(seeds)
+def test_points_become_sharp_and_keep_a_part_of_their_weight(seed):
+    """At the end a point beyond the outline says nothing, and one inside what it is told."""
+    logits, member, _ = gated_cells(seed, n_gates=1)
+    points = np.full(len(logits), -1)
+    start, _ = gate_loss(logits, member, stratum=points, progress=0.0)
+    end, gradient = gate_loss(logits, member, stratum=points, progress=1.0)
+    right = (member[:, 0] == 1) == (logits[:, 0] > 0)
+    far = np.abs(logits[:, 0]) > 1
+    known = member[:, 0] >= 0
+    assert 0 < end < start
+    assert np.abs(gradient[known & right & far]).max(initial=0) < 1e-6
+    assert np.abs(gradient[known & ~right & far]).min(initial=1) > 1e-5
 
 
 @given(seeds, st.integers(2, 6), st.sampled_from([0, 1]))

@@ -17,7 +17,7 @@ from explainers.plotting.style import arrow_scale, draw_arrows, new_axes, raw_ti
 from fcm_estimators.colours import HUES
 from fcm_estimators.exceptions import InvalidInputError, require_key
 from fcm_estimators.gating import GatingTree, PolygonGate
-from fcm_estimators.gating.pictures import outline_in_data, picture_limits
+from fcm_estimators.gating.pictures import outline_in_data, outline_in_frame, picture_limits
 from fcm_estimators.preprocessing.ticks import marker_column
 
 
@@ -153,6 +153,7 @@ class GateDisplay:
         styles = {"expert": (HUES[1], "--"), "predicted": (HUES[0], "-")}
         for name, outline in self.outlines.items():
             hue, line = styles[name]
+            outline = outline_in_frame(self._adata, (self.x, self.y), outline)
             ax.add_patch(
                 Polygon(outline, fill=False, edgecolor=hue, linestyle=line, linewidth=2, label=name)
             )
@@ -173,8 +174,13 @@ class GateDisplay:
         return self
 
     def _limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Limits of the axes. Outlines far beyond the cells leave the plot."""
-        corners = np.concatenate(list(self.outlines.values()))
+        """Limits of the axes. Outlines are drawn as far as there are cells."""
+        corners = np.concatenate(
+            [
+                outline_in_frame(self._adata, (self.x, self.y), outline)
+                for outline in self.outlines.values()
+            ]
+        )
         cells = self.cells.to_numpy() if len(self.cells) else corners
         return picture_limits(cells, corners)
 

@@ -6,13 +6,14 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fcm_estimators._cells.samples import Samples
-from fcm_estimators._fitting.gate_draws import GateDraws
+from fcm_estimators._fitting.gate_draws import GateDraws, Probes
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE, GateLoss
 from fcm_estimators.nn import PolygonFormer
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
@@ -30,8 +31,47 @@ _FIT_STEPS, _FIT_RATE = 150, 0.05
 _ADJUSTMENT_STEPS, _ADJUSTMENT_RATE, _ADJUSTMENT_SAMPLES = 100, 0.02, 100
 # Weight of the penalty that keeps predicted changes unless the samples show a better value.
 _ADJUSTMENT_PENALTY = 0.001
-# Cells per sample for a fit of the typical gates.
-_TYPICAL_CELLS = 2_000
+# Cells per sample, and points per sample and gate, for a fit of the typical gates.
+_TYPICAL_CELLS, _TYPICAL_POINTS = 2_000, 100
+
+
+class Points(NamedTuple):
+    """Points of the planes of the gates in the form of cells.
+
+    Attributes
+    ----------
+    z : Tensor of shape (P, M)
+        Standardised; 0 for markers that are not on the axes of the gate.
+    target : int Tensor of shape (P, 1 + G)
+        As of :class:`GateDraws`.
+    sample : int Tensor of shape (P,)
+    """
+
+    z: Tensor
+    target: Tensor
+    sample: Tensor
+
+    @classmethod
+    def of(
+        cls, module: PolygonFormer, probes: Sequence[Probes | None], rng: np.random.Generator
+    ) -> Points | None:
+        """Some points of each sample and gate; None if no sample has any."""
+        axes = module.gates.axes.numpy()
+        x, target, sample = [], [], []
+        for s, found in enumerate(probes):
+            if found is None:
+                continue
+            chosen = rng.permutation(len(found.gate))[: _TYPICAL_POINTS * len(axes)]
+            gate, row = found.gate[chosen], np.arange(len(chosen))
+            x.append(np.repeat(module.input_mean.numpy()[None], len(chosen), 0))
+            x[-1][row[:, None], axes[gate]] = found.place[chosen]
+            target.append(np.full((len(chosen), 1 + len(axes)), -1))
+            target[-1][row, 1 + gate] = found.inside[chosen]
+            sample.append(np.full(len(chosen), s))
+        if not x:
+            return None
+        z = module.standardise(torch.from_numpy(np.concatenate(x))).float()
+        return cls(z, *(torch.from_numpy(np.concatenate(part)) for part in (target, sample)))
 
 
 def fit_shapes(
@@ -42,6 +82,7 @@ def fit_shapes(
     hierarchy: Sequence[SoftGate],
     *,
     shared: bool,
+    points: Points | None = None,
 ) -> Shapes:
     """Fit polygons to the cells inside, without a net.
 
@@ -58,6 +99,8 @@ def fit_shapes(
         As in :class:`GateLoss`.
     shared : bool
         True: one polygon per gate for all samples. False: one per sample and gate.
+    points : Points, optional
+        Points of the planes, which are no cells. Needs ``shared``.
 
     Returns
     -------
@@ -69,8 +112,11 @@ def fit_shapes(
     sample = torch.repeat_interleave(torch.arange(n_samples), sizes)
     change = torch.zeros(1 if shared else n_samples, len(gates.axes), gates.n_parameters)
     change = change.to(z).requires_grad_()
-    inputs = {"sample": sample, "log_odds_ratio": z.new_zeros(len(z), 1)}
     target = torch.cat([torch.zeros_like(member[:, :1]), member], 1)
+    if points is not None:
+        z, target = torch.cat([z, points.z]), torch.cat([target, points.target])
+        sample = torch.cat([sample, points.sample])
+    inputs = {"sample": sample, "log_odds_ratio": z.new_zeros(len(z), 1)}
     loss = GateLoss(hierarchy)
     limits = [0, len(z)] if shared else offsets
 
@@ -78,10 +124,10 @@ def fit_shapes(
         fitted: Tensor = loss(gates.membership(z, gates.shapes(change), limits), target, inputs)
         return fitted
 
-    for dice_alone in (False, True):
-        # In evaluation mode the loss is Dice alone.
-        loss.train(not dice_alone)
-        _minimise(value, [change], _FIT_RATE / (4 if dice_alone else 1), _FIT_STEPS)
+    for progress in (0.0, 1.0):
+        # At the end the loss is sharp Dice, and what lasts of the points.
+        loss.progress = progress
+        _minimise(value, [change], _FIT_RATE / (4 if progress else 1), _FIT_STEPS)
     return gates.shapes(change.detach())
 
 
@@ -115,7 +161,8 @@ def settled_change(
     offsets = [0, *torch.bincount(inputs["sample"]).cumsum(0).tolist()]
     scale = torch.ones_like(change[0, :, :1]).requires_grad_()
     offset = torch.zeros_like(change[0]).requires_grad_()
-    loss = GateLoss(hierarchy).eval()
+    loss = GateLoss(hierarchy)
+    loss.progress = 1.0
 
     def penalised() -> Tensor:
         shapes = gates.shapes(change * scale + offset)
@@ -164,6 +211,7 @@ def place_gates(
     member: np.ndarray,
     offsets: list[int],
     hierarchy: Sequence[SoftGate],
+    points: Points | None = None,
 ) -> None:
     """Set the typical centre, spread and radii of each gate from training cells.
 
@@ -179,6 +227,8 @@ def place_gates(
     offsets : list of S + 1 int
     hierarchy : sequence of SoftGate
         As in :class:`GateLoss`.
+    points : Points, optional
+        As for :func:`fit_shapes`.
     """
     axes = gates.axes.numpy()
     too_few = (member == 1).sum(0) < MIN_INSIDE
@@ -200,6 +250,7 @@ def place_gates(
             offsets,
             hierarchy,
             shared=True,
+            points=points,
         )
     gates.centre.copy_(shapes.centre[0])
     gates.log_radius.copy_(shapes.log_radius[0])
@@ -213,6 +264,8 @@ def place_typical_gates(
     samples: Samples,
     inside: np.ndarray,
     hierarchy: Sequence[SoftGate],
+    probes: Sequence[Probes | None],
+    is_open: np.ndarray,
     seed: int,
 ) -> None:
     """Set the typical gates of a new net from some cells of each sample.
@@ -223,6 +276,10 @@ def place_typical_gates(
     samples : Samples
     inside : int ndarray of shape (N, G)
     hierarchy : sequence of SoftGate
+    probes : sequence of Probes or None
+        One per sample.
+    is_open : ndarray of bool, shape (2, G, 2)
+        Ends of the axes at which each gate is open.
     seed : int
     """
     rng = np.random.default_rng(seed)
@@ -232,10 +289,11 @@ def place_typical_gates(
     ]
     rows = np.concatenate(picked)
     ends = torch.from_numpy(np.stack([samples.x.min(0), samples.x.max(0)]))
-    module.gates.set_limits(module.standardise(ends))
+    module.gates.set_limits(module.standardise(ends), torch.from_numpy(is_open))
     z = module.standardise(torch.from_numpy(samples.x[rows])).float().numpy()
     limits = [0, *np.cumsum([len(p) for p in picked]).tolist()]
-    place_gates(module.gates, z, inside[rows], limits, hierarchy)
+    points = Points.of(module, probes, rng)
+    place_gates(module.gates, z, inside[rows], limits, hierarchy, points)
 
 
 def adjust_to_samples(

@@ -16,6 +16,9 @@ MIN_INSIDE = 20
 # Weight of the cross-entropy beside Dice. Balanced cross-entropy alone makes gates wider than is
 # best for F1. Dice alone has almost no gradient for cells far from the outline.
 _CROSS_ENTROPY = 0.1
+# Points of the plane keep this share of their weight at the end of training. They say where the
+# outline is to be where there are no cells.
+_LASTING = 0.1
 # Dice uses an outline that is sharper by this factor. With a soft outline, gates become too wide
 # if many cells are near the outline on one side of it.
 _SHARPNESS = 8.0
@@ -24,7 +27,9 @@ _SHARPNESS = 8.0
 class GateLoss(nn.Module):
     """Cross-entropy balanced between inside and outside, and soft Dice; mean over gates.
 
-    The outline that Dice uses becomes sharper during training. Validation uses sharp Dice alone,
+    Cells and points of the plane have a cross-entropy each. That of the cells fades during
+    training; that of the points remains in part, and keeps outlines from places without cells. The
+    outline that Dice uses becomes sharper during training. Validation uses sharp Dice alone,
     which is bounded. A gate with fewer than 20 cells inside contributes only its cells outside.
 
     The loss of a gate covers the cells of the expert's parent. It also covers other cells, weighted
@@ -76,16 +81,23 @@ class GateLoss(nn.Module):
         if not self.training:
             return _mean(dice_loss(_SHARPNESS), with_dice)
         dice = dice_loss(_SHARPNESS**self.progress)
-        # Each point of the plane counts as one cell.
-        each = torch.where(stratum.unsqueeze(1) >= 0, weight, 1.0)
-        missed = total(each * inside * nn.functional.softplus(-logits))
-        taken = total(each * outside * nn.functional.softplus(logits))
-        n_inside, n_outside = total(each * inside), total(each * outside)
-        loss_inside = torch.where(enough, missed / n_inside.clamp(min=1e-6), 0.0)
-        loss_outside = taken / n_outside.clamp(min=1e-6)
-        cross_entropy = _CROSS_ENTROPY * (1 - self.progress) * (loss_inside + loss_outside) / 2
-        loss = cross_entropy + torch.where(with_dice, dice, 0.0)
-        return _mean(loss, enough | (n_outside > 0))
+
+        def cross_entropy(each: Tensor, sharpness: float = 1.0) -> tuple[Tensor, Tensor]:
+            missed = total(each * inside * nn.functional.softplus(-logits, sharpness))
+            taken = total(each * outside * nn.functional.softplus(logits, sharpness))
+            n_inside, n_outside = total(each * inside), total(each * outside)
+            loss_inside = torch.where(enough, missed / n_inside.clamp(min=1e-6), 0.0)
+            loss_outside = taken / n_outside.clamp(min=1e-6)
+            return (loss_inside + loss_outside) / 2, n_outside > 0
+
+        of_cells, cells_outside = cross_entropy(weight)
+        of_points, points_outside = cross_entropy(
+            (stratum < 0).to(logits.dtype).unsqueeze(1), _SHARPNESS**self.progress
+        )
+        left = 1 - self.progress
+        loss = _CROSS_ENTROPY * (left * of_cells + max(left, _LASTING) * of_points)
+        loss = loss + torch.where(with_dice, dice, 0.0)
+        return _mean(loss, enough | cells_outside | points_outside)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ _CORE = 0.05
 # Largest change by a net: of the centre in training SD, of the logarithm of a radius.
 _CENTRE_BOUND = 2.0
 _RADIUS_BOUND = 1.5
-# A vertex within _NEAR_LIMIT of the end of an axis is moved outwards until it is _BEYOND_LIMIT
-# beyond the end (both are shares of the axis), so that saturated events stay inside. Its distance
-# from the centre grows at most by the factor _MAX_EXTENSION.
-_NEAR_LIMIT, _BEYOND_LIMIT, _MAX_EXTENSION = 0.01, 0.05, 2.0
+# Of a gate that is open at the end of an axis, a vertex within NEAR_LIMIT of the end is moved
+# outwards until it is _BEYOND_LIMIT beyond the end (both are shares of the axis), so that saturated
+# events stay inside. Its distance from the centre grows at most by the factor _MAX_EXTENSION.
+NEAR_LIMIT, _BEYOND_LIMIT, _MAX_EXTENSION = 0.01, 0.05, 2.0
 
 
 class Shapes(NamedTuple):
@@ -74,6 +74,8 @@ class StarGates(nn.Module):
         Buffer: typical radii, in units of ``spread``.
     limits : Tensor of shape (2, G, 2)
         Buffer: lower and upper ends of the axes, in training SD.
+    is_open : bool Tensor of shape (2, G, 2)
+        Buffer: whether the gate holds what is at or beyond that end.
     """
 
     axes: Tensor
@@ -81,6 +83,7 @@ class StarGates(nn.Module):
     spread: Tensor
     log_radius: Tensor
     limits: Tensor
+    is_open: Tensor
     directions: Tensor
 
     def __init__(self, axes: Sequence[tuple[int, int]], n_vertices: int) -> None:
@@ -94,6 +97,7 @@ class StarGates(nn.Module):
         self.register_buffer("log_radius", torch.full((n_gates, n_vertices), math.log(2.0)))
         unlimited = torch.full((1, n_gates, 2), math.inf)
         self.register_buffer("limits", torch.cat([-unlimited, unlimited]))
+        self.register_buffer("is_open", torch.ones(2, n_gates, 2, dtype=torch.bool))
         self.register_buffer("directions", directions.float(), persistent=False)
 
     @property
@@ -150,9 +154,20 @@ class StarGates(nn.Module):
             step
         )
 
-    def set_limits(self, ends: Tensor) -> None:
-        """Set the ends of the axes to the lowest and highest cell of each marker, (2, M)."""
+    def set_limits(self, ends: Tensor, is_open: Tensor | None = None) -> None:
+        """Set the ends of the axes.
+
+        Parameters
+        ----------
+        ends : Tensor of shape (2, M)
+            Lowest and highest cell of each marker.
+        is_open : bool Tensor of shape (2, G, 2), optional
+            Default: all gates are open at all ends.
+        """
         self.limits.copy_(ends[:, self.axes])
+        self.is_open.fill_(True)
+        if is_open is not None:
+            self.is_open.copy_(is_open)
 
     def vertices(self, shapes: Shapes) -> Tensor:
         """Predicted vertices in training SD, anticlockwise; shape (S, G, V, 2)."""
@@ -160,7 +175,7 @@ class StarGates(nn.Module):
         return shapes.centre.unsqueeze(2) + radius * self.spread.unsqueeze(1)
 
     def extended(self, shapes: Shapes) -> Tensor:
-        """Vertices; those at the end of an axis are moved beyond it, away from the centre.
+        """Vertices; those at an open end of an axis are moved beyond it, away from the centre.
 
         The polygon remains a star around its centre.
         """
@@ -171,7 +186,9 @@ class StarGates(nn.Module):
         end = torch.where(outward > 0, high, low)
         length = high - low
         # Whether the vertex is near the end, and how far it has to reach, along each axis.
-        near = (end - centre - arm) * outward <= _NEAR_LIMIT * length
+        near = (end - centre - arm) * outward <= NEAR_LIMIT * length
+        lower, upper = self.is_open.unsqueeze(2)
+        near &= torch.where(outward > 0, upper, lower)
         reach = (end - centre) * outward + _BEYOND_LIMIT * length
         factor = torch.where(near & (arm.abs() > 1e-6), reach / arm.abs().clamp(min=1e-6), 1.0)
         return centre + arm * factor.amax(-1, keepdim=True).clamp(1.0, _MAX_EXTENSION)

@@ -71,10 +71,11 @@ def _tree(sample: Annotated, key: str) -> GatingTree | None:
 
 def _outline(sample: Annotated, gate: Any, name: str) -> dict[str, np.ndarray]:
     """Outline in the units of the data; empty if gate and data differ in preprocessing."""
-    from fcm_estimators.gating.pictures import outline_in_data
+    from fcm_estimators.gating.pictures import outline_in_data, outline_in_frame
 
     try:
-        return {name: outline_in_data(sample.adata, gate)}
+        outline = outline_in_data(sample.adata, gate)
+        return {name: outline_in_frame(sample.adata, gate.markers, outline)}
     except FcmError:
         return {}
 
