@@ -359,8 +359,7 @@ def run(name, cases, keep):
             signal.setitimer(signal.ITIMER_REAL, 0)
         seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1] - held
         slowest, largest = max(slowest, seconds), max(largest, peak)
-        # A codec of zarr asks for as much memory as a damaged chunk says, and is refused.
-        if peak > BYTES and name != "store":
+        if peak > BYTES:
             outcome = f"{peak / 2**20:.0f} MiB"
         outcomes[outcome] += 1
         if outcome not in ("read", "refused"):

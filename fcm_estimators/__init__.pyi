@@ -19,6 +19,7 @@ from .io import read_fcs as read_fcs
 from .io import write_fcs as write_fcs
 from .models import load_model as load_model
 from .polygon_regressor import PolygonRegressor as PolygonRegressor
+from .scores import scores_to_obs as scores_to_obs
 
 __all__ = [
     "FcmError",
@@ -39,6 +40,7 @@ __all__ = [
     "quality",
     "read_fcs",
     "report",
+    "scores_to_obs",
     "workflow",
     "write_fcs",
 ]

@@ -763,6 +763,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             Cells that are unlike any in training: their novelty is above the threshold.
         ``adata.obs[f"{key_added}_disputed"]`` : bool
             Only with ``disputed=True``: cells that not all members give the same class.
+        ``adata.var[f"{key_added}_markers"]`` : bool
+            Channels that the model reads, for ``sc.pp.pca(adata, mask_var=...)``: Time and other
+            channels should not shape an embedding.
         ``adata.uns[key_added]`` : dict
             Parameters, version, markers, classes, positive class and threshold of the run;
             ``cards``, the cards of the model as JSON (:meth:`cards`); ``distance``, the distance

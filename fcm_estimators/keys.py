@@ -71,6 +71,11 @@ class ClassKeys:
         return f"{self.key}_disputed"
 
     @property
+    def markers(self) -> str:
+        """``var``: channels that the model reads, bool."""
+        return f"{self.key}_markers"
+
+    @property
     def record(self) -> str:
         """``uns``: the run record."""
         return self.key
@@ -92,6 +97,11 @@ class GateKeys:
     def membership(self) -> str:
         """``obsm``: cells inside each gate, DataFrame of bool."""
         return f"{self.key}_membership"
+
+    @property
+    def markers(self) -> str:
+        """``var``: channels that the model reads, bool."""
+        return f"{self.key}_markers"
 
     @property
     def record(self) -> str:

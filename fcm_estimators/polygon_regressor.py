@@ -512,6 +512,8 @@ class PolygonRegressor(SetEstimator):
 
         ``adata.obsm[f"{key_added}_membership"]`` : DataFrame of bool
             One column per gate; missing for cells outside ``subset_key``.
+        ``adata.var[f"{key_added}_markers"]`` : bool
+            Channels that the model reads, for ``sc.pp.pca(adata, mask_var=...)``.
         ``adata.uns[key_added]`` : dict
             ``gates``, all polygons as :meth:`GatingTree.to_uns` writes them (read a sample's tree
             with :meth:`GatingTree.from_adata`), and the run record: parameters, version, markers;

@@ -37,7 +37,7 @@ from fcm_estimators._base.state import (
     restore_fitted,
     with_prefix,
 )
-from fcm_estimators._cells.results import ResultKeys, Sink, copy_if_asked, opened, run_record
+from fcm_estimators._cells.results import Sink, copy_if_asked, opened, run_record
 from fcm_estimators._cells.rows import SampleCells, cells_in_memory
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, model_names
 from fcm_estimators._cells.within import Within
@@ -50,6 +50,7 @@ from fcm_estimators._fitting.trainer import ready_net, train_net
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import InvalidInputError, ModelFormatError, ProcessingStateError
+from fcm_estimators.keys import ClassKeys, GateKeys
 from fcm_estimators.nn import SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState, bring_to
 
@@ -314,7 +315,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     def _annotate(
         self,
         data: Any,
-        keys: ResultKeys,
+        keys: ClassKeys | GateKeys,
         copy: bool,
         write: Callable[[list[SampleCells], Sink], Entries],
     ) -> Any:
@@ -326,6 +327,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             names = np.array([part.name for part in cells], dtype=object)
             distances = self.reference_.warn(names, [part.glance for part in cells], stacklevel=4)
             entries = write(cells, sink)
+            channels = model_names(source.var_names, self.marker_aliases)
+            sink.channels(keys.markers, np.isin(channels, self.markers_))
             clipped = clipped_values(fitted_net(self), self.markers_, cells)
             sink.commit(keys, self._record(distances, clipped, entries))
         return data if copy else None

@@ -87,6 +87,10 @@ class Sink(ABC):
         """Declare a layer for float32 rows of all vars, filled with NaN."""
 
     @abstractmethod
+    def channels(self, key: str, flags: np.ndarray) -> None:
+        """Declare a column of ``var`` with these booleans."""
+
+    @abstractmethod
     def commit(self, keys: ResultKeys, record: Entries) -> None:
         """Write the run record and finish the result."""
 
@@ -173,6 +177,12 @@ class MemorySink(Sink):
 
         self._changes.append(change)
         return block
+
+    def channels(self, key: str, flags: np.ndarray) -> None:
+        def change() -> None:
+            self._adata.var[key] = flags
+
+        self._changes.append(change)
 
     def commit(self, keys: ResultKeys, record: Entries) -> None:
         # The colours that the columns have now, before they get other categories.
@@ -267,6 +277,9 @@ class StoreSink(Sink):
 
     def layer(self, key: str) -> Field:
         return _StoredRows(self._store.add_layer(key))
+
+    def channels(self, key: str, flags: np.ndarray) -> None:
+        self._store.add_channel_flags(key, flags)
 
     def commit(self, keys: ResultKeys, record: Entries) -> None:
         hues = {f"{key}_colors": np.array(names) for key, names in self._colours.items()}

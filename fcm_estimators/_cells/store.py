@@ -211,6 +211,13 @@ class CellStore:
         self._prepare(layers, key)
         return self._array(layers, key, (len(self.var),), np.float32, np.nan)
 
+    def add_channel_flags(self, key: str, flags: np.ndarray) -> None:
+        """Add a column of booleans to ``var``."""
+        var = self.root["var"]
+        self._prepare(var, key)
+        self._add_to_order(var, key)
+        anndata.io.write_elem(var, key, flags)
+
     def add_records(self, entries: Entries) -> None:
         """Set entries of ``uns``."""
         uns = self.root.require_group("uns")
