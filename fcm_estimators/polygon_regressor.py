@@ -73,10 +73,10 @@ class PolygonRegressor(SetEstimator):
     inside the predicted parent. Where there are no cells, points around the expert's polygon, or
     else outside of the hull of the cells inside, keep the outline near them.
 
-    Most draws are distorted. After training, the position of each gate and its change from sample to
-    sample are therefore adjusted to the training samples as they were measured. Values far beyond
-    the training data are clipped, for the encoder and for the gates; a gate that is open at the
-    end of an axis still holds them.
+    Most draws are distorted. After training, the position of each gate and its change from sample
+    to sample are therefore adjusted to the training samples as they were measured. Values far
+    beyond the training data are clipped, for the encoder and for the gates; a gate that is open at
+    the end of an axis still holds them.
 
     The rows of X are cells, but the rows of a prediction are samples. ``cross_validate`` with
     ``GroupKFold`` works; ``cross_val_predict`` does not.
