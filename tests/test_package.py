@@ -147,3 +147,46 @@ def test_page_on_many_files_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     names["adata"] = names["clf"].prepare(names["adata"])
     exec(compile(distance, "many-files.md", "exec"), names)
     assert "distance" in capsys.readouterr().out
+
+
+def other_distribution(folder):
+    """A distribution of somebody else, which has a package ``explainers`` too."""
+    info = folder / "other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (info / "RECORD").write_text("explainers/__init__.py,,\nother-1.0.dist-info/METADATA,,\n")
+    (folder / "explainers").mkdir()
+    (folder / "explainers" / "__init__.py").write_text("class Explainer: ...\n")
+    return str(folder)
+
+
+CAUGHT = (
+    "import sys, warnings; sys.path.{place}; "
+    "context = warnings.catch_warnings(record=True); told = context.__enter__(); "
+    "warnings.simplefilter('always'); import fcm_estimators; {use}; "
+    "print([str(w.message) for w in told])"
+)
+
+
+def test_a_foreign_explainers_before_ours_is_told_at_import(tmp_path):
+    other = other_distribution(tmp_path)
+    told = run(CAUGHT.format(place=f"insert(0, {other!r})", use="pass"))
+    assert f"found in {Path(other).resolve() / 'explainers'}" in told
+    assert "not that of fcm-estimators" in told
+
+
+def test_a_foreign_explainers_behind_ours_is_told_at_the_first_use_and_not_before(tmp_path):
+    place = f"append({other_distribution(tmp_path)!r})"
+    silent = "import explainers; explainers.__version__"
+    assert run(CAUGHT.format(place=place, use=silent)) == "[]"
+    used = "import explainers; explainers.LogOdds; explainers.Share"
+    told = run(CAUGHT.format(place=place, use=used))
+    assert told.count("is also installed by other.") == 1
+
+
+def test_the_packages_have_one_version_and_no_foreign_owner_is_seen():
+    use = "import explainers; explainers.LogOdds; assert explainers.__version__"
+    told = run(CAUGHT.format(place="copy()", use=use))
+    assert "explainers" not in told
+    code = "import fcm_estimators as f, explainers as e; print(f.__version__ == e.__version__)"
+    assert run(code) == "True"
