@@ -26,7 +26,7 @@ def release_notes(changelog: str, version: str, tag: str = "") -> str:
         raise ValueError(f"The tag is {tag}, but the package has version {version}.")
     # Without a tag it is a rehearsal: the development version of 1.2.0 has the section of 1.2.0.
     wanted = version if tag else version.partition(".dev")[0]
-    pattern = rf"^## {re.escape(wanted)}(?P<mark> .*)?\n(?P<text>.*?)(?=^## |\Z)"
+    pattern = rf"^## {re.escape(wanted)}(?P<mark> [^\n]*)?\n(?P<text>.*?)(?=^## |\Z)"
     found = re.search(pattern, changelog, flags=re.MULTILINE | re.DOTALL)
     if found is None:
         raise ValueError(f"CHANGELOG.md has no section {wanted}.")
@@ -36,6 +36,7 @@ def release_notes(changelog: str, version: str, tag: str = "") -> str:
 
 
 def main() -> None:
+    """Print the notes of the version that the package has."""
     text = (ROOT / "fcm_estimators" / "_version.py").read_text(encoding="utf-8")
     version = re.findall(r'__version__ = "(.+)"', text)[0]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
