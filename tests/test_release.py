@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PATH = Path(__file__).parents[1] / ".ci" / "release.py"
-CHANGES = "# Changelog\n\n## 1.1.0 (2026-01-01)\n\n{NEW}\n## 1.0.0\n\n- Old.\n"
+NEW = "- New.\n\n### Part\n\n- More.\n"
+CHANGES = f"# Changelog\n\n## 1.1.0 (2026-01-01)\n\n{NEW}\n## 1.0.0\n\n- Old.\n"
 
 
 @pytest.fixture(scope="module")
