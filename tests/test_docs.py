@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
@@ -96,6 +97,32 @@ def test_links_and_pictures_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def texts_of_the_code():
+    """Every string of the packages; what is filled in is "...".
+
+    A line end keeps the strings apart.
+    """
+    for package in ("fcm_estimators", "explainers"):
+        for path in (DOCS.parent / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [v.value if isinstance(v, ast.Constant) else "..." for v in node.values]
+                    yield "".join(map(str, parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_the_messages_that_the_questions_name_are_those_of_the_code():
+    page = (DOCS / "faq.md").read_text(encoding="utf-8")
+    bold = " ".join(" ".join(re.findall(r"\*\*(.*?)\*\*", page, re.DOTALL)).split())
+    named = re.findall(r'"([^"`]+)"', bold)
+    pieces = {p.strip(" '.") for m in named for p in re.split(r"\.\.\.| unable to lock", m)}
+    pieces = {p for p in pieces if len(p) > 8}
+    texts = "\n".join(texts_of_the_code())
+    assert len(pieces) > 15
+    assert {p for p in pieces if p not in texts} == set()
 
 
 def blocks_of(page):
