@@ -13,8 +13,10 @@ import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import typer
 
 from fcm_estimators import exceptions
+from fcm_estimators.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [p for p in DOCS.rglob("*.md") if "_build" not in p.parts]
@@ -123,6 +125,23 @@ def test_the_messages_that_the_questions_name_are_those_of_the_code():
     texts = "\n".join(texts_of_the_code())
     assert len(pieces) > 15
     assert {p for p in pieces if p not in texts} == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cheatsheet.md", "docs/faq.md"])
+def test_commands_and_options_are_there(page):
+    commands = typer.main.get_command(app).commands
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    for line in re.findall(r"^fcm .*$", text, flags=re.MULTILINE):
+        name, *rest = line.partition("#")[0].split()[1:]
+        options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
+        assert {word for word in rest if word.startswith("-")} <= options, line
+    # Rows of the sheet: `--option`, ... | commands or "all but ..." | what it does
+    for row in re.findall(r"^\| (`-.*?) \| (.*?) \|", text, flags=re.MULTILINE):
+        names = set(row[1].removeprefix("all but ").split(", "))
+        names = commands.keys() - names if row[1].startswith("all but ") else names
+        for name in names:
+            options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
+            assert set(re.findall(r"`(--?[\w-]+)", row[0])) <= options, (row, name)
 
 
 def blocks_of(page):
