@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: env browser demo test test-slow lint docs benchmark clean
+.PHONY: env browser demo test test-slow lint docs benchmark release-check clean
 
 env: $(READY)
 
@@ -47,6 +47,21 @@ docs: $(READY)
 
 benchmark: $(READY)
 	$(PY) benchmarks/classification.py all
+
+# What a release is made of, in dist: notes from the changelog, and a wheel and an sdist that were built
+# apart and whose wheel was installed and used in an empty environment. TAG=v1.2.3 checks the tag, too.
+TAG ?=
+release-check: $(READY)
+	rm -rf dist
+	mkdir dist
+	$(PY) .ci/release.py $(TAG) > dist/notes.md
+	$(PY) -m build --outdir dist .
+	$(PYTHON) -m venv dist/env
+	dist/env/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd dist && env/bin/python -I -m pip check && env/bin/fcm --version && env/bin/fcm train --help >/dev/null && \
+	  env/bin/python -I -c "import fcm_estimators as f, explainers as e; assert f.__version__ == e.__version__; \
+	  [getattr(m, n) for m in (f, e) for n in m.__all__]"
+	rm -rf dist/env
 
 clean:
 	rm -rf $(VENV) demo_output docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

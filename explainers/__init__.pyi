@@ -16,6 +16,8 @@ from .targets import Probability as Probability
 from .targets import Share as Share
 from .targets import Vertex as Vertex
 
+__version__: str
+
 __all__ = [
     "AnyChange",
     "AttentionExplainer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
@@ -12,8 +13,10 @@ import anndata
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import typer
 
 from fcm_estimators import exceptions
+from fcm_estimators.cli import app
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [p for p in DOCS.rglob("*.md") if "_build" not in p.parts]
@@ -96,6 +99,49 @@ def test_links_and_pictures_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def texts_of_the_code():
+    """Every string of the packages; what is filled in is "...".
+
+    A line end keeps the strings apart.
+    """
+    for package in ("fcm_estimators", "explainers"):
+        for path in (DOCS.parent / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [v.value if isinstance(v, ast.Constant) else "..." for v in node.values]
+                    yield "".join(map(str, parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_the_messages_that_the_questions_name_are_those_of_the_code():
+    page = (DOCS / "faq.md").read_text(encoding="utf-8")
+    bold = " ".join(" ".join(re.findall(r"\*\*(.*?)\*\*", page, re.DOTALL)).split())
+    named = re.findall(r'"([^"`]+)"', bold)
+    pieces = {p.strip(" '.") for m in named for p in re.split(r"\.\.\.| unable to lock", m)}
+    pieces = {p for p in pieces if len(p) > 8}
+    texts = "\n".join(texts_of_the_code())
+    assert len(pieces) > 15
+    assert {p for p in pieces if p not in texts} == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cheatsheet.md", "docs/faq.md"])
+def test_commands_and_options_are_there(page):
+    commands = typer.main.get_command(app).commands
+    text = (DOCS.parent / page).read_text(encoding="utf-8")
+    for line in re.findall(r"^fcm .*$", text, flags=re.MULTILINE):
+        name, *rest = line.partition("#")[0].split()[1:]
+        options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
+        assert {word for word in rest if word.startswith("-")} <= options, line
+    # Rows of the sheet: `--option`, ... | commands or "all but ..." | what it does
+    for row in re.findall(r"^\| (`-.*?) \| (.*?) \|", text, flags=re.MULTILINE):
+        names = set(row[1].removeprefix("all but ").split(", "))
+        names = commands.keys() - names if row[1].startswith("all but ") else names
+        for name in names:
+            options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
+            assert set(re.findall(r"`(--?[\w-]+)", row[0])) <= options, (row, name)
 
 
 def blocks_of(page):
