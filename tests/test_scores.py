@@ -12,7 +12,6 @@ from fcm_estimators import ReluFormerClassifier, scores_to_obs
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from tests.helpers import toy_cohort
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
 
 
