@@ -557,7 +557,7 @@ def damage(folder, how):
         text.write_text(text.read_text()[:100])
     elif how in ("newer format", "older format"):
         other = '"format_version": 99' if how == "newer format" else '"format_version": 1'
-        text.write_text(text.read_text().replace('"format_version": 4', other))
+        text.write_text(text.read_text().replace('"format_version": 5', other))
     elif how == "other class":
         text.write_text(text.read_text().replace('"ReluFormerClassifier"', '"PolygonRegressor"'))
     elif how == "other shape":
