@@ -81,11 +81,14 @@ class Text(HTMLParser):
     def __init__(self):
         super().__init__()
         self.found, self.open, self.sign, self.term = {}, [], {}, None
+        self.boxes = []  # class of the parent of each table
 
     def handle_starttag(self, tag, attrs):
         if tag in ("meta", "link", "input"):
             return
         attrs = dict(attrs)
+        if tag == "table":
+            self.boxes.append(self.open[-1][2])
         self.open.append((tag, attrs.get("id"), attrs.get("class")))
 
     def handle_endtag(self, tag):
@@ -95,12 +98,11 @@ class Text(HTMLParser):
         for _, name, _ in self.open:
             if name is not None:
                 self.found[name] = self.found.get(name, "") + data
-        if any(kind == "sign" for _, _, kind in self.open):
-            self.term = data if self.open[-1][0] == "dt" else self.term
-            if self.open[-1][0] == "dd":
-                self.sign[self.term] = data
-            else:
-                self.sign.setdefault(self.term, "")
+        tag = self.open[-1][0] if self.open else None
+        if tag in ("dt", "dd") and any(kind == "sign" for _, _, kind in self.open):
+            if tag == "dt":
+                self.term = data
+            self.sign[self.term] = data if tag == "dd" else ""
 
 
 def parsed(path):
@@ -276,9 +278,9 @@ def test_the_page_says_to_which_markers_the_output_responds(sample, page, tmp_pa
     write_report(one, tmp_path / "r.html")
     words = "responds most to CD10 and CD34. This describes the model, not the disease."
     assert said(tmp_path / "r.html")["responds"] == f"The model's output {words}"
-    # Per unit of the data, a wide marker counts more.
+    # Per unit of the data, a narrow marker counts less.
     one.uns["gradient"] = {**one.uns["gradient"], "units": "layer"}
-    one.X[:, columns[2]] = 100 * np.asarray(one.X[:, columns[2]])
+    one.X[:, columns[:2]] = np.asarray(one.X[:, columns[:2]]) / 100
     write_report(one, tmp_path / "r.html")
     assert "responds most to CD45 and" in said(tmp_path / "r.html")["responds"]
 
@@ -466,6 +468,24 @@ def test_hostile_names_of_samples_gates_and_markers_are_text(tmp_path):
         assert "<script" not in json.dumps(figure["layout"])
         assert "<svg" not in json.dumps(figure["layout"])
     assert "&lt;img src=x" in text
+
+
+def test_a_hostile_name_of_the_denominator_is_text(good, tmp_path):
+    hostile = good.copy()
+    table = pd.DataFrame(hostile.obsm["predicted_gates_membership"])
+    hostile.obsm["predicted_gates_membership"] = table.rename(columns={"cd19": NASTY})
+    hostile.uns.pop("predicted_gates")
+    path = tmp_path / "r.html"
+    assert NASTY in review(hostile, path, denominator=NASTY)[0]
+    assert NASTY in said(path)["result"]
+    assert parsed(path).sign["Denominator gate"] == NASTY
+    assert "<img src=x" not in path.read_text(encoding="utf-8")
+
+
+def test_wide_tables_scroll_in_a_box_of_their_own(page):
+    boxes = parsed(page).boxes
+    assert len(boxes) > 8
+    assert set(boxes) == {"scroll"}
 
 
 def test_the_page_forbids_connections_and_names_no_other_file(page):

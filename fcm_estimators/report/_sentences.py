@@ -66,7 +66,7 @@ def _of_cells(sample: Annotated) -> list[str]:
     far = [] if distance is None else [str(m) for m in distance["marker"][distance["far"]]]
     if far:
         count = _counted(len(far), "marker")
-        found.append(f"{count} {'is' if len(far) == 1 else 'are'} far from training: {listed(far)}")
+        found.append(f"{count} {'is' if len(far) == 1 else 'are'} far from training: {listed(far, 5)}")
     return found
 
 
