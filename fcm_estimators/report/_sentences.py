@@ -65,8 +65,9 @@ def _of_cells(sample: Annotated) -> list[str]:
     distance = distance_frame(sample)
     far = [] if distance is None else [str(m) for m in distance["marker"][distance["far"]]]
     if far:
-        count = _counted(len(far), "marker")
-        found.append(f"{count} {'is' if len(far) == 1 else 'are'} far from training: {listed(far, 5)}")
+        are = "is" if len(far) == 1 else "are"
+        markers = _counted(len(far), "marker")
+        found.append(f"{markers} {are} far from training: {listed(far, 5)}")
     return found
 
 
