@@ -391,6 +391,7 @@ def test_annotated_files_become_pages(lab, model, tmp_path):
     done = call("report", file, "-o", tmp_path / "one.html", *options)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "one.html").read_text() == (tmp_path / "pages" / names[0]).read_text()
+    assert "withheld (--identifiers shows it)" in (tmp_path / "one.html").read_text()
     done = call("report", two[0], "-o", tmp_path / "raw.html")
     assert done.exit_code == 2
     assert "Annotate the sample first" in done.stderr

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from fcm_estimators.preprocessing import (
     parse_transform,
 )
 from fcm_estimators.quality import flag_quality
-from fcm_estimators.report import _cells, report_files, write_report
+from fcm_estimators.report import _cells, _tables, report_files, write_report
 
 NAME = "Quittenbaum, Hedwig 1961"
 NASTY = "</script><img src=x onerror=alert(1)>"
@@ -74,6 +75,53 @@ def columns(path):
     return {(c["group"], c["name"]): c for c in embedded(path)["columns"]}
 
 
+class Text(HTMLParser):
+    """Text of the elements that have an id or belong to the fields to fill in."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.open, self.sign, self.term = {}, [], {}, None
+        self.boxes = []  # class of the parent of each table
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("meta", "link", "input"):
+            return
+        attrs = dict(attrs)
+        if tag == "table":
+            self.boxes.append(self.open[-1][2])
+        self.open.append((tag, attrs.get("id"), attrs.get("class")))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag  # every element is closed in its parent
+
+    def handle_data(self, data):
+        for _, name, _ in self.open:
+            if name is not None:
+                self.found[name] = self.found.get(name, "") + data
+        tag = self.open[-1][0] if self.open else None
+        if tag in ("dt", "dd") and any(kind == "sign" for _, _, kind in self.open):
+            if tag == "dt":
+                self.term = data
+            self.sign[self.term] = data if tag == "dd" else ""
+
+
+def parsed(path):
+    parser = Text()
+    text = path.read_text(encoding="utf-8")
+    parser.feed(text[: text.index('<script id="data"')])
+    return parser
+
+
+def said(path):
+    return parsed(path).found
+
+
+def annotated_with(sample, **entries):
+    changed = sample.copy()
+    changed.uns["reluformer"] = {**changed.uns["reluformer"], **entries}
+    return changed
+
+
 # -- what it says -------------------------------------------------------------------------------
 
 
@@ -85,11 +133,11 @@ def test_residual_disease_is_that_of_the_table(sample, page):
         denominator_name="cd19",
     ).iloc[0]
     text = page.read_text(encoding="utf-8")
-    assert f'<strong id="mrd-value">{100 * row["fraction"]:.3g} %</strong>' in text
+    assert f'<td id="mrd-value">{100 * row["fraction"]:.3g} %</td>' in text
     assert f"{row['numerator']:,}</td>" in text
     assert f"{row['denominator']:,} cd19</td>" in text
     assert row["detection"] in text
-    assert row["words"] in text
+    assert said(page)["result"] == row["words"]
 
 
 def test_a_result_on_which_members_disagree_is_not_quantifiable(sample, page, tmp_path):
@@ -108,6 +156,135 @@ def test_a_result_on_which_members_disagree_is_not_quantifiable(sample, page, tm
     assert "none: how sure the model is" in page.read_text(encoding="utf-8")
 
 
+def review(sample, path, **options):
+    """What speaks against the result, as a list, and without what a good model does not have."""
+    write_report(sample, path, **{"denominator": "cd19", **options})
+    text = said(path).get("review", "")
+    assert not text or text.startswith("Review before use: ")
+    return text.removeprefix("Review before use: ").removesuffix(".").split("; ") if text else []
+
+
+@pytest.fixture(scope="module")
+def good(sample):
+    """A sample of which nothing speaks against the result."""
+    changed = annotated_with(sample, n_patients_tested=10, unknown_usual=0.01)
+    distance = changed.uns["reluformer"]["distance"]
+    distance = {**distance, "far": np.zeros(len(distance["far"]), dtype=bool)}
+    changed.uns["reluformer"]["distance"] = distance
+    changed.obs["reluformer_unknown"] = False
+    for flag in changed.obs.filter(like="qc_"):
+        changed.obs[flag] = False
+    return changed
+
+
+def test_nothing_is_said_where_nothing_speaks_against_the_result(good, tmp_path):
+    assert review(good, tmp_path / "r.html") == []
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    own = text[: text.index('<script id="data"')].lower()
+    assert 'class="warning" id="review"' not in own
+    assert "confidence" not in own
+    assert "\u2713" not in own
+    assert "\u2705" not in own
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"n_patients_tested": 6}, "tested on 6 patients"),
+        ({"n_patients_tested": 1}, "tested on 1 patient"),
+        ({"n_patients_tested": 0}, "the model was not tested on any patient"),
+        ({"missing_markers": np.array(["CD34"], dtype=object)}, "the data lack 'CD34'"),
+    ],
+)
+def test_the_review_tells_what_the_model_lacks(good, tmp_path, entries, words):
+    assert review(annotated_with(good, **entries), tmp_path / "r.html") == [words]
+
+
+def test_an_untested_model_gives_no_result_and_says_why(good, tmp_path):
+    missing = np.array(["CD34"], dtype=object)
+    untested = annotated_with(good, missing_markers=missing, tested=False)
+    found = review(untested, tmp_path / "r.html")
+    assert "the model was not tested without these markers" in found
+    assert said(tmp_path / "r.html")["result"].startswith("No result")
+    unrecorded = annotated_with(good)
+    del unrecorded.uns["reluformer"]["n_patients_tested"]
+    assert "not recorded" in review(unrecorded, tmp_path / "r.html")[0]
+    damaged = annotated_with(good, n_patients_tested="some")
+    with pytest.raises(InvalidInputError, match=r"n_patients_tested.*Annotate the file again"):
+        review(damaged, tmp_path / "r.html")
+
+
+def test_the_review_tells_of_unknown_cells_above_the_usual(good, tmp_path):
+    strange, n_cells = good.copy(), good.n_obs
+    others = np.flatnonzero(strange.obs["reluformer"] != "blast")[: int(0.031 * n_cells)]
+    strange.obs.iloc[others, strange.obs.columns.get_loc("reluformer_unknown")] = True
+    assert review(strange, tmp_path / "r.html") == [
+        "3.1 % of cells resemble no training population"
+    ]
+    usual = annotated_with(strange, unknown_usual=0.03)
+    assert review(usual, tmp_path / "r.html") == []
+
+
+def test_the_review_tells_of_markers_far_from_training(good, tmp_path):
+    distance = good.uns["reluformer"]["distance"]
+    far = np.isin(np.asarray(distance["marker"]), ["CD10", "CD34"])
+    found = review(annotated_with(good, distance={**distance, "far": far}), tmp_path / "r.html")
+    assert len(found) == 1
+    assert found[0].startswith("2 markers are far from training: ")
+    assert "CD10" in found[0]
+    assert "CD34" in found[0]
+
+
+def test_the_review_tells_of_positive_cells_that_are_odd(good, tmp_path):
+    odd = good.copy()
+    called = (odd.obs["reluformer"] == "blast") & odd.obsm["gates"]["cd19"].to_numpy()
+    rows = np.flatnonzero(called)
+    n_odd = len(rows) // 9
+    odd.obs.iloc[rows[:n_odd], odd.obs.columns.get_loc("qc_doublet")] = True
+    words = f"{n_odd} of {len(rows)} positive cells are flagged by quality control"
+    assert review(odd, tmp_path / "r.html") == [words]
+    outside = good.copy()
+    outside.obs["qc_doublet"] = ~called.to_numpy()
+    assert review(outside, tmp_path / "r.html") == []
+
+
+def test_the_review_tells_of_a_missing_denominator_or_gate(good, tmp_path):
+    path = tmp_path / "r.html"
+    assert "all analysed cells are counted" in review(good, path, denominator=None)[0]
+    predicted = good.copy()
+    del predicted.obsm["gates"]
+    assert review(predicted, path) == ["the denominator gate cd19 is predicted, not drawn"]
+    torn = good.copy()
+    inside = torn.obsm["gates"].astype("boolean")
+    inside.iloc[:12, inside.columns.get_loc("cd19")] = pd.NA
+    torn.obsm["gates"] = inside
+    words = "the gate cd19 is missing for 12 cells, counted as outside"
+    assert review(torn, path) == [words]
+
+
+def test_numbers_have_three_digits_at_most_and_no_exponent():
+    for value, text in ((1.23456e-9, "0.000000123 %"), (0.123456, "12.3 %"), (1.0, "100 %")):
+        assert _tables.percent(value) == text
+
+
+def test_the_page_says_to_which_markers_the_output_responds(sample, page, tmp_path):
+    gradient = np.zeros((sample.n_obs, sample.n_vars))
+    columns = sample.var_names.get_indexer(["CD10", "CD34", "CD45"])
+    blast = (sample.obs["reluformer"] == "blast").to_numpy()
+    gradient[np.ix_(blast, columns)] = [3, -2, 1]
+    gradient[np.ix_(~blast, columns)] = [0, 0, 9]
+    one = sample.copy()
+    one.layers["gradient"] = gradient
+    write_report(one, tmp_path / "r.html")
+    words = "responds most to CD10 and CD34. This describes the model, not the disease."
+    assert said(tmp_path / "r.html")["responds"] == f"The model's output {words}"
+    # Per unit of the data, a narrow marker counts less.
+    one.uns["gradient"] = {**one.uns["gradient"], "units": "layer"}
+    one.X[:, columns[:2]] = np.asarray(one.X[:, columns[:2]]) / 100
+    write_report(one, tmp_path / "r.html")
+    assert "responds most to CD45 and" in said(tmp_path / "r.html")["responds"]
+
+
 def test_protocol_and_errors_are_those_of_the_table(sample, page, tmp_path):
     protocol = Protocol("our lab", 1, 2, sensitivity=0.1, source="SOP 7")
     errors = ClassificationErrors(Spread(-8, 0.5, 20), Spread(2, 0.5, 20))
@@ -121,7 +298,7 @@ def test_protocol_and_errors_are_those_of_the_table(sample, page, tmp_path):
         errors=errors,
     ).iloc[0]
     text = (tmp_path / "own.html").read_text(encoding="utf-8")
-    assert row["words"] in text
+    assert said(tmp_path / "own.html")["result"] == row["words"]
     assert "LOD (1 events)" in text
     assert "our lab. SOP 7" in text
     assert f"{100 * row['ci_total_low']:.3g} % to {100 * row['ci_total_high']:.3g} %" in text
@@ -146,10 +323,11 @@ def test_another_denominator_gives_another_number(sample, page, tmp_path):
 
 def test_every_section_is_there_and_linked(page):
     text = page.read_text(encoding="utf-8")
-    names = ("mrd", "classes", "quality", "distance", "cells", "gates", "why", "model")
-    for name in names:
-        assert f'<section id="{name}">' in text
-        assert f'href="#{name}"' in text
+    names = ["cells", "gates", "why", "mrd", "classes", "quality", "distance", "model"]
+    found = re.findall(r'<section id="(\w+)">', text)
+    assert found == names  # the pictures first, then tables, then cards
+    assert re.findall(r'href="#(\w+)"', text) == ["cells", *names]  # a link to skip to the cells
+    assert text.index('id="result"') < text.index('id="review"') < text.index('id="cells"')
 
 
 def test_values_come_back_from_the_page_within_a_thousandth_of_their_range(sample, page):
@@ -249,6 +427,16 @@ def test_nothing_identifies_a_patient_unless_asked_for(sample, page, tmp_path):
     assert "Hedwig" not in text
     write_report(sample, tmp_path / "named.html", identifiers=True)
     assert NAME in (tmp_path / "named.html").read_text(encoding="utf-8")
+    assert "withheld (identifiers=True shows it)" in text
+    assert "withheld" not in (tmp_path / "named.html").read_text(encoding="utf-8")
+
+
+def test_a_printed_page_has_fields_to_fill_in(page, sample, tmp_path):
+    fields = ("Sample", "Tube", "Denominator gate", "Reviewer, date")
+    assert parsed(page).sign == dict(zip(fields, ("", "", "cd19", ""), strict=True))
+    write_report(sample, tmp_path / "named.html", identifiers=True)
+    named = parsed(tmp_path / "named.html").sign
+    assert named == dict(zip(fields, (NAME, "", "", ""), strict=True))
 
 
 def test_names_cannot_become_markup(page):
@@ -280,6 +468,24 @@ def test_hostile_names_of_samples_gates_and_markers_are_text(tmp_path):
         assert "<script" not in json.dumps(figure["layout"])
         assert "<svg" not in json.dumps(figure["layout"])
     assert "&lt;img src=x" in text
+
+
+def test_a_hostile_name_of_the_denominator_is_text(good, tmp_path):
+    hostile = good.copy()
+    table = pd.DataFrame(hostile.obsm["predicted_gates_membership"])
+    hostile.obsm["predicted_gates_membership"] = table.rename(columns={"cd19": NASTY})
+    hostile.uns.pop("predicted_gates")
+    path = tmp_path / "r.html"
+    assert NASTY in review(hostile, path, denominator=NASTY)[0]
+    assert NASTY in said(path)["result"]
+    assert parsed(path).sign["Denominator gate"] == NASTY
+    assert "<img src=x" not in path.read_text(encoding="utf-8")
+
+
+def test_wide_tables_scroll_in_a_box_of_their_own(page):
+    boxes = parsed(page).boxes
+    assert len(boxes) > 8
+    assert set(boxes) == {"scroll"}
 
 
 def test_the_page_forbids_connections_and_names_no_other_file(page):

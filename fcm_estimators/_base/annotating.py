@@ -105,6 +105,8 @@ def write_classes(
         "pos_label": None if model.pos_label_ is None else str(model.pos_label_),
         "threshold": model.threshold_,
         "novelty_threshold": model.novelty_.threshold,
+        "unknown_usual": model.novelty_.usual,
+        "n_patients_tested": 0 if model.performance_ is None else model.performance_.n_patients,
     }
     if model.members_:
         table = agreement_table(samples, agreements, names, positive)

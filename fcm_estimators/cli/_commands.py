@@ -425,6 +425,7 @@ def report(
                 umap=umap,
                 max_cells=max_cells,
                 identifiers=identifiers,
+                identifiers_option="--identifiers",
                 progress=progress,
             )
         print_files(table, as_json)

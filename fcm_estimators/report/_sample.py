@@ -149,6 +149,10 @@ class Annotated:
         frame = pd.DataFrame(table).astype("boolean").fillna(False)
         return frame.astype(bool)
 
+    def n_unclear(self, key: str, gate: str) -> int:
+        """Number of cells whose membership of a gate is missing."""
+        return int(pd.DataFrame(self.adata.obsm[key])[gate].isna().sum())
+
     @property
     def predicted_membership(self) -> pd.DataFrame | None:
         """Cells inside the predicted gates."""

@@ -40,12 +40,42 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     note: str = ""
-    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Residual disease of a sample.
+
+    Attributes
+    ----------
+    words : str
+        The result as a sentence.
+    entries : dict of str to str
+        The table.
+    called : ndarray of bool of shape (n_cells,)
+        Positive cells inside the denominator.
+    gate : str or None
+        Denominator; None for all analysed cells.
+    drawn : bool
+        Whether the gate is the expert's.
+    n_unclear : int
+        Cells of which the gate does not say whether they are inside. They count as outside.
+    """
+
+    words: str
+    entries: dict[str, str]
+    called: np.ndarray
+    gate: str | None
+    drawn: bool
+    n_unclear: int
 
 
 def percent(value: float) -> str:
     """A fraction in percent, with three digits; "not known" for NaN."""
-    return "not known" if np.isnan(value) else f"{100 * value:.3g} %"
+    if np.isnan(value):
+        return "not known"
+    digits = np.format_float_positional(100 * value, precision=3, fractional=False, trim="-")
+    return f"{digits} %"
 
 
 def residual_disease(
@@ -54,8 +84,8 @@ def residual_disease(
     limit_of_blank: float | None,
     protocol: Protocol,
     errors: ClassificationErrors | None,
-) -> dict[str, str] | None:
-    """Entries of the table of residual disease; None without a positive class.
+) -> Residual | None:
+    """Residual disease of the sample; None without a positive class.
 
     Raises
     ------
@@ -74,19 +104,19 @@ def residual_disease(
         and errors.model != annotated_by
     ):
         raise InvalidInputError("errors=... are those of another model than annotated the sample.")
-    inside, name = sample.analysed, "analysed cells"
+    inside, name, source = sample.analysed, "analysed cells", ""
     if denominator is not None:
-        tables = [
-            t for t in (sample.expert_membership, sample.predicted_membership) if t is not None
-        ]
-        found = [t[denominator] for t in tables if denominator in t]
+        keys = (sample.keys.expert_gates, sample.keys.gates.membership)
+        tables = {k: t for k in keys if (t := sample.membership(k)) is not None}
+        found = [k for k, t in tables.items() if denominator in t]
         if not found:
-            known = list(dict.fromkeys(str(c) for t in tables for c in t))
+            known = list(dict.fromkeys(str(c) for t in tables.values() for c in t))
             raise MissingKeyError(
                 f"denominator={denominator!r} is not among the gates {listed(known)}. Name one of "
                 "them, or leave it out to use all analysed cells."
             )
-        inside, name = found[0].to_numpy(), denominator
+        source = found[0]
+        inside, name = tables[source][denominator].to_numpy(), denominator
     called = (sample.predicted == positive).to_numpy()
     row = mrd_table(
         called,
@@ -112,7 +142,6 @@ def residual_disease(
         "positive outside of the denominator": f"{row['n_outside']:,}",
         "status": str(row["detection"]),
         "sensitivity asked for": _adequacy(protocol, str(row["adequacy"])),
-        "in words": str(row["words"]),
         "protocol": " ".join(t for t in (f"{protocol.name}.", protocol.source) if t),
     }
     missing = [str(marker) for marker in sample.run.get("missing_markers", ())]
@@ -129,7 +158,14 @@ def residual_disease(
     for flag in sample.quality:
         flagged = sample.adata.obs[flag].to_numpy(dtype=bool) & called & inside
         entries[f"positive cells flagged {flag.removeprefix('qc_')}"] = f"{flagged.sum():,}"
-    return entries
+    return Residual(
+        words=str(row["words"]),
+        entries=entries,
+        called=called & inside,
+        gate=denominator,
+        drawn=source == sample.keys.expert_gates,
+        n_unclear=sample.n_unclear(source, name) if source else 0,
+    )
 
 
 def _total(row: pd.Series) -> str:
@@ -201,14 +237,14 @@ def class_counts(sample: Annotated) -> Table | None:
             "The file contains the expert's labels. If the model was trained on them, the F1 says "
             "nothing about other samples."
         )
-    return Table("classes", "Cells by class", columns, rows, note, is_warning=bool(missing))
+    return Table("classes", "Cells by class", columns, rows, note)
 
 
 def _scores(sample: Annotated, expert: pd.Series) -> dict[str, str]:
     """F1 of each class."""
     truth = expert.where(sample.analysed, None).map(lambda v: None if v is None else str(v))
     row = classification_table(truth, sample.predicted.astype(str)).iloc[0].filter(like="f1_")
-    return {str(k).removeprefix("f1_"): f"{v:.4f}" for k, v in row.dropna().items()}
+    return {str(k).removeprefix("f1_"): f"{v:.3g}" for k, v in row.dropna().items()}
 
 
 def quality(sample: Annotated) -> Table:
@@ -236,8 +272,8 @@ def quality(sample: Annotated) -> Table:
     )
 
 
-def distances(sample: Annotated) -> Table | None:
-    """Distance of the sample from the training samples, per marker."""
+def distance_frame(sample: Annotated) -> pd.DataFrame | None:
+    """Distance of each marker from training, the farthest first; None if it was not measured."""
     found = sample.run.get("distance")
     if found is None:
         return None
@@ -251,9 +287,14 @@ def distances(sample: Annotated) -> Table | None:
         ) from error
     if table["sample"].nunique() > 1:
         table = table[table["sample"].astype(str) == sample.name]
-    if table.empty:
+    return None if table.empty else table.sort_values("distance", ascending=False)
+
+
+def distances(sample: Annotated) -> Table | None:
+    """Distance of the sample from the training samples, per marker."""
+    table = distance_frame(sample)
+    if table is None:
         return None
-    table = table.sort_values("distance", ascending=False)
     rows = [
         [
             str(r["marker"]),
@@ -267,7 +308,7 @@ def distances(sample: Annotated) -> Table | None:
     note = (
         f"{n_far} of {len(table)} markers are more than 1.5 times as far from the training samples "
         "as the farthest of these is from the others. Predictions may be wrong: look at the "
-        "pictures below."
+        "pictures."
         if n_far
         else "Tested is whether the distance of any marker exceeds 1.5 times the largest distance "
         "among the training samples; none does. Smaller differences between patients are not "
@@ -279,7 +320,6 @@ def distances(sample: Annotated) -> Table | None:
         ["marker", "mean distance of the quantiles", "farthest training sample", "judged"],
         rows,
         note,
-        is_warning=n_far > 0,
     )
 
 
@@ -303,7 +343,7 @@ def agreement(sample: Annotated) -> Table | None:
             str(r["gate"]),
             f"{int(r['n_true']):,}",
             f"{int(r['n_predicted']):,}",
-            *("" if np.isnan(r[c]) else f"{r[c]:.4f}" for c in ("precision", "recall", "f1")),
+            *("" if np.isnan(r[c]) else f"{r[c]:.3g}" for c in ("precision", "recall", "f1")),
         ]
         for r in table.to_dict("records")
     ]

@@ -23,10 +23,9 @@ from fcm_estimators.colours import known_colours
 from fcm_estimators.exceptions import FcmError, InvalidInputError
 from fcm_estimators.keys import EXPERT_GATES, AttentionKeys, ClassKeys, GateKeys, GradientKeys
 from fcm_estimators.metrics import DEFAULT_PROTOCOL, ClassificationErrors, Protocol
-from fcm_estimators.report import _cells, _figures, _tables
+from fcm_estimators.report import _cells, _figures, _sentences, _tables
 from fcm_estimators.report._sample import Annotated, Keys, one_sample, samples_in
 
-_WITHHELD = "not shown (use identifiers to show it)"
 # Number of cells of a UMAP that is computed for the report.
 _EMBEDDED = 10_000
 
@@ -48,13 +47,16 @@ def write_report(
     umap: bool = False,
     max_cells: int = 100_000,
     identifiers: bool = False,
+    identifiers_option: str = "identifiers=True",
 ) -> None:
     """Write the results of a sample and their explanations as one HTML page.
 
-    The page shows the residual disease with its denominator and interval, cells by class, quality
-    control, the distance from the training samples, a picture of the cells whose axes and colours
-    can be chosen, predicted gates beside the expert's, what the model looked at, and the model
-    card. It is complete: it loads nothing, and its content security policy forbids loading.
+    The page begins with the residual disease in a sentence, and with what speaks against it: many
+    unknown cells, markers far from training, few held-out patients, a missing denominator and the
+    like. Then follow a picture of the cells whose axes and colours can be chosen, predicted gates
+    beside the expert's, what the model looked at, the tables (residual disease, cells by class,
+    quality control, distance from the training samples) and the model card. It is complete: it
+    loads nothing, and its content security policy forbids loading.
 
     Parameters
     ----------
@@ -92,6 +94,8 @@ def write_report(
         is smaller, so that the page stays below 15 MB. All tables count all cells.
     identifiers : bool, default False
         Whether the page shows the name of the sample, which often identifies a patient.
+    identifiers_option : str, default "identifiers=True"
+        How the page says what shows the name, if it does not.
 
     Raises
     ------
@@ -135,29 +139,37 @@ def write_report(
     found = one_sample(adata, sample, keys)
     if umap and "X_umap" not in found.adata.obsm:
         _add_umap(found)
-    mrd = _tables.residual_disease(found, denominator, limit_of_blank, protocol, errors)
+    residual = _tables.residual_disease(found, denominator, limit_of_blank, protocol, errors)
+    mrd = None if residual is None else residual.entries
     planes = _figures.planes(found)
     data, note = _picture(found, planes, max_cells)
     data["gates"] = [_figures.gate_figure(found, plane) for plane in planes]
     data["why"], why, why_tables = _why(found)
-    distance = _tables.distances(found)
-    tables = [_tables.class_counts(found), _tables.quality(found), distance]
+    tables = [_tables.class_counts(found), _tables.quality(found), _tables.distances(found)]
     shown = [table for table in tables if table is not None]
     gate_table = _tables.agreement(found)
     cards = _tables.model_cards(found)
-    warnings = [distance.note] if distance is not None and distance.is_warning else []
     sections = [
-        *([("mrd", "Residual disease")] if mrd else []),
-        *((table.name, table.title) for table in shown),
         ("cells", "Cells"),
         *([("gates", "Gates")] if planes or gate_table else []),
         *([("why", "What the model looked at")] if why else []),
+        *([("mrd", "Residual disease")] if mrd else []),
+        *((table.name, table.title) for table in shown),
         *([("model", "Model and training data")] if cards else []),
     ]
     page = _template().render(
         title="Report of a cytometry sample",
-        facts=_facts(found, identifiers),
-        warnings=warnings,
+        result="" if residual is None else residual.words,
+        review=_sentences.review(found, residual),
+        facts=_facts(
+            found, found.name if identifiers else f"withheld ({identifiers_option} shows it)"
+        ),
+        sign={
+            "Sample": found.name if identifiers else "",
+            "Tube": "",
+            "Denominator gate": denominator or "",
+            "Reviewer, date": "",
+        },
         sections=sections,
         mrd=mrd,
         tables=shown,
@@ -165,6 +177,7 @@ def write_report(
         gates=[plane["gate"] for plane in planes],
         gate_table=gate_table,
         why=why,
+        responds=_sentences.responds_most(found),
         why_tables=why_tables,
         cards=cards,
         version=__version__,
@@ -246,10 +259,10 @@ def report_files(
     return pd.DataFrame(rows)
 
 
-def _facts(sample: Annotated, identifiers: bool) -> dict[str, str]:
+def _facts(sample: Annotated, name: str) -> dict[str, str]:
     run = sample.run
     return {
-        "sample": sample.name if identifiers else _WITHHELD,
+        "sample": name,
         "events": f"{sample.adata.n_obs:,}",
         "analysed": f"{int(sample.analysed.sum()):,}",
         "markers read": ", ".join(sample.markers),
