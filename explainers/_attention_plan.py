@@ -19,6 +19,7 @@ from fcm_estimators.inference import (
     by_block,
     cells_in_memory,
     fitted_net,
+    layered_net,
     net_for,
     stream,
 )
@@ -95,7 +96,7 @@ class AttentionPlan:
         InvalidInputError, MissingKeyError
             The layer or the gate does not exist, or a layer is given with the query of a gate.
         """
-        n_layers = len(fitted_net(estimator).layers)
+        n_layers = len(layered_net(estimator, "Attention").layers)
         if isinstance(queries, GateQuery):
             gate = _gate_position(estimator, queries.gate)
             if net_layer is not None:
@@ -119,7 +120,7 @@ class AttentionPlan:
     @property
     def layers(self) -> list[int]:
         """The layers whose attention is read."""
-        n_layers = len(fitted_net(self.estimator).layers)
+        n_layers = len(layered_net(self.estimator, "Attention").layers)
         return list(range(n_layers)) if self.net_layer is None else [self.net_layer]
 
     @property
@@ -218,7 +219,7 @@ class AttentionPlan:
 
 def head_names(estimator: SetEstimator) -> list[str]:
     """Names of the heads of a fitted model."""
-    return [f"head{h}" for h in range(fitted_net(estimator).n_heads)]
+    return [f"head{h}" for h in range(layered_net(estimator, "Attention").n_heads)]
 
 
 def _gate_position(estimator: SetEstimator, gate: str) -> int:

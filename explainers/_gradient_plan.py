@@ -32,10 +32,12 @@ from fcm_estimators.inference import (
     by_block,
     cells_in_memory,
     fitted_net,
+    layered_net,
     net_for,
     stream,
 )
 from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 from fcm_estimators.nn.sources import Rows, Stored
 from fcm_estimators.nn.streaming import Stream, streamed_contexts
 
@@ -138,7 +140,8 @@ class GradientPlan:
         """
         output = output_of(estimator, target)
         of_gates = not isinstance(output, ClassOutput)
-        chosen = mode or ("set" if of_gates else "own")
+        layered = isinstance(fitted_net(estimator), SetModule)
+        chosen = mode or ("set" if of_gates or not layered else "own")
         found = _BY_NAME.get(method) if isinstance(method, str) else method
         if not isinstance(found, Method):
             raise InvalidInputError(
@@ -148,6 +151,8 @@ class GradientPlan:
         for name, value, known in (("mode", chosen, MODES), ("units", units, UNITS)):
             if value not in known:
                 raise InvalidInputError(f"{name}={value!r} is not among {listed(known)}.")
+        if chosen != "set":
+            layered_net(estimator, f"mode={chosen!r}")
         if of_gates and chosen != "set":
             raise InvalidInputError(
                 f"mode={mode!r}: a gate belongs to the whole sample, so it has mode 'set' only."
@@ -247,13 +252,13 @@ class GradientPlan:
             yield start, stop, values
 
     def _at_points(
-        self, net: SetModule, name: Any, x: Tensor, at: Tensor, targets: Tensor
+        self, net: ScaledModule, name: Any, x: Tensor, at: Tensor, targets: Tensor
     ) -> Tensor:
         """Gradient of one sample at some points; mode "own" uses the contexts of the sample."""
+        output, layered = cast(ClassOutput, self.output), cast(SetModule, net)
         with torch.no_grad():
-            contexts = [] if self.mode == "set" else streamed_contexts(net, x)
-        output = cast(ClassOutput, self.output)
-        own = partial(own_gradient, net, contexts, output=output, cells=targets)
+            contexts = [] if self.mode == "set" else streamed_contexts(layered, x)
+        own = partial(own_gradient, layered, contexts, output=output, cells=targets)
         whole = partial(set_gradient, net, output=self.output, cells=targets)
 
         def gradient(point: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from fcm_estimators.inference import (
     net_for,
     stream,
 )
+from fcm_estimators.nn.own import OwnModule
 from fcm_estimators.nn.sources import Rows, Stored
 from fcm_estimators.nn.streaming import Stream
 
@@ -58,6 +59,13 @@ class InfluencePlan:
         InvalidInputError, MissingKeyError
             The target does not exist, or has no target cells although ``of`` names some.
         """
+        net = fitted_net(estimator)
+        if isinstance(net, OwnModule) and not net.takes_weights:
+            raise InvalidInputError(
+                f"Influence needs a net that takes weights of cells; this is {net.name}. Give its "
+                "forward a parameter context_weight and train it again, or use "
+                "GradientExplainer(..., mode='set')."
+            )
         any_change = isinstance(target, AnyChange)
         if any_change and not isinstance(estimator, ReluFormerClassifier):
             raise InvalidInputError(
@@ -189,7 +197,7 @@ class InfluencePlan:
         with torch.no_grad():
             outputs = torch.cat([part.clone() for _, _, part in found.outputs()])
             if isinstance(self.output, VertexOutput):
-                value = self.output.coordinate(net, found.contexts)
+                value = self.output.coordinate(found.module, found.contexts)
                 return value.expand(len(outputs)), outputs
             if self.output is None:
                 return torch.zeros(len(outputs)), outputs

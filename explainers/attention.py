@@ -112,7 +112,8 @@ class AttentionExplainer(OfModel):
         NotFittedError
             The estimator is not fitted.
         InvalidInputError, MissingKeyError
-            The layer or the gate does not exist.
+            The layer or the gate does not exist; or the model has a net of the user
+            (``ReluFormerClassifier(module=...)``) that is no SetModule.
         """
         fitted_net(self.estimator)
         return AttentionPlan.of(self.estimator, self.net_layer, self.queries)

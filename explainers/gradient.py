@@ -64,7 +64,8 @@ class GradientExplainer(OfModel):
         Output to explain. A label means its log-odds against the rest. None means the log-odds of
         the positive class of two.
     mode : {"own", "set", "context"}, default None
-        None: "own" for classes, "set" for gates.
+        None: "own" for classes, "set" for gates, and for a net of the user
+        (``ReluFormerClassifier(module=...)``), which has no other unless it is a SetModule.
     method : {"plain", "smooth", "integrated"}, Smooth or Integrated, default "plain"
         ``"smooth"`` means ``Smooth()``, ``"integrated"`` means ``Integrated()``.
     units : {"layer", "sd"}, default "layer"

@@ -109,7 +109,8 @@ class InfluenceExplainer(OfModel):
         NotFittedError
             The estimator is not fitted.
         InvalidInputError, MissingKeyError
-            A class, gate or vertex is unknown, or a vertex is given target cells.
+            A class, gate or vertex is unknown, or a vertex is given target cells; or the net of
+            the user (``ReluFormerClassifier(module=...)``) takes no weights of cells.
         """
         fitted_net(self.estimator)
         return InfluencePlan.of(self.estimator, self.target, self.of)

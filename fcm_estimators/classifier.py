@@ -6,12 +6,12 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,8 @@ from anndata import AnnData
 from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
-from torch import Tensor
+from skorch.callbacks import Callback
+from torch import Tensor, nn
 
 from fcm_estimators._base.annotating import write_classes
 from fcm_estimators._base.deciding import Rules, novelty_of
@@ -28,6 +29,14 @@ from fcm_estimators._base.estimator import SetEstimator
 from fcm_estimators._base.held_out import HeldOut
 from fcm_estimators._base.members import (
     against_rest,
+)
+from fcm_estimators._base.own_nets import (
+    PREFIX,
+    make_own_net,
+    parameters_of_net,
+    recognised_by,
+    require_own_net_possible,
+    require_sound,
 )
 from fcm_estimators._base.panels import (
     Decided,
@@ -42,7 +51,7 @@ from fcm_estimators._base.plans import (
     draw_plan,
     training_plan,
 )
-from fcm_estimators._base.reading import fitted_net, read_to_fit, read_to_predict
+from fcm_estimators._base.reading import fitted_net, layered_net, read_to_fit, read_to_predict
 from fcm_estimators._base.running import outputs_of
 from fcm_estimators._base.state import with_prefix
 from fcm_estimators._cells.results import Writable, column_names
@@ -74,7 +83,9 @@ from fcm_estimators._fitting.trainer import train_net
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.keys import NOT_ANALYSED, UNKNOWN, ClassKeys
-from fcm_estimators.nn import ReluFormer, SetModule
+from fcm_estimators.nn import ReluFormer
+from fcm_estimators.nn.own import OwnModule
+from fcm_estimators.nn.reluformer import ScaledModule
 
 # Cells of each class are added up to this share of a draw, as far as the sample has such cells.
 _MIN_CLASS_FRACTION = 0.1
@@ -119,6 +130,14 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         The positive class of a binary problem, e.g. "blast". ``threshold_``, false positives and
         residual disease refer to it. It is never guessed: without it there are none of these, and
         the more probable class is predicted.
+    module : type, default None
+        Class of a net of yours that replaces the ReluFormer: a ``torch.nn.Module`` that is made
+        with ``(n_markers, n_outputs, **parameters)``, and whose ``forward(x, offsets)`` gives the
+        logits, (N, n_outputs), of standardised cells, (N, M); sample s is rows ``offsets[s]`` to
+        ``offsets[s + 1]``. If ``forward`` has a parameter ``context_weight``, (N,), it gets the
+        weight of each cell in its sample, 0 for one that is not part of it. Such a net gets whole
+        samples, so memory grows with them. Explanations by attention, and gradients in the modes
+        "own" and "context", need a :class:`~fcm_estimators.nn.SetModule`.
     n_layers : int, default 4
     n_heads : int, default 4
         Must divide ``hidden_dim``.
@@ -188,6 +207,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         Equal integers give equal models on one machine.
     verbose : int, default 0
         1 shows a progress bar.
+    **module__parameters
+        Parameters of ``module``, with the prefix ``module__``: ``module__width=64``. Numbers, text
+        or lists. They can be searched: ``GridSearchCV(clf, {"module__width": [32, 64]})``.
 
     Attributes
     ----------
@@ -233,7 +255,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     training_ : list of dict
         Numbers that describe the data of each training of the model. ``warm_start`` adds one.
     net_ : skorch.NeuralNet
-        The trained net; ``net_.module_`` is the :class:`~fcm_estimators.nn.ReluFormer`.
+        The trained net; ``net_.module_`` is the :class:`~fcm_estimators.nn.ReluFormer`, or holds
+        the net of ``module`` as ``net_.module_.net``.
     n_features_in_ : int
         Number of columns of an array, or of markers of a table or AnnData.
     feature_names_in_ : ndarray of str
@@ -275,6 +298,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         "n_members": [Interval(Integral, 0, None, closed="left")],
         "missing_markers": [StrOptions({"error", "mask"})],
         "unknown": [StrOptions({"flag", "reject"})],
+        "module": [type, None],
     }
 
     def __init__(
@@ -288,6 +312,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         marker_aliases: dict[str, str] | None = None,
         layer: str | None = None,
         pos_label: Hashable = None,
+        module: type[nn.Module] | None = None,
         n_layers: int = 4,
         n_heads: int = 4,
         hidden_dim: int = 32,
@@ -309,6 +334,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         device: str = "auto",
         random_state: int | np.random.RandomState | None = 0,
         verbose: int = 0,
+        **module__parameters: Any,
     ) -> None:
         self.sample_key = sample_key
         self.label_key = label_key
@@ -318,6 +344,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.marker_aliases = marker_aliases
         self.layer = layer
         self.pos_label = pos_label
+        self.module = module
         self.n_layers = n_layers
         self.n_heads = n_heads
         self.hidden_dim = hidden_dim
@@ -339,6 +366,42 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+        for name, value in module__parameters.items():
+            if not name.startswith(PREFIX):
+                raise TypeError(f"{type(self).__name__} has no parameter {name!r}.")
+            setattr(self, name, value)
+
+    def get_params(self, deep: bool = True) -> Entries:
+        """Return all parameters, those of the net (``module__...``) included.
+
+        Parameters
+        ----------
+        deep : bool, default True
+            As in scikit-learn.
+
+        Returns
+        -------
+        dict
+        """
+        own = {k: v for k, v in vars(self).items() if k.startswith(PREFIX)}
+        return {**super().get_params(deep), **own}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, those of the net (``module__...``) included.
+
+        Parameters
+        ----------
+        **params
+
+        Returns
+        -------
+        self
+        """
+        own = {k: v for k, v in params.items() if k.startswith(PREFIX)}
+        super().set_params(**{k: v for k, v in params.items() if k not in own})
+        for name, value in own.items():
+            setattr(self, name, value)
+        return self
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -350,7 +413,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     temperature_: float
     pos_label_: Hashable
     performance_: Performance | None
-    members_: list[SetModule]
+    members_: list[ScaledModule]
     usual_excess_: np.ndarray
     decided_without_: dict[str, Decided]
     missing_markers_: list[str]
@@ -367,6 +430,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         groups: PerCell = None,
         *,
         checkpoint: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[Callback] | None = None,
     ) -> Self:
         """Train on samples with labelled cells.
 
@@ -385,6 +449,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             the same parameters resumes from this state, and ends with the same weights as
             without the interruption. A directory of another training is an error. Needs an
             integer as ``random_state``, and does not work with ``device="accelerate"``.
+        callbacks : list of skorch.callbacks.Callback, optional
+            Called while the net trains, e.g. loggers for TensorBoard or Weights & Biases;
+            not while the members train.
+            The fitted model does not keep them. They exclude ``checkpoint``.
 
         Returns
         -------
@@ -398,9 +466,17 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         MarkerMismatchError, MissingKeyError
             A named marker, column or layer is missing.
         """
-        return self._fit_copy(X, y, groups, checkpoint)
+        return self._fit_copy(X, y, groups, checkpoint, callbacks)
 
-    def _fit(self, X: CellData, y: PerCell, groups: PerCell, checkpoint: Path | None) -> None:
+    def _fit(
+        self,
+        X: CellData,
+        y: PerCell,
+        groups: PerCell,
+        checkpoint: Path | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        require_own_net_possible(self)
         label_key = self.label_key if y is None else None
         samples = read_to_fit(self, X, groups, continued=self._continues(), label_key=label_key)
         classes, codes = encode_labels(read_labels(X, y, self.label_key, samples.n_rows))
@@ -415,6 +491,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         require_positive_class(self.false_positive_rate, self.pos_label_, classes)
         seed = self._seed()
         start = self._initial_module(samples, seed)
+        if self.module is not None:
+            require_sound(start, len(classes))
         present = class_presence(codes, samples.offsets, len(classes))
         folds = patient_folds(samples, self.n_members, seed, present)
         fraction = None if folds else self.validation_fraction
@@ -432,6 +510,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             self._draws(samples, codes, train, start, seed),
             self._draws(samples, codes, valid, start, seed, fixed=True) if valid else None,
             checkpoint,
+            callbacks,
         )
         nets = zip(self.members_, folds, strict=True) if folds else [(fitted_net(self), valid)]
         held_out = HeldOut(samples, codes, list(nets))
@@ -452,7 +531,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.decided_without_ = {
             self.markers_[marker]: rules.decided(
                 held_out.without(marker),
-                fitted_net(self).without([marker]),
+                layered_net(self, "missing_markers='mask'").without([marker]),
                 test.threshold_for(self.novelty_, [marker]),
                 _DAYS_WITHOUT,
             )
@@ -468,10 +547,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         samples: Samples,
         codes: np.ndarray,
         fold: list[int],
-        start: SetModule,
+        start: ScaledModule,
         seed: int,
         checkpoint: Path | None,
-    ) -> SetModule:
+    ) -> ScaledModule:
         """Train a net without the samples of a fold.
 
         A new net starts from its own weights, so that nothing in it comes from the fold. A
@@ -495,7 +574,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     def _criterion(self, codes: np.ndarray) -> CellLoss:
         return CellLoss(torch.from_numpy(class_weights(self.class_weight, self.classes_, codes)))
 
-    def _make_module(self, n_markers: int) -> ReluFormer:
+    def _make_module(self, n_markers: int) -> ScaledModule:
+        if self.module is not None:
+            params = parameters_of_net(vars(self))
+            return make_own_net(self.module, n_markers, len(self.classes_), params)
         return ReluFormer(
             n_markers,
             len(self.classes_),
@@ -511,12 +593,14 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         samples: Samples,
         codes: np.ndarray,
         chosen: list[int],
-        module: SetModule,
+        module: ScaledModule,
         seed: int,
         fixed: bool = False,
     ) -> SampleDraws:
         """Draws from some samples, for training, or for validation if ``fixed``."""
         part = samples.take(chosen)
+        # A net that takes no weights would have the added cells in its context.
+        adds = not isinstance(module, OwnModule) or module.takes_weights
         return SampleDraws(
             part.x,
             codes_of(samples, codes, chosen),
@@ -526,7 +610,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             plan=draw_plan(
                 self,
                 len(chosen) if fixed else 0,
-                _MIN_CLASS_FRACTION,
+                _MIN_CLASS_FRACTION if adds else 0.0,
                 hideable(samples.markers) if self.missing_markers == "mask" else (),
             ),
             seed=seed,
@@ -817,6 +901,47 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
 
     # -- save and load ------------------------------------------------------------------------
 
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        module: type[nn.Module] | None = None,
+    ) -> Self:
+        """Load a model that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            Directory of the model.
+        device : str, default "auto"
+            Device of the net. It may differ from the device of the training.
+        module : type, default None
+            Class of the net, for a model that was fitted with ``module``. The file holds its name
+            only, and nothing is imported by that name.
+
+        Returns
+        -------
+        Fitted estimator
+
+        Raises
+        ------
+        ModelFormatError
+            The model is missing, damaged, older or newer than this version, or of another class;
+            or ``module`` does not compute what it computed when the model was saved.
+        InvalidInputError
+            The model needs ``module``, or has the net of this package.
+        """
+        return cls._load(path, device, module)
+
+    def _json_params(self) -> Entries:
+        params = super()._json_params()
+        if self.module is None:
+            del params["module"]
+            return params
+        return {**params, "module": self.module.__name__}
+
     def _card_entries(self) -> dict[str, str]:
         found = {"classes": ", ".join(str(c) for c in self.classes_)}
         if self.pos_label_ is not None:
@@ -848,7 +973,9 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         return found
 
     def _fitted_state(self) -> Entries:
+        own = {} if self.module is None else {"recognised_by": recognised_by(fitted_net(self))}
         return {
+            **own,
             "classes": self.classes_,
             "pos_label": self.pos_label_,
             "threshold": self.threshold_,

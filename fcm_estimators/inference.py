@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fcm_estimators._base.estimator import SetEstimator
-from fcm_estimators._base.reading import fitted_net, read_cells
+from fcm_estimators._base.reading import fitted_net, layered_net, read_cells
 from fcm_estimators._base.reading import read_to_predict as read_samples
 from fcm_estimators._base.running import net_for, with_net
 from fcm_estimators._base.running import stream_through as stream
@@ -38,6 +38,7 @@ __all__ = [
     "by_block",
     "cells_in_memory",
     "fitted_net",
+    "layered_net",
     "marker_columns",
     "net_for",
     "open_data",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from anndata import AnnData
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
+from skorch.callbacks import Callback
 
 from fcm_estimators._base.estimator import SetEstimator
 from fcm_estimators._base.plans import CONSTRAINTS, draw_plan
@@ -237,6 +238,7 @@ class PolygonRegressor(SetEstimator):
         groups: PerCell = None,
         *,
         checkpoint: str | os.PathLike[str] | None = None,
+        callbacks: Sequence[Callback] | None = None,
     ) -> Self:
         """Train on samples with expert gates.
 
@@ -251,6 +253,8 @@ class PolygonRegressor(SetEstimator):
         groups : array-like of shape (n_cells,), optional
             Sample id of each cell, if there is no ``sample_key``.
         checkpoint : path, optional
+            As for :meth:`ReluFormerClassifier.fit`.
+        callbacks : list of skorch.callbacks.Callback, optional
             As for :meth:`ReluFormerClassifier.fit`.
 
         Returns
@@ -268,9 +272,16 @@ class PolygonRegressor(SetEstimator):
         MissingKeyError
             There is no membership.
         """
-        return self._fit_copy(X, y, groups, checkpoint)
+        return self._fit_copy(X, y, groups, checkpoint, callbacks)
 
-    def _fit(self, X: CellData, y: PerCell, groups: PerCell, checkpoint: Path | None) -> None:
+    def _fit(
+        self,
+        X: CellData,
+        y: PerCell,
+        groups: PerCell,
+        checkpoint: Path | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
         tree = as_template(self.gates)
         if isinstance(X, AnnData):
             tree = tree.on_markers(X)
@@ -299,7 +310,8 @@ class PolygonRegressor(SetEstimator):
             if chosen
         ]
         loss = GateLoss(self._plan.hierarchy)
-        self._train(samples, module, loss, draws, next(iter(valid_draws), None), checkpoint)
+        valid_draw = next(iter(valid_draws), None)
+        self._train(samples, module, loss, draws, valid_draw, checkpoint, callbacks)
         adjust_to_samples(module, samples, train, draws, self._plan.hierarchy)
         with torch.no_grad():
             typical = module.typical().cpu().numpy()

@@ -178,6 +178,19 @@ def test_the_page_on_the_paper_runs_as_it_stands(training, capsys):
     assert np.isfinite(distance)
 
 
+def test_the_page_on_own_nets_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # members of so short a training may not agree
+        for block in blocks_of("howto/own-net.md"):
+            exec(compile(block, "own-net.md", "exec"), names)
+    adata = names["adata"]
+    assert {"reluformer", "gradient_norm", "influence"} <= set(adata.obs)
+    assert names["clf"].score(adata) > 0.9
+    assert capsys.readouterr().out.count("\n") == 5
+
+
 @pytest.mark.real_data
 def test_start_page_runs_as_it_stands(training, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from explainers._maths.outputs import ClassOutput, Output, VertexOutput
 from fcm_estimators.nn import SetModule
 from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.reluformer import ScaledModule
 from fcm_estimators.nn.sources import Rows
 from fcm_estimators.nn.streaming import Stream
 
@@ -54,7 +55,7 @@ def own_gradient(
     return out
 
 
-def set_gradient(module: SetModule, x: Tensor, output: Output, cells: Tensor) -> Tensor:
+def set_gradient(module: ScaledModule, x: Tensor, output: Output, cells: Tensor) -> Tensor:
     """``d(sum_{i in T} f_i)/dx_j``, including the contexts; shapes as in :func:`own_gradient`."""
     moved = x.detach().clone().requires_grad_()
     total = output.total(module, moved, cells)

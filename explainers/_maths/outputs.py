@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fcm_estimators.nn import PolygonFormer, SetModule, streamed
 from fcm_estimators.nn.relu_attention import AttentionContext
+from fcm_estimators.nn.reluformer import ScaledModule
 from fcm_estimators.nn.soft_gates import SoftGate, soft_members
 
 
@@ -48,15 +49,18 @@ class ClassOutput:
         log_odds = logits[:, self.positive] - torch.logsumexp(logits[:, rest], -1)
         return torch.sigmoid(log_odds - self.threshold) if self.kind == "share" else log_odds
 
-    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
+    def total(self, module: ScaledModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum over the targets among the cells ``x`` of one sample; a scalar."""
+        if not isinstance(module, SetModule):
+            return self(module(x))[cells].sum()
         return self(streamed(module, x).outputs)[cells].sum()
 
     def mean(
-        self, module: SetModule, x: Tensor, contexts: Sequence[AttentionContext] | None = None
+        self, module: ScaledModule, x: Tensor, contexts: Sequence[AttentionContext] | None = None
     ) -> Tensor:
         """Mean over all cells of one sample, in its own or other contexts; a scalar."""
-        return self(module(x, contexts=contexts)).mean()
+        given = {} if contexts is None else {"contexts": contexts}
+        return self(module(x, **given)).mean()
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,14 @@ class VertexOutput:
     name: str
     is_mean = False
 
-    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
+    def total(self, module: ScaledModule, x: Tensor, cells: Tensor) -> Tensor:
         """Coordinate in one sample; a scalar. It does not depend on the targets."""
         return self.mean(module, x)
 
-    def mean(self, module: SetModule, x: Tensor) -> Tensor:
+    def mean(self, module: ScaledModule, x: Tensor) -> Tensor:
         """Coordinate in one sample; a scalar."""
-        return self.coordinate(module, streamed(module, x).contexts)
+        net = cast(PolygonFormer, module)
+        return self.coordinate(net, streamed(net, x).contexts)
 
     def coordinate(self, module: SetModule, contexts: Sequence[AttentionContext]) -> Tensor:
         """Coordinate in one sample, from its contexts."""
@@ -115,11 +120,11 @@ class SizeOutput:
         """Soft membership per cell from the logits of the net, (N, G) -> (N,)."""
         return soft_members(self.gates, torch.sigmoid(logits))[:, self.gate]
 
-    def total(self, module: SetModule, x: Tensor, cells: Tensor) -> Tensor:
+    def total(self, module: ScaledModule, x: Tensor, cells: Tensor) -> Tensor:
         """Sum of the soft membership of the targets; a scalar."""
-        return self(streamed(module, x).outputs)[cells].sum()
+        return self(streamed(cast(PolygonFormer, module), x).outputs)[cells].sum()
 
-    def mean(self, module: SetModule, x: Tensor) -> Tensor:
+    def mean(self, module: ScaledModule, x: Tensor) -> Tensor:
         """Sum over all cells of one sample; a scalar."""
         everything = torch.ones(len(x), dtype=torch.bool, device=x.device)
         return self.total(module, x, everything)

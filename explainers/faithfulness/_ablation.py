@@ -20,7 +20,7 @@ from explainers.faithfulness._common import (
     as_tensor,
     centred,
     explained,
-    net_of,
+    layers_of,
     read,
     require_classifier,
     require_explainer,
@@ -230,7 +230,7 @@ def _logits(
     explainer: AttentionExplainer, samples: Samples, without: tuple[int, int] | None = None
 ) -> Tensor:
     """Logits of all cells, with one head switched off if ``without`` is (layer, head)."""
-    module = net_of(explainer, samples)
+    module = layers_of(explainer, samples)
     if without is not None:
         layer, head = without
         module = copy.deepcopy(module)
@@ -256,7 +256,7 @@ def _effect_of_hiding(
     explainer: AttentionExplainer, samples: Samples, layer: int, head: int, before: Tensor
 ) -> Callable[[np.ndarray], float]:
     """Function of a mask: mean absolute change of the logits if a head does not see its cells."""
-    module = net_of(explainer, samples)
+    module = layers_of(explainer, samples)
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
         h, limits = module.standardise(x), [0, len(x)]

@@ -18,8 +18,8 @@ from explainers.gradient import GradientExplainer
 from explainers.influence import InfluenceExplainer
 from fcm_estimators.classifier import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.inference import Samples, fitted_net, net_for, read_samples
-from fcm_estimators.nn import SetModule
+from fcm_estimators.inference import Samples, fitted_net, layered_net, net_for, read_samples
+from fcm_estimators.nn.reluformer import ScaledModule, SetModule
 
 Explainer = GradientExplainer | AttentionExplainer
 
@@ -108,9 +108,14 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def net_of(explainer: Explainer, samples: Samples) -> SetModule:
+def net_of(explainer: Explainer, samples: Samples) -> ScaledModule:
     """Return the explained net in the precision of the samples."""
     return net_for(fitted_net(explainer.estimator), samples.x.dtype)
+
+
+def layers_of(explainer: Explainer, samples: Samples) -> SetModule:
+    """Return the explained net, which has layers, in the precision of the samples."""
+    return net_for(layered_net(explainer.estimator, "Attention"), samples.x.dtype)
 
 
 def as_tensor(explainer: Explainer, x: np.ndarray) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from explainers.faithfulness._common import (
 )
 from explainers.gradient import GradientExplainer
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.nn import SetModule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +139,7 @@ def _change(explainer: GradientExplainer, samples: Any) -> np.ndarray:
             x = as_tensor(explainer, samples.x[start:stop])
             baseline = module.input_mean.expand_as(x)
             if explainer.plan().mode == "own" and isinstance(output, ClassOutput):
-                contexts = module.contexts(x)
+                contexts = cast(SetModule, module).contexts(x)
                 parts.append(output(module(x)) - output(module(baseline, contexts=contexts)))
             else:
                 everything = torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,12 +16,12 @@ from explainers.faithfulness._common import (
     as_tensor,
     correlation,
     input_scale,
-    net_of,
+    layers_of,
 )
 from explainers.gradient import GradientExplainer
 from fcm_estimators.inference import Samples, fitted_net, net_for
-from fcm_estimators.nn import SetModule
 from fcm_estimators.nn.relu_attention import received_attention
+from fcm_estimators.nn.reluformer import ScaledModule, SetModule
 
 # An explanation that agrees less with the model is not that of this model.
 LEAST_LINK = 0.5
@@ -51,13 +53,15 @@ def link_with_model(
     return correlation(predicted, actual)
 
 
-def value_of(explainer: GradientExplainer, module: SetModule, x: Tensor, moved: Tensor) -> Tensor:
+def value_of(
+    explainer: GradientExplainer, module: ScaledModule, x: Tensor, moved: Tensor
+) -> Tensor:
     """Mean output of a sample of which the cells, the contexts or both have moved, by the mode."""
     output, mode = explainer.plan().output, explainer.plan().mode
     if isinstance(output, ClassOutput) and mode == "own":
-        return output.mean(module, moved, module.contexts(x))
+        return output.mean(module, moved, cast(SetModule, module).contexts(x))
     if isinstance(output, ClassOutput) and mode == "context":
-        return output.mean(module, x, module.contexts(moved))
+        return output.mean(module, x, cast(SetModule, module).contexts(moved))
     return output.mean(module, moved)
 
 
@@ -98,13 +102,13 @@ def _to_the_mean(
     return np.array(predicted), np.array(actual)
 
 
-def _double(explainer: Explainer) -> SetModule:
+def _double(explainer: Explainer) -> ScaledModule:
     return net_for(fitted_net(explainer.estimator), np.dtype(np.float64))
 
 
 def _attention(explainer: AttentionExplainer, samples: Samples) -> np.ndarray:
     """Received attention, relative to uniform, straight from the queries and keys of the net."""
-    module, layers = net_of(explainer, samples), explainer.plan().layers
+    module, layers = layers_of(explainer, samples), explainer.plan().layers
     parts = []
     for start, stop in samples.spans():
         x = as_tensor(explainer, samples.x[start:stop])

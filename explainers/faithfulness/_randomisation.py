@@ -27,7 +27,7 @@ from explainers.faithfulness._common import (
 )
 from explainers.faithfulness.controls import permuted_twin
 from explainers.gradient import GradientExplainer
-from fcm_estimators.inference import Samples, fitted_net, with_net
+from fcm_estimators.inference import Samples, fitted_net, layered_net, with_net
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +190,7 @@ def parameter_randomisation(
     samples = read(explainer, adata)
     trained = explained(explainer, samples)
     estimator = explainer.estimator
-    module = fitted_net(estimator)
+    module = layered_net(estimator, "parameter_randomisation")
     blocks = ["output", *[f"layer {i}" for i in reversed(range(len(module.layers)))]]
     table = np.empty((n_repeats, 1 + len(blocks)))
     table[:, 0] = _repeat(explainer, samples, trained, random_state)

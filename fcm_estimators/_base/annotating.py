@@ -21,7 +21,7 @@ from fcm_estimators._fitting.performance import Performance
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import listed
 from fcm_estimators.keys import NOT_ANALYSED, UNKNOWN, ClassKeys
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 
 # A sample is warned of if its share of unknown cells exceeds both this share and so many times the
 # largest share in a training sample.
@@ -37,7 +37,7 @@ class Classifies(Protocol):
     threshold_: float | None
     temperature_: float
     usual_excess_: np.ndarray
-    members_: list[SetModule]
+    members_: list[ScaledModule]
     missing_markers_: list[str]
     novelty_: Novelty
     performance_: Performance | None
@@ -87,7 +87,7 @@ def write_classes(
             logits = z.numpy(force=True)
             codes = model.decide(logits)
             if model.members_:
-                agreements[-1].add(x, logits)
+                agreements[-1].add(start, x, logits)
             label.write(rows, np.where(strange, len(names), codes) if rejects else codes)
             shares = calibrated(z, model.temperature_, shift)
             probabilities.write(rows, shares.numpy(force=True))

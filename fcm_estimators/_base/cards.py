@@ -16,7 +16,7 @@ import pandas as pd
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 from fcm_estimators.preprocessing.recorded import MarkerState
 
 # Card -> section -> entry -> text.
@@ -72,7 +72,7 @@ def training_record(
 def make_cards(
     name: str,
     params: Entries,
-    net: SetModule,
+    net: ScaledModule,
     history: pd.DataFrame,
     trainings: Sequence[Entries],
     markers: Mapping[str, MarkerState | None],
@@ -87,7 +87,7 @@ def make_cards(
         Class of the estimator.
     params : mapping
         Parameters of the estimator.
-    net : SetModule
+    net : ScaledModule
     history : DataFrame
         One row per epoch.
     trainings : sequence of dict
@@ -103,12 +103,7 @@ def make_cards(
     model_card = {
         "Model": {
             "class": name,
-            "net": (
-                f"{params['n_layers']} layers of linear ReLU attention, {params['n_heads']} heads, "
-                f"width {params['hidden_dim']}; {sum(p.numel() for p in net.parameters()):,} "
-                "parameters"
-            ),
-            "method": "Kowarsch et al., arXiv 2307.14581; independent implementation",
+            **_net_entries(params, net),
             **entries,
         },
         "Training": {
@@ -136,6 +131,24 @@ def make_cards(
         for (marker, state), *numbers in zip(markers.items(), mean, scale, strict=True)
     }
     return {"Model card": model_card, "Data card": data_card}
+
+
+def _net_entries(params: Entries, net: ScaledModule) -> dict[str, str]:
+    size = f"{sum(p.numel() for p in net.parameters()):,} parameters"
+    if params.get("module") is not None:
+        own = {k: v for k, v in params.items() if k.startswith("module__")}
+        described = "".join(f", {k.removeprefix('module__')}={v!r}" for k, v in own.items())
+        return {
+            "net": f"{net.name}{described}; {size}",
+            "method": "a net that the user of this package wrote",
+        }
+    return {
+        "net": (
+            f"{params['n_layers']} layers of linear ReLU attention, {params['n_heads']} heads, "
+            f"width {params['hidden_dim']}; {size}"
+        ),
+        "method": "Kowarsch et al., arXiv 2307.14581; independent implementation",
+    }
 
 
 def as_markdown(title: str, sections: Mapping[str, Mapping[str, str]]) -> str:

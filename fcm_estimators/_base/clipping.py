@@ -11,17 +11,17 @@ import pandas as pd
 from fcm_estimators._cells.rows import SampleCells
 from fcm_estimators._cells.store import BLOCK
 from fcm_estimators._checks import listed
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 
 
 def clipped_values(
-    net: SetModule, markers: Sequence[str], cells: list[SampleCells]
+    net: ScaledModule, markers: Sequence[str], cells: list[SampleCells]
 ) -> pd.DataFrame:
     """How many values a net clips: columns ``sample``, ``marker``, ``cells``; no rows of 0.
 
     Parameters
     ----------
-    net : SetModule
+    net : ScaledModule
     markers : sequence of M str
     cells : list of SampleCells
     """

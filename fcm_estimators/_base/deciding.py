@@ -24,7 +24,7 @@ from fcm_estimators._fitting.calibration import (
 from fcm_estimators._fitting.novelty import Novelty
 from fcm_estimators._fitting.performance import Performance
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 
 
 def code_of(label: Hashable, classes: np.ndarray) -> int | None:
@@ -54,13 +54,15 @@ class Rules:
     augmentation: Augmentation | None
     seed: int
 
-    def decided(self, held_out: HeldOut, net: SetModule, novelty: Novelty, n_days: int) -> Decided:
+    def decided(
+        self, held_out: HeldOut, net: ScaledModule, novelty: Novelty, n_days: int
+    ) -> Decided:
         """What held-out patients determine, for all markers or without some.
 
         Parameters
         ----------
         held_out : HeldOut
-        net : SetModule
+        net : ScaledModule
             The net itself.
         novelty : Novelty
         n_days : int
@@ -126,6 +128,6 @@ def _temperature(judged: Judged, days: Judged) -> float:
     return found if kept else 1.0
 
 
-def novelty_of(novelty: Novelty, net: SetModule, x: Tensor) -> np.ndarray:
+def novelty_of(novelty: Novelty, net: ScaledModule, x: Tensor) -> np.ndarray:
     """Novelty of cells in the units of the data."""
     return novelty.score(net.standardise(x.to(net.input_mean))).numpy(force=True)

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,13 +16,15 @@ import torch
 from anndata import AnnData
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
+from skorch.callbacks import Callback
 from torch import nn
 
 from fcm_estimators._base.cards import Cards, make_cards, training_record
 from fcm_estimators._base.clipping import clipped_values, warn_of_clipped
 from fcm_estimators._base.files import SavedState, read_model, to_json, write_model
+from fcm_estimators._base.own_nets import require_recognised, with_module
 from fcm_estimators._base.panels import suited_to
-from fcm_estimators._base.plans import checkpoint_in, training_plan
+from fcm_estimators._base.plans import checked_callbacks, checkpoint_in, training_plan
 from fcm_estimators._base.reading import (
     fitted_net,
     read_cells,
@@ -51,7 +53,7 @@ from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import InvalidInputError, ModelFormatError, ProcessingStateError
 from fcm_estimators.keys import ClassKeys, GateKeys
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 from fcm_estimators.preprocessing.recorded import MarkerState, bring_to
 
 
@@ -78,11 +80,18 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     # -- abstract methods ---------------------------------------------------------------------
 
     @abstractmethod
-    def _fit(self, X: CellData, y: PerCell, groups: PerCell, checkpoint: Path | None) -> None:
+    def _fit(
+        self,
+        X: CellData,
+        y: PerCell,
+        groups: PerCell,
+        checkpoint: Path | None,
+        callbacks: Sequence[Callback],
+    ) -> None:
         """Train; set the fitted attributes."""
 
     @abstractmethod
-    def _make_module(self, n_markers: int) -> SetModule:
+    def _make_module(self, n_markers: int) -> ScaledModule:
         """Make the net with initial weights."""
 
     @abstractmethod
@@ -111,7 +120,12 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     # -- fit ----------------------------------------------------------------------------------
 
     def _fit_copy(
-        self, X: CellData, y: PerCell, groups: PerCell, checkpoint: str | os.PathLike[str] | None
+        self,
+        X: CellData,
+        y: PerCell,
+        groups: PerCell,
+        checkpoint: str | os.PathLike[str] | None,
+        callbacks: Sequence[Callback] | None,
     ) -> Self:
         """Fit a copy and take over its attributes, so that a failed fit changes nothing."""
         if self.hidden_dim % self.n_heads:
@@ -121,7 +135,8 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             )
         fitted = copy.copy(self)
         folder = None if checkpoint is None else Path(checkpoint)
-        fitted._fit(X, y, groups, folder)  # noqa: SLF001  a copy of self
+        further = checked_callbacks(callbacks, folder)
+        fitted._fit(X, y, groups, folder, further)  # noqa: SLF001  a copy of self
         for name in vars(self).keys() - vars(fitted).keys():
             delattr(self, name)
         for name, value in vars(fitted).items():
@@ -135,7 +150,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _initial_module(self, samples: Samples, seed: int) -> SetModule:
+    def _initial_module(self, samples: Samples, seed: int) -> ScaledModule:
         """The net before training: a new one with the training scale, or a copy of the fitted."""
         if self._continues():
             module = copy.deepcopy(fitted_net(self)).train()
@@ -148,7 +163,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         warn_of_clipped(clipped, len(cells), stacklevel=7, where="the other cells of training")
         return module
 
-    def _new_module(self, seed: int) -> SetModule:
+    def _new_module(self, seed: int) -> ScaledModule:
         return new_module(lambda: self._make_module(len(self.markers_)), seed)
 
     def untrained_twin(self, random_state: int = 0) -> Self:
@@ -177,18 +192,21 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
     def _train(
         self,
         samples: Samples,
-        module: SetModule,
+        module: ScaledModule,
         criterion: nn.Module,
         train_draws: SampleDraws,
         valid_draws: SampleDraws | None,
         checkpoint: Path | None,
+        callbacks: Sequence[Callback],
     ) -> None:
         """Fit ``module`` on draws of ``samples``; set ``net_``, ``history_``, ``reference_``."""
         state = None
         if checkpoint is not None:
             state = checkpoint_in(checkpoint, self, train_draws, module)
         plan = training_plan(self)
-        net, history = train_net(module, criterion, plan, train_draws, valid_draws, state)
+        net, history = train_net(
+            module, criterion, plan, train_draws, valid_draws, state, callbacks
+        )
         if self._continues():
             history["epoch"] += len(self.history_)
             history = pd.concat([self.history_, history], ignore_index=True)
@@ -444,16 +462,28 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         ModelFormatError
             The model is missing, damaged, older or newer than this version, or of another class.
         """
+        return cls._load(path, device, None)
+
+    @classmethod
+    def _load(
+        cls, path: str | os.PathLike[str], device: str, module: type[nn.Module] | None
+    ) -> Self:
         tensors, params, fitted = read_model(path, cls.__name__)
+        params = with_module(params, module, path)
         try:
             model = cls(**params)
             model.device = device
             model._restore(fitted, tensors)
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            advice = "Copy the directory again, or train again."
+            if module is not None:
+                advice = "Pass the class of nets that the model was fitted with."
             raise ModelFormatError(
                 f"The description of the model in {path} does not fit its weights or this version "
-                f"of the package: {error}. Copy the directory again, or train again."
+                f"of the package: {str(error).rstrip('.')}. {advice}"
             ) from error
+        if module is not None:
+            require_recognised(fitted_net(model), fitted.get("recognised_by"), path)
         return model
 
     def _restore(self, fitted: Entries, tensors: dict[str, torch.Tensor]) -> None:
@@ -462,7 +492,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         self._restore_tensors(fitted, tensors)
         self.net_ = ready_net(self._saved_module(tensors, "net"), self.device)
 
-    def _saved_module(self, tensors: dict[str, torch.Tensor], name: str) -> SetModule:
+    def _saved_module(self, tensors: dict[str, torch.Tensor], name: str) -> ScaledModule:
         """A net of the saved model."""
         weights = with_prefix(tensors, name)
         return module_with_weights(

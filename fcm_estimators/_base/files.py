@@ -65,7 +65,8 @@ def write_model(
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    # Clones, because weights that are shared within a net are saved twice.
+    weights = save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
     description = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

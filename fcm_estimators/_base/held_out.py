@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from fcm_estimators._cells.samples import Samples
 from fcm_estimators._fitting.augmentation import Augmentation, distorted_samples
 from fcm_estimators._fitting.class_targets import codes_of
 from fcm_estimators._fitting.scale import MarkerScale
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule, SetModule
 
 # Number of cells in each sample of a distorted copy of the held-out samples.
 _CELLS_PER_COPY = 10_000
@@ -46,13 +47,13 @@ class HeldOut:
         All samples of the fit.
     codes : ndarray of int of shape (N,)
         Class of each cell of the samples, -1 without a label.
-    groups : sequence of (SetModule, list of int)
+    groups : sequence of (ScaledModule, list of int)
         A net, and the positions of samples that it was not trained on.
     """
 
     samples: Samples
     codes: np.ndarray
-    groups: Sequence[tuple[SetModule, list[int]]]
+    groups: Sequence[tuple[ScaledModule, list[int]]]
 
     @property
     def positions(self) -> list[int]:
@@ -69,7 +70,7 @@ class HeldOut:
         x = np.delete(self.samples.x, marker, axis=1)
         names = [name for i, name in enumerate(self.samples.markers) if i != marker]
         samples = replace(self.samples, x=x, markers=names)
-        groups = [(net.without([marker]), chosen) for net, chosen in self.groups]
+        groups = [(cast(SetModule, net).without([marker]), chosen) for net, chosen in self.groups]
         return replace(self, samples=samples, groups=groups)
 
     def judged(self) -> Judged:

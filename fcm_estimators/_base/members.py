@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fcm_estimators._base.running import net_for
+from fcm_estimators._base.running import kept_outputs, net_for
 from fcm_estimators._cells.rows import SampleCells
 from fcm_estimators._checks import listed
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule, SetModule
 from fcm_estimators.nn.streaming import streamed_contexts
 
 # The members see this share of a sample's cells as context, and judge at most this share of them;
@@ -68,11 +68,12 @@ def usual_excess(
 class Agreement:
     """Number of cells that the model and each member give each class, in one sample.
 
-    Only some cells are judged; they stand for the others by their weight.
+    Only some cells are judged; they stand for the others by their weight. Members judge them in
+    the context of some cells, or, if they are no SetModules, of all.
 
     Parameters
     ----------
-    members : sequence of SetModule
+    members : sequence of ScaledModule
     cells : SampleCells
     n_classes : int
     positive : int or None
@@ -85,7 +86,7 @@ class Agreement:
 
     def __init__(
         self,
-        members: Sequence[SetModule],
+        members: Sequence[ScaledModule],
         cells: SampleCells,
         n_classes: int,
         positive: int | None,
@@ -96,21 +97,19 @@ class Agreement:
         self._n_cells = len(cells.rows)
         n_seen = max(_FEWEST_SEEN, int(_SHARE * self._n_cells))
         some = cells.glance[:: max(1, len(cells.glance) // n_seen)]
-        self._members = []
-        for member in members:
-            net = net_for(member, some.dtype)
-            x = torch.from_numpy(np.ascontiguousarray(some)).to(net.input_mean.device)
-            self._members.append((net, streamed_contexts(net, x)))
+        self._judges = [_judge(member, cells, some) for member in members]
         self._counts = np.zeros((1 + len(members), n_classes))
         self._possible = np.zeros(n_classes)
         self._seen = np.zeros(n_classes, dtype=int)
 
     @torch.no_grad()
-    def add(self, x: torch.Tensor, logits: np.ndarray) -> None:
+    def add(self, start: int, x: torch.Tensor, logits: np.ndarray) -> None:
         """Judge a block of cells.
 
         Parameters
         ----------
+        start : int
+            Position of the block in the sample.
         x : Tensor of shape (n, M)
         logits : ndarray of shape (n, C)
             Logits of the model.
@@ -123,9 +122,7 @@ class Agreement:
         step = max(1, round(len(judged) / (share * len(x))))
         judged = judged[::step]
         found = [logits[judged]]
-        for net, contexts in self._members:
-            part = x[torch.from_numpy(judged)].to(net.input_mean)
-            found.append(net(part, contexts=contexts).numpy(force=True))
+        found += [judge(start, x, judged) for judge in self._judges]
         n_classes = len(self._possible)
         for count, z in zip(self._counts, found, strict=True):
             count += step * np.bincount(self._decide(z), minlength=n_classes)
@@ -148,6 +145,29 @@ class Agreement:
             "uncertain": uncertain & (self._seen >= _FEWEST_EVENTS),
         }
         return pd.DataFrame(found)
+
+
+def _judge(
+    member: ScaledModule, cells: SampleCells, some: np.ndarray
+) -> Callable[[int, torch.Tensor, np.ndarray], np.ndarray]:
+    """Function of the start of a block, its cells and positions in it: logits of the member."""
+    if not isinstance(member, SetModule):
+        kept = kept_outputs(member, cells)
+
+        def of_all(start: int, x: torch.Tensor, judged: np.ndarray) -> np.ndarray:
+            logits = kept.rows.get(start, start + len(x)).numpy(force=True)
+            return np.asarray(logits[judged])
+
+        return of_all
+    net = net_for(member, some.dtype)
+    seen = torch.from_numpy(np.ascontiguousarray(some)).to(net.input_mean.device)
+    contexts = streamed_contexts(net, seen)
+
+    def in_context(start: int, x: torch.Tensor, judged: np.ndarray) -> np.ndarray:
+        part = x[torch.from_numpy(judged)].to(net.input_mean)
+        return np.asarray(net(part, contexts=contexts).numpy(force=True))
+
+    return in_context
 
 
 def agreement_table(

@@ -21,6 +21,7 @@ from fcm_estimators._fitting.performance import Performance
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 from fcm_estimators.io.kinds import kind_of_name
+from fcm_estimators.nn import SetModule
 
 Model = TypeVar("Model", bound=Any)
 
@@ -105,7 +106,7 @@ def model_without(model: Model, markers: Iterable[str]) -> Model:
     """
     names = [str(name) for name in markers]
     net = fitted_net(model)
-    if net.stand_in is None:
+    if not isinstance(net, SetModule) or net.stand_in is None:
         raise InvalidInputError(
             "This model needs all its markers. Fit it with missing_markers='mask' to do without "
             f"{listed(names)}."

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from sklearn.utils._param_validation import Interval
+from skorch.callbacks import Callback
 
 from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.checkpoint import Checkpoint, training_identity
@@ -16,7 +17,7 @@ from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
 from fcm_estimators._fitting.trainer import ACCELERATE, TrainingPlan
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 
 # For scikit-learn's validation of parameters.
 CONSTRAINTS: Entries = {
@@ -112,8 +113,31 @@ def training_plan(estimator: TrainingParameters) -> TrainingPlan:
     )
 
 
+def checked_callbacks(callbacks: Any, checkpoint: Path | None) -> list[Callback]:
+    """Callbacks of skorch that the user gave to ``fit``.
+
+    Raises
+    ------
+    InvalidInputError
+        They are not callbacks of skorch, or there is a checkpoint, which cannot restore them.
+    """
+    found = [] if callbacks is None else list(callbacks)
+    wrong = [c for c in found if not isinstance(c, Callback)]
+    if wrong:
+        raise InvalidInputError(
+            f"callbacks={wrong!r}: expected callbacks of skorch, e.g. "
+            "skorch.callbacks.TensorBoard(writer)."
+        )
+    if found and checkpoint is not None:
+        raise InvalidInputError(
+            "callbacks and checkpoint do not go together, because a resumed training cannot "
+            "restore what callbacks hold; drop one."
+        )
+    return found
+
+
 def checkpoint_in(
-    folder: Path, estimator: TrainingParameters, draws: SampleDraws, module: SetModule
+    folder: Path, estimator: TrainingParameters, draws: SampleDraws, module: ScaledModule
 ) -> Checkpoint:
     """Checkpoint of a training in a directory.
 
@@ -123,7 +147,7 @@ def checkpoint_in(
     estimator : TrainingParameters
     draws : SampleDraws
         Training draws.
-    module : SetModule
+    module : ScaledModule
         The net before training.
 
     Raises

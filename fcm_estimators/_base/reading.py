@@ -23,7 +23,7 @@ from fcm_estimators._checks import listed
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, NotFittedError
 from fcm_estimators.io.kinds import kind_of_name
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule, SetModule
 from fcm_estimators.preprocessing.recorded import MarkerState, recorded_states, require_states
 
 # Transformed values (logicle, arcsinh, scaled scatter) are below this number.
@@ -61,10 +61,33 @@ def require_fitted(estimator: Fitted) -> None:
         )
 
 
-def fitted_net(estimator: Fitted) -> SetModule:
+def fitted_net(estimator: Fitted) -> ScaledModule:
     """The trained net of a fitted estimator."""
     require_fitted(estimator)
-    return cast(SetModule, estimator.net_.module_)
+    return cast(ScaledModule, estimator.net_.module_)
+
+
+def layered_net(estimator: Fitted, what: str) -> SetModule:
+    """The trained net of a fitted estimator, for what needs its layers.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    what : str
+        What needs the layers; the error begins with it.
+
+    Raises
+    ------
+    InvalidInputError
+        The model was fitted with ``module``, and its net is no SetModule.
+    """
+    net = fitted_net(estimator)
+    if not isinstance(net, SetModule):
+        raise InvalidInputError(
+            f"{what} needs a net with the layers of a SetModule; this is {net.name}. Use "
+            "GradientExplainer(..., mode='set')."
+        )
+    return net
 
 
 def read_to_fit(

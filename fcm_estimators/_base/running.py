@@ -17,22 +17,25 @@ from fcm_estimators._cells.store import BLOCK
 from fcm_estimators._fitting.net import PackedNet
 from fcm_estimators._fitting.trainer import ready_net
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.own import OwnModule, WholeStream
+from fcm_estimators.nn.reluformer import ScaledModule, SetModule
 from fcm_estimators.nn.sources import Rows, Stored
 from fcm_estimators.nn.streaming import Stream
+
+Net = TypeVar("Net", bound=ScaledModule)
 
 # Intermediate values of more bytes are kept in a temporary file, which takes hardly longer.
 _MOST_BYTES = 64 << 20
 
 
-def net_for(net: SetModule, dtype: np.dtype) -> SetModule:
+def net_for(net: Net, dtype: np.dtype) -> Net:
     """The net in the precision of the data; a cast copy if the precision differs."""
     wanted = torch.float64 if dtype == np.float64 else torch.float32
     return net if net.input_mean.dtype == wanted else copy.deepcopy(net).to(wanted)
 
 
 def stream_through(
-    net: SetModule,
+    net: ScaledModule,
     cells: SampleCells,
     *,
     weight: Tensor | None = None,
@@ -41,9 +44,14 @@ def stream_through(
     """Stream of the cells of one sample through a net, in the precision of the cells.
 
     Where they would need much memory, and for cells in a store, intermediate values are kept in a
-    temporary file. ``weight``, of shape (N,), is the weight of each cell in the contexts.
+    temporary file. ``weight``, of shape (N,), is the weight of each cell in the contexts. A net
+    that is no SetModule gets all cells at once.
     """
     cast = net_for(net, cells.glance.dtype)
+    if isinstance(cast, OwnModule):
+        return WholeStream(cast, cells.source, weight=weight)
+    if not isinstance(cast, SetModule):
+        raise TypeError(f"{cast.name} is neither a SetModule nor an OwnModule")
     n_kept = len(cast.layers) if keep_layers else 1
     n_bytes = len(cells.rows) * cast.hidden_dim * cells.glance.itemsize * n_kept
     in_memory = n_bytes <= _MOST_BYTES or cast.input_mean.device.type != "cpu"
@@ -75,7 +83,7 @@ class KeptOutputs:
         return (outputs for _, _, outputs in self.spans())
 
 
-def kept_outputs(net: SetModule, cells: SampleCells) -> KeptOutputs:
+def kept_outputs(net: ScaledModule, cells: SampleCells) -> KeptOutputs:
     """Outputs of the cells of one sample; those of cells in a store are in a temporary file."""
     store = FileRows if cells.in_file else Stored.new
     rows: Rows | None = None
@@ -87,7 +95,7 @@ def kept_outputs(net: SetModule, cells: SampleCells) -> KeptOutputs:
     return KeptOutputs(rows or Stored(torch.empty(0, 0)), len(cells.rows))
 
 
-def outputs_of(net: SetModule, samples: Samples) -> np.ndarray:
+def outputs_of(net: ScaledModule, samples: Samples) -> np.ndarray:
     """Outputs of all cells, sample by sample, in the dtype of ``samples.x``."""
     cast = net_for(net, samples.x.dtype)
     parts = []
@@ -106,7 +114,7 @@ def _require_finite_outputs(outputs: Tensor, sample: Hashable) -> None:
         )
 
 
-def new_module(make: Callable[[], SetModule], seed: int) -> SetModule:
+def new_module(make: Callable[[], ScaledModule], seed: int) -> ScaledModule:
     """A module with initial weights. The caller's random state does not change."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -123,7 +131,7 @@ class HasNet(Protocol):
 Estimator = TypeVar("Estimator", bound=HasNet)
 
 
-def with_net(estimator: Estimator, net: SetModule) -> Estimator:
+def with_net(estimator: Estimator, net: ScaledModule) -> Estimator:
     """A copy of a fitted estimator with another net. The original does not change."""
     other = copy.copy(estimator)
     # Members and calibration belong to the net that they were made for.

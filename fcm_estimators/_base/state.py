@@ -13,7 +13,8 @@ from torch import Tensor
 from fcm_estimators._cells.within import Within
 from fcm_estimators._fitting.reference import Reference
 from fcm_estimators._types import Entries
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.own import OwnModule
+from fcm_estimators.nn.reluformer import ScaledModule
 from fcm_estimators.preprocessing.recorded import MarkerState
 
 _LIMITS = ("input_lowest", "input_highest")
@@ -72,8 +73,8 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 
 
 def module_with_weights(
-    make: Callable[[], SetModule], n_layers: int, tensors: dict[str, Tensor]
-) -> SetModule:
+    make: Callable[[], ScaledModule], n_layers: int, tensors: dict[str, Tensor]
+) -> ScaledModule:
     """A net with saved weights.
 
     A saved description may ask for a net of any size. Memory is allocated only if the weights
@@ -101,8 +102,11 @@ def module_with_weights(
         raise ValueError("the weights are those of another net")
     module = make()
     module.load_state_dict(tensors)
-    # Only the limits of inputs may be infinite.
+    # Only the limits of inputs may be infinite, and a buffer (a mask) of a net of the user.
+    own = {name for name, _ in module.named_buffers()} if isinstance(module, OwnModule) else set()
     for name, tensor in tensors.items():
+        if name in own and name.startswith("net."):
+            continue
         bad = tensor.isnan() if name in _LIMITS else ~tensor.isfinite()
         if bad.any():
             raise ValueError(f"{name} holds NaN or infinite numbers")

@@ -70,7 +70,8 @@ class PackedNet(NeuralNet):  # type: ignore[misc]  # skorch has no types
         weight = to_tensor(x["context_weight"], device=self.input_device)
         self.penalty_: Tensor | float = 0.0
         if self.head_diversity == 0 or not self.module_.training:
-            if len(cells) <= _ONE_GRAPH or not self.streams_large_batches:
+            streams = self.streams_large_batches and isinstance(self.module_, SetModule)
+            if len(cells) <= _ONE_GRAPH or not streams:
                 outputs: Tensor = self.module_(cells, offsets, context_weight=weight)
                 return outputs
             parameters = list(self.module_.parameters())

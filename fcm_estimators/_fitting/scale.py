@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fcm_estimators._cells.samples import Samples
-from fcm_estimators.nn import SetModule
+from fcm_estimators.nn.reluformer import ScaledModule
 
 # A value counts as at most so many SD beyond these quantiles of a training sample.
 _BEYOND = 8.0
@@ -34,12 +34,12 @@ class MarkerScale(NamedTuple):
     highest: np.ndarray
 
     @classmethod
-    def in_net(cls, net: SetModule) -> Self:
+    def in_net(cls, net: ScaledModule) -> Self:
         """The scale that a net holds."""
         parts = net.input_mean, net.input_scale, net.input_lowest, net.input_highest
         return cls(*(part.float().numpy(force=True) for part in parts))
 
-    def put_into(self, net: SetModule) -> None:
+    def put_into(self, net: ScaledModule) -> None:
         """Give a net this scale."""
         buffers = net.input_mean, net.input_scale, net.input_lowest, net.input_highest
         for buffer, values in zip(buffers, self, strict=True):

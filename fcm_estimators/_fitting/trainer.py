@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from skorch import NeuralNet
@@ -37,11 +39,13 @@ _WEIGHT_DECAY = 1e-2
 
 
 class SetEpoch(Callback):  # type: ignore[misc]  # skorch has no types
-    """Set the epoch of the training draws, so that they differ, and the progress of the loss."""
+    """Set the epoch of the draws, so that they differ, its seed, and the progress of the loss."""
 
     def on_epoch_begin(self, net: NeuralNet, dataset_train: Any = None, **kwargs: object) -> None:
-        """Set the epoch, counted from 1, and the progress."""
+        """Set the epoch, counted from 1, the seed of torch (for dropout), and the progress."""
         dataset_train.epoch = net.history[-1, "epoch"]
+        seed = np.random.SeedSequence([dataset_train.seed, dataset_train.epoch])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
         net.criterion_.progress = (net.history[-1, "epoch"] - 1) / max(net.max_epochs - 1, 1)
 
 
@@ -124,6 +128,7 @@ def make_net(
     *,
     patience: int | None = None,
     checkpoint: Callback | None = None,
+    further: Sequence[Callback] = (),
     trained: bool = True,
 ) -> PackedNet:
     """Make the skorch net that trains a module.
@@ -138,6 +143,8 @@ def make_net(
         restored. Default: no validation.
     checkpoint : Callback, optional
         Callback that saves the state of the other callbacks. It is called after them.
+    further : sequence of Callback
+        Callbacks of the user, called after the others.
     trained : bool, default True
         False for a net that only predicts.
     """
@@ -146,7 +153,7 @@ def make_net(
     n_processes = int(os.environ.get("WORLD_SIZE", 1)) if accelerate else 1
     n_steps = plan.max_epochs * math.ceil(plan.steps_per_epoch / n_processes)
     schedule = WarmUpCosine(n_steps)
-    callbacks: list[tuple[str, Callback]] = [
+    callbacks: list[Any] = [
         ("timer", EpochTimer()),
         ("set_epoch", SetEpoch()),
         ("clip", GradientNormClipping(1.0)),
@@ -163,6 +170,7 @@ def make_net(
         callbacks.append(("checkpoint", checkpoint))
     if plan.verbose:
         callbacks.append(("bar", ProgressBar()))
+    callbacks += further
     make = accelerated_net if accelerate else PackedNet
     optimizer: Entries = {"optimizer": NoOptimizer}
     if trained:
@@ -210,6 +218,7 @@ def train_net(
     train: SampleDraws,
     valid: SampleDraws | None,
     checkpoint: Checkpoint | None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[PackedNet, pd.DataFrame]:
     """Train a module on draws; return the net and its history (:func:`history_frame`).
 
@@ -220,7 +229,9 @@ def train_net(
     """
     patience = None if valid is None else _PATIENCE
     done = 0 if checkpoint is None else checkpoint.n_epochs_done()
-    net = make_net(module, criterion, plan, patience=patience, checkpoint=checkpoint)
+    net = make_net(
+        module, criterion, plan, patience=patience, checkpoint=checkpoint, further=callbacks
+    )
     if valid is not None:
         net.train_split = lambda data, y=None: (data, valid)
     # The loader draws from the global generator of torch, whose state must not change.
@@ -231,8 +242,8 @@ def train_net(
     # The split refers to the validation cells, which the fitted model must not hold.
     net.train_split = None
     history = history_frame(net)
-    if plan.device == ACCELERATE:
-        # The fitted model must not hold the state of distributed training.
+    if plan.device == ACCELERATE or callbacks:
+        # The fitted model must not hold the state of distributed training, nor the user's loggers.
         net = ready_net(module, plan.device)
     module.eval()
     return net, history
@@ -259,9 +270,9 @@ def _quiet(*args: object, **kwargs: object) -> None:
 
 
 def stopped_early(net: NeuralNet) -> bool:
-    """Whether training stopped because the validation loss no longer fell."""
-    stop = dict(net.callbacks_).get("stop")
-    return stop is not None and stop.misses_ == stop.patience
+    """Whether an early stopping, ours or one of the user, ended the training."""
+    stops = [c for _, c in net.callbacks_ if isinstance(c, EarlyStopping)]
+    return any(stop.misses_ == stop.patience for stop in stops)
 
 
 def history_frame(net: NeuralNet) -> pd.DataFrame:

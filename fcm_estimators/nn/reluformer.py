@@ -102,14 +102,60 @@ class ReluFormerLayer(nn.Module):
         return y
 
 
-class SetModule(nn.Module):
-    """Encoder of whole samples that standardises its input; base class of the two models.
+class ScaledModule(nn.Module):
+    """Net that clips and standardises its input; base class of all nets of the estimators.
 
     The module clips its inputs (buffers ``input_lowest`` and ``input_highest``) and standardises
     them (``input_mean`` and ``input_scale``), so gradients are per unit of the caller's values and
     the state dict is the complete model. Contexts are means over cells; without limits, one wild
-    value would move them. A clipped value has gradient 0. Subclasses compute their outputs from
-    the encoded cells in :meth:`read_out`.
+    value would move them. A clipped value has gradient 0.
+
+    Parameters
+    ----------
+    n_markers : int
+        Markers M.
+    """
+
+    input_mean: Tensor
+    input_scale: Tensor
+    input_lowest: Tensor
+    input_highest: Tensor
+
+    def __init__(self, n_markers: int) -> None:
+        super().__init__()
+        self.register_buffer("input_mean", torch.zeros(n_markers))
+        self.register_buffer("input_scale", torch.ones(n_markers))
+        self.register_buffer("input_lowest", torch.full((n_markers,), -torch.inf))
+        self.register_buffer("input_highest", torch.full((n_markers,), torch.inf))
+
+    @property
+    def name(self) -> str:
+        """Name of the class of the net."""
+        return type(self).__name__
+
+    def forget_calibration(self) -> None:
+        """Reset what was fitted to held-out samples after training; nothing by default."""
+
+    def copy_scale(self, other: ScaledModule) -> None:
+        """Take over the buffers of another net, which were measured on its training data.
+
+        Calibration is not among them: it suits the parameters of the other net.
+        """
+        for name, value in other.named_buffers():
+            self.get_buffer(name).copy_(value)
+        self.forget_calibration()
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """Clip cells, and standardise them by the mean and SD of the training data."""
+        clipped = x.clamp(self.input_lowest, self.input_highest)
+        return (clipped - self.input_mean) / self.input_scale
+
+
+class SetModule(ScaledModule):
+    """Encoder of whole samples that standardises its input; base class of the two models.
+
+    Subclasses compute their outputs from the encoded cells in :meth:`read_out`. They do not
+    override the way there: streams run the layers themselves.
 
     Parameters
     ----------
@@ -129,10 +175,6 @@ class SetModule(nn.Module):
         learned vector of shape (M,) is added for it. Not part of the published form.
     """
 
-    input_mean: Tensor
-    input_scale: Tensor
-    input_lowest: Tensor
-    input_highest: Tensor
     stand_in: nn.Parameter | None
 
     def __init__(
@@ -145,16 +187,12 @@ class SetModule(nn.Module):
         eps: float = 1e-2,
         stand_ins: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(n_markers)
         if hidden_dim % n_heads:
             raise ValueError(
                 f"hidden_dim={hidden_dim} is not a multiple of n_heads={n_heads}; "
                 "heads are equal blocks of the width"
             )
-        self.register_buffer("input_mean", torch.zeros(n_markers))
-        self.register_buffer("input_scale", torch.ones(n_markers))
-        self.register_buffer("input_lowest", torch.full((n_markers,), -torch.inf))
-        self.register_buffer("input_highest", torch.full((n_markers,), torch.inf))
         vectors = nn.Parameter(torch.zeros(n_markers, n_markers)) if stand_ins else None
         self.register_parameter("stand_in", vectors)
         self.hidden_dim, self.n_heads, self.eps = hidden_dim, n_heads, eps
@@ -163,21 +201,9 @@ class SetModule(nn.Module):
             ReluFormerLayer(width, hidden_dim, n_heads, eps) for width in widths[:-1]
         )
 
-    def forget_calibration(self) -> None:
-        """Reset what was fitted to held-out samples after training; nothing by default."""
-
-    def copy_scale(self, other: SetModule) -> None:
-        """Take over the buffers of another net, which were measured on its training data.
-
-        Calibration is not among them: it suits the parameters of the other net.
-        """
-        for name, value in other.named_buffers():
-            self.get_buffer(name).copy_(value)
-        self.forget_calibration()
-
     def standardise(self, x: Tensor) -> Tensor:
-        """Clip cells, and standardise them by the mean and SD of the training data."""
-        z = (x.clamp(self.input_lowest, self.input_highest) - self.input_mean) / self.input_scale
+        """Clip and standardise cells, and stand in for missing markers."""
+        z = super().standardise(x)
         if self.stand_in is None:
             return z
         missing = torch.isnan(z)
