@@ -345,9 +345,9 @@ def test_errors_go_from_evaluation_to_annotation(lab, model, tmp_path):
     for written, estimable in ((errors, False), (known, True)):
         written.write(file)
         one = sorted((lab / "fcs").iterdir())[0]
-        done = call(
-            "annotate", model, one, "-o", tmp_path / "out", "--errors", file, "--json", *ONE_PROCESS
-        )
+        command = ["annotate", model, one, "-o", tmp_path / "out", *labelled(lab)[:4]]
+        command += ["--errors", file, *ONE_PROCESS]
+        done = call(*command, "--json")
         assert done.exit_code == 0, done.output
         row = json.loads(done.stdout)[0]
         assert row["ci_total_why"] == written.why
@@ -355,11 +355,12 @@ def test_errors_go_from_evaluation_to_annotation(lab, model, tmp_path):
         if estimable:
             assert row["ci_total_high"] >= row["ci_high"]
     dataclasses.replace(known, model="another").write(file)
-    wrong = call("annotate", model, one, "-o", tmp_path / "out", "--errors", file, *ONE_PROCESS)
+    wrong = call(*command)
     assert wrong.exit_code == 2
     assert "--errors are those of another model" in wrong.stderr
 
 
+@pytest.mark.filterwarnings("ignore:The members of the model")
 def test_evaluate_compares_with_experts(lab, model):
     done = call("evaluate", model, lab / "fcs", *labelled(lab), "--json", *ONE_PROCESS)
     assert done.exit_code == 0, done.output
