@@ -57,8 +57,8 @@ def influence(seeds, n_samples=3):
                 f"log-odds of {positive}, cells called so": (positive, positive),
                 f"log-odds of {other}, cells called so": (other, other),
                 f"share called {positive}": (Share(positive), None),
+                "any change, 64 probes": (AnyChange(64), None),
                 "any change, 16 probes": (AnyChange(16), None),
-                "any change, 4 probes": (AnyChange(4), None),
             }
             for case, (target, of) in cases.items():
                 explainer = InfluenceExplainer(clf, target, of=of)

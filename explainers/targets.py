@@ -92,8 +92,10 @@ class AnyChange:
 
     Parameters
     ----------
-    n_probes : int, default 16
+    n_probes : int, default 64
         Random directions in the space of the outputs; each costs as much as one scalar target.
+        Fewer are less exact: on one marrow the rank correlation with the changes of hidden groups
+        was 0.98 with 64 and 0.92 with 16.
     random_state : int, default 0
 
     Examples
@@ -103,7 +105,7 @@ class AnyChange:
     4
     """
 
-    n_probes: int = 16
+    n_probes: int = 64
     random_state: int = 0
 
 
