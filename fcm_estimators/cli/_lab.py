@@ -1,4 +1,4 @@
-"""Commands for a laboratory's own studies, from the tables of ``fcm annotate``."""
+"""Commands for a laboratory's own studies, from the tables of ``fcm annotate``, and the doctor."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ Tables = Annotated[
         help="table.csv of fcm annotate, or directories that hold one.", show_default=False
     ),
 ]
+_YES_NO = {True: "yes", False: "NO"}
 Sheet = Annotated[
     Path | None,
     typer.Option(help="Table (CSV) with a column sample and what is known of each sample."),
@@ -167,8 +168,31 @@ def course(
         print_table(rows[[*columns, "n_tubes"]], "")
 
 
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not try the package.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print versions, devices and threads, and try the package on simulated samples (a minute)."""
+    with errors_as_exit_status():
+        from fcm_estimators.doctor import installation, self_test
+
+        found = {"installation": installation()}
+        if not quick:
+            found["self_test"] = self_test()
+        if as_json:
+            print_record({name: plain_values(table) for name, table in found.items()}, as_json)
+        else:
+            print_table(found["installation"], "")
+            if not quick:
+                shown = found["self_test"].assign(works=found["self_test"]["works"].map(_YES_NO))
+                print_table(shown, "Tried on simulated samples")
+        if not quick and not found["self_test"]["works"].all():
+            raise typer.Exit(1)
+
+
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(blank)
     app.command()(compare)
     app.command()(course)
+    app.command()(doctor)
