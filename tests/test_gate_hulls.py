@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcm_estimators import PolygonRegressor
-from fcm_estimators._fitting.gate_draws import Probes
+from fcm_estimators._fitting.gate_draws import DRAWN, Probes
 from fcm_estimators._fitting.gate_hulls import hull_of, hull_probes, open_ends, room_for
 from fcm_estimators.gating.pictures import outline_in_frame
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
@@ -60,7 +60,7 @@ def test_the_room_of_few_cells_is_larger():
 
 def test_what_an_expert_has_drawn_is_not_replaced_by_a_hull():
     x, inside, offsets = clouds(0)
-    mine = Probes(np.zeros(5, int), np.ones((5, 2), "f4"), np.ones(5, bool))
+    mine = Probes(np.zeros(5, int), np.ones((5, 2), "f4"), np.ones(5, bool), np.full(5, DRAWN))
     closed, rng = np.zeros((2, 2, 2), dtype=bool), np.random.default_rng(0)
     probes = hull_probes(x, inside, offsets, AXES, closed, [mine, None, None], rng)
     assert (probes[0].gate == 0).sum() == 5
@@ -93,7 +93,7 @@ def test_a_gate_is_open_at_an_end_where_its_cells_are(end, axis):
     place = np.zeros((1, 2))
     place[0, axis] = 5 if end else -5
     for held in (True, False):
-        drawn = [Probes(np.array([1]), place, np.array([held]))]
+        drawn = [Probes(np.array([1]), place, np.array([held]), np.array([DRAWN]))]
         found = open_ends(x, inside, [(0, 1), (0, 1)], drawn)
         assert found[end, 1, axis] == held
         assert found[:, 1].sum() == held

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 
 from fcm_estimators import PolygonRegressor
 from fcm_estimators._fitting.draws import DrawPlan
-from fcm_estimators._fitting.gate_draws import GateDraws, Probes
+from fcm_estimators._fitting.gate_draws import AROUND_HULL, DRAWN, GateDraws, Probes
 from fcm_estimators._fitting.gate_loss import _SHARPNESS, GateLoss
 from fcm_estimators._fitting.gate_targets import (
     derive_booleans,
@@ -122,7 +122,8 @@ def test_points_of_a_plane_are_inside_where_the_experts_polygon_holds_them_in_th
     units = {"transform_x": "linear(T=2)", "transform_y": "linear(T=8)"}
     drawn = PolygonGate("b", "D", "C", wide, **units)
     other = PolygonGate("t", "C", "D", SQUARE, transform_x="linear(T=4)", transform_y="linear(T=4)")
-    gate, place, inside = sample_probes(adata, TREE, GatingTree([drawn, other]), rng)
+    gate, place, inside, stratum = sample_probes(adata, TREE, GatingTree([drawn, other]), rng)
+    assert (stratum == DRAWN).all()
     assert set(gate) == {POLYGONS.index("b"), POLYGONS.index("t")}
     mine = gate == POLYGONS.index("b")
     # T is the value that becomes 1, so x is halved and y doubled.
@@ -146,7 +147,7 @@ def test_points_lie_in_the_plane_of_their_gate_and_teach_of_it_alone(seed):
     x = rng.uniform(-1, 1, size=(40, 5)).astype("f4")
     place = rng.uniform(10, 20, size=(30, 2)).astype("f4")
     gate = rng.integers(0, 2, 30)
-    probes = Probes(gate, place, place[:, 0] < place[:, 1])
+    probes = Probes(gate, place, place[:, 0] < place[:, 1], np.full(len(gate), DRAWN))
     draws = GateDraws(
         x, np.zeros(40, int), [0, 40],
         scale=plain_scale(5), n_classes=3,
@@ -249,12 +250,14 @@ def test_training_begins_with_soft_outlines_and_ends_as_validation(seed):
 
 
 @given(seeds)
-def test_points_become_sharp_and_keep_a_part_of_their_weight(seed):
+def test_points_around_a_hull_become_sharp_and_keep_a_part_of_their_weight(seed):
     """At the end a point beyond the outline says nothing, and one inside what it is told."""
     logits, member, _ = gated_cells(seed, n_gates=1)
-    points = np.full(len(logits), -1)
+    points = np.full(len(logits), AROUND_HULL)
     start, _ = gate_loss(logits, member, stratum=points, progress=0.0)
     end, gradient = gate_loss(logits, member, stratum=points, progress=1.0)
+    drawn, _ = gate_loss(logits, member, stratum=np.full(len(logits), DRAWN), progress=1.0)
+    assert drawn == 0
     right = (member[:, 0] == 1) == (logits[:, 0] > 0)
     far = np.abs(logits[:, 0]) > 1
     known = member[:, 0] >= 0

@@ -13,8 +13,13 @@ from fcm_estimators._fitting.draws import SampleDraws
 _PROBES_PER_DRAW = 48
 
 
+# Stratum of points in and around an expert's polygon, and of points around the hull of the cells of
+# a gate that nobody drew. Cells have a stratum of 0 or more.
+DRAWN, AROUND_HULL = -1, -2
+
+
 class Probes(NamedTuple):
-    """Points inside and outside the expert's polygons of one sample.
+    """Points of the planes of one sample that are no cells.
 
     Attributes
     ----------
@@ -24,17 +29,20 @@ class Probes(NamedTuple):
         Position in the plane of the gate, in the units of the data.
     inside : ndarray of bool, shape (P,)
         Whether the point is inside the polygon.
+    stratum : ndarray of int, shape (P,)
+        DRAWN or AROUND_HULL.
     """
 
     gate: np.ndarray
     place: np.ndarray
     inside: np.ndarray
+    stratum: np.ndarray
 
 
 class GateDraws(SampleDraws):
     """Training draws for gates. The target of a cell is its stratum and its membership.
 
-    The target has 1 + G columns. The first is the stratum, -1 for a point that is not a cell. The
+    The target has 1 + G columns. The first is the stratum, negative for a point that is no cell. The
     others hold for each gate 1 inside, 0 outside, -1 unknown, -2 outside of the parent.
 
     Parameters
@@ -71,5 +79,6 @@ class GateDraws(SampleDraws):
         points = x[rng.integers(len(x), size=size)]
         points[row[:, None], self.axes[gate]] = probes.place[picked]
         known = np.full((size, target.shape[1]), -1, dtype=target.dtype)
+        known[:, 0] = probes.stratum[picked]
         known[row, 1 + gate] = probes.inside[picked]
         return np.concatenate([x, points]), np.concatenate([target, known])

@@ -66,6 +66,7 @@ class Points(NamedTuple):
             x.append(np.repeat(module.input_mean.numpy()[None], len(chosen), 0))
             x[-1][row[:, None], axes[gate]] = found.place[chosen]
             target.append(np.full((len(chosen), 1 + len(axes)), -1))
+            target[-1][:, 0] = found.stratum[chosen]
             target[-1][row, 1 + gate] = found.inside[chosen]
             sample.append(np.full(len(chosen), s))
         if not x:

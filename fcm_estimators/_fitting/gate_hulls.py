@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from shapely.affinity import scale
 
-from fcm_estimators._fitting.gate_draws import Probes
+from fcm_estimators._fitting.gate_draws import AROUND_HULL, Probes
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE
 from fcm_estimators.nn.polygon_head import NEAR_LIMIT
 
@@ -125,8 +125,10 @@ def hull_probes(
             high = np.minimum(stop + margin, limits[1, g])
             points = rng.uniform(low, np.maximum(low, high), size=(_POINTS, 2))
             points = points[~shapely.contains_xy(room, points)]
-            nothing = np.zeros(len(points), dtype=bool)
-            found[s].append(Probes(np.full(len(points), g), points.astype(x.dtype), nothing))
+            gate, outside, stratum = (
+                np.full(len(points), value) for value in (g, False, AROUND_HULL)
+            )
+            found[s].append(Probes(gate, points.astype(x.dtype), outside, stratum))
     return [
         Probes(*(np.concatenate(part) for part in zip(*parts, strict=True))) if parts else None
         for parts in found

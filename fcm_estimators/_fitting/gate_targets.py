@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._checks import listed, nullable_flags
-from fcm_estimators._fitting.gate_draws import Probes
+from fcm_estimators._fitting.gate_draws import DRAWN, Probes
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE, OUTSIDE_PARENT
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import BooleanGate, GatingTree, PolygonGate
@@ -321,7 +321,9 @@ def sample_probes(
             )
         )
         inside.append(gate.contains(points))
-    return Probes(np.concatenate(gates), np.concatenate(places), np.concatenate(inside))
+    number = np.concatenate(gates)
+    stratum = np.full(len(number), DRAWN)
+    return Probes(number, np.concatenate(places), np.concatenate(inside), stratum)
 
 
 def require_taught(tree: GatingTree, member: np.ndarray, key: str | None) -> None:
