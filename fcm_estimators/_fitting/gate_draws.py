@@ -42,7 +42,7 @@ class Probes(NamedTuple):
 class GateDraws(SampleDraws):
     """Training draws for gates. The target of a cell is its stratum and its membership.
 
-    The target has 1 + G columns. The first is the stratum, negative for a point that is no cell. The
+    The target has 1 + G columns. The first is the stratum, negative for a point. The
     others hold for each gate 1 inside, 0 outside, -1 unknown, -2 outside of the parent.
 
     Parameters

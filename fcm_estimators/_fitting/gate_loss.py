@@ -19,8 +19,8 @@ MIN_INSIDE = 20
 _CROSS_ENTROPY = 0.1
 # Points around the hull of the cells inside keep this share of their weight at the end of training:
 # they say where the outline is to be where there are no cells. Chosen on samples 6 and 14 of the
-# CyTOF cohort, in training, with the other 10: mean F1 0.9347 with 0.1, 0.9348 with 0.03, 0.9363
-# with 0 and 0.9333 without such points; only with a lasting weight do outlines stay near their cells.
+# CyTOF cohort, which are training samples, with the other 10: mean F1 0.9347 with 0.1, 0.9348 with
+# 0.03, 0.9363 with 0, 0.9333 without such points; with 0 outlines do not stay near their cells.
 _LASTING = 0.1
 # Dice uses an outline that is sharper by this factor. With a soft outline, gates become too wide
 # if many cells are near the outline on one side of it.
