@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from fcm_estimators.exceptions import InvalidInputError
@@ -179,30 +180,32 @@ DEFAULT_PROTOCOL = "20/50 events"
 
 #: Protocols by name. A protocol of a society is here only if its numbers were read in the source
 #: that it names.
-PROTOCOLS: dict[str, Protocol] = {
-    p.name: p
-    for p in (
-        Protocol(
-            DEFAULT_PROTOCOL,
-            sensitivity=1e-4,
-            cut_offs=(1e-4,),
-            source="A convention, of no society: 20 events to detect, 50 to quantify, 1e-4.",
-        ),
-        Protocol(
-            "eln-aml",
-            least_events=500_001,
-            denominator="CD45+ cells",
-            source="Heuser et al., Blood 138, 2753-2767 (2021), table 1, A11: more than 500,000 "
-            "CD45+ cells before MRD is called negative. Its second demand, 100 viable cells, is "
-            f"not checked. {_NOT_TAKEN}",
-        ),
-        Protocol(
-            "all-response",
-            sensitivity=1e-4,
-            cut_offs=(1e-4,),
-            source="HemaSphere, PMC8824253, table 1, MRD response in acute lymphoblastic "
-            "leukaemia: failure from 0.01 %, complete response with a sensitivity of at least "
-            f"0.01 %. {_NOT_TAKEN}",
-        ),
-    )
-}
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        p.name: p
+        for p in (
+            Protocol(
+                DEFAULT_PROTOCOL,
+                sensitivity=1e-4,
+                cut_offs=(1e-4,),
+                source="A convention, of no society: 20 events to detect, 50 to quantify, 1e-4.",
+            ),
+            Protocol(
+                "eln-aml",
+                least_events=500_001,
+                denominator="CD45+ cells",
+                source="Heuser et al., Blood 138, 2753-2767 (2021), table 1, A11: more than "
+                "500,000 CD45+ cells before MRD is called negative. Its second demand, 100 viable "
+                f"cells, is not checked. {_NOT_TAKEN}",
+            ),
+            Protocol(
+                "all-response",
+                sensitivity=1e-4,
+                cut_offs=(1e-4,),
+                source="HemaSphere, PMC8824253, table 1, MRD response in acute lymphoblastic "
+                "leukaemia: failure from 0.01 %, complete response with a sensitivity of at least "
+                f"0.01 %. {_NOT_TAKEN}",
+            ),
+        )
+    }
+)
