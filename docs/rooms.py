@@ -26,7 +26,7 @@ def kind(room, without_torch):
     """Which colour a room has."""
     if room == "explainers":
         return "explainers"
-    if room.split(".")[-1] in ("cli", "demo", "workflow", "report", "cohort"):
+    if room.split(".")[-1] in ("cli", "demo", "doctor", "workflow", "report", "cohort"):
         return "tasks"
     return "data" if room in without_torch else "torch"
 
