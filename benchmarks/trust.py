@@ -484,6 +484,7 @@ def _alike(name, train, test, seed):
         "LightGBM, z-scores": Boosting(z_scores, False, seed),
         "LightGBM, distorted": Boosting(raw, True, seed),
         "per-cell net, distorted": Trained(PerCell, True, seed),
+        "set transformer, distorted": Trained(Induced, True, seed),
     }
     for model, rival in models.items():
         threshold = 0.0
@@ -518,20 +519,22 @@ def one(numbers=(1, 4, 9, 12), seed=0):
         clf = ReluFormerClassifier(**KEYS, n_members=0, max_epochs=25, random_state=seed)
         quietly(clf.fit, train)
         samples = read(train)
-        boosted = Boosting(all_three, True, seed).fit(
-            samples, codes_of(train, samples, clf.classes_)
-        )
+        codes = codes_of(train, samples, clf.classes_)
+        rivals = {
+            "LightGBM, all three, distorted": Boosting(all_three, True, seed),
+            "per-cell net, distorted": Trained(PerCell, True, seed),
+            "set transformer, distorted": Trained(Induced, True, seed),
+        }
+        for rival in rivals.values():
+            rival.fit(samples, codes)
         batches = {"same": range(1, 9), "other": range(9, 17)}
         if number > 8:
             batches = {"same": range(9, 17), "other": range(1, 9)}
         for batch, chosen in batches.items():
             test = samples_of(cytof(), [n for n in chosen if n != number])
-            predicted = {
-                "ReluFormer": clf.predict(test),
-                "LightGBM, all three, distorted": clf.classes_[
-                    boosted.logits(read(test)).argmax(1)
-                ],
-            }
+            predicted = {"ReluFormer": clf.predict(test)}
+            for name, rival in rivals.items():
+                predicted[name] = clf.classes_[rival.logits(read(test)).argmax(1)]
             truth = test.obs["cell_type"].astype(str).to_numpy()
             for model, found in predicted.items():
                 rows.append(
