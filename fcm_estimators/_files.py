@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fcm_estimators.exceptions import InvalidInputError
 
@@ -77,6 +77,21 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 def _plain(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def read_table(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
+    """Read a CSV with pandas, without the apostrophes that :func:`write_table` adds."""
+    import pandas as pd
+
+    table: pd.DataFrame = pd.read_csv(path, **options).rename(columns=_as_it_was)
+    for name in table.select_dtypes(object):
+        table[name] = table[name].map(_as_it_was)
+    return table
+
+
+def _as_it_was(value: object) -> object:
+    is_marked = isinstance(value, str) and value.startswith("'") and value[1:].startswith(_FORMULA)
+    return value[1:] if is_marked and isinstance(value, str) else value
 
 
 def made_folder(path: str | os.PathLike[str]) -> Path:

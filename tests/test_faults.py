@@ -27,7 +27,7 @@ import scipy.sparse as sp
 from typer.testing import CliRunner
 
 from fcm_estimators import ReluFormerClassifier, read_fcs, write_fcs
-from fcm_estimators._files import remove_leftovers, write_table
+from fcm_estimators._files import read_table, remove_leftovers, write_table
 from fcm_estimators.cli import app
 from fcm_estimators.cohort import annotate_files, claims, read_file, read_files, tasks
 from fcm_estimators.datasets import simulate_cohort
@@ -151,6 +151,21 @@ def test_a_call_in_which_nothing_succeeds_replaces_no_table_and_no_result(lab, t
     assert failed["status"].tolist() == ["failed"]
     assert (tmp_path / "table.csv").read_bytes() == before
     assert annotated(lab, file, tmp_path)["status"].tolist() == ["kept"]
+
+
+def test_a_file_that_is_no_result_is_not_replaced(lab, tmp_path):
+    file = files_of(lab)[0]
+    mine = tmp_path / f"{file.stem}.h5ad"
+    shutil.copy(lab / "train.h5ad", mine)
+    before = mine.read_bytes()
+    table = annotated(lab, file, tmp_path)
+    assert "is there already and is no result" in table["error"].iloc[0]
+    assert mine.read_bytes() == before
+    mine.unlink()
+    assert annotated(lab, file, tmp_path)["status"].tolist() == ["done"]
+    # A run that was killed has left the result of an earlier one without its record.
+    mine.with_suffix(".json").unlink()
+    assert annotated(lab, file, tmp_path)["status"].tolist() == ["done"]
 
 
 def test_one_process_at_a_time_holds_a_claim(tmp_path):
@@ -448,6 +463,7 @@ def test_no_name_becomes_a_formula(lab, tmp_path):
     write_table(tmp_path / "t.csv", data)
     assert (tmp_path / "t.csv").read_text().split() == ["'=a,n", "'@b,-1", "c,2"]
     assert data.columns.tolist() == ["=a", "n"]
+    pd.testing.assert_frame_equal(read_table(tmp_path / "t.csv"), data)
 
 
 # -- commands and processes ---------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fcm_estimators._base.files import model_checksum
 from fcm_estimators._checks import listed
+from fcm_estimators._files import read_table
 from fcm_estimators.cohort.files import PathName
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.metrics import (
@@ -270,7 +271,7 @@ def errors_of_evaluation(
 def _read(path: Path) -> pd.DataFrame:
     path = path / "table.csv" if path.is_dir() else path
     try:
-        table = pd.read_csv(path, dtype={"sample": str})
+        table = read_table(path, dtype={"sample": str})
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{path} cannot be read as a table: {error}") from error
     missing = [c for c in _NEEDED if c not in table]
@@ -288,7 +289,7 @@ def _sheet(sheet: PathName | pd.DataFrame) -> pd.DataFrame:
     else:
         name = str(sheet)
         try:
-            table = pd.read_csv(sheet, dtype={"sample": str, "patient": str})
+            table = read_table(sheet, dtype={"sample": str, "patient": str})
         except (OSError, ValueError) as error:
             raise InvalidInputError(f"sheet: {sheet} cannot be read as CSV: {error}") from error
     if "sample" not in table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -106,6 +108,8 @@ def _kept_or_made(job: Job, path: Path, name: str, output: Path, record: Path) -
     kept = kept_rows(record, output, identity) if job.resume else None
     if kept is not None:
         return kept
+    if not record.exists():
+        _require_own(output, job.key_added)
     if read_record(record).get("identity", {}).get("input") != identity["input"]:
         # If this run fails, an old result must not pass for the result of these inputs.
         record.unlink(missing_ok=True)
@@ -117,6 +121,19 @@ def _kept_or_made(job: Job, path: Path, name: str, output: Path, record: Path) -
         row["input_sha256"], row["model_sha256"] = identity["input"], job.model_checksum
     write_done(record, output, identity, rows)
     return rows
+
+
+def _require_own(output: Path, key: str) -> None:
+    """Raise InvalidInputError if a file that is no earlier result would be replaced."""
+    if not output.exists():
+        return
+    with contextlib.suppress(OSError), h5py.File(output) as file:
+        if key in file.get("uns", {}):
+            return
+    raise InvalidInputError(
+        f"{output} is there already and is no result of this kind, so it was not replaced. Move "
+        "it, or write into another directory."
+    )
 
 
 def failed_row(path: Path, name: str, error: str) -> Entries:
