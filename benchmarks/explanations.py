@@ -269,7 +269,8 @@ def groupings(seeds, n_groups=5, n_cells=40_000):
                 )
             show(rows[-len(found) :])
     table = pd.DataFrame(rows)
-    print(table.groupby(["data", "grouping"], sort=False).agg(["mean", "min", "max"]).round(3))
+    mean = table.groupby(["data", "grouping"], sort=False).mean()
+    print(mean.round(3).to_string())
 
 
 def _grouped(clf, part, n_groups):
