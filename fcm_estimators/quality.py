@@ -447,5 +447,4 @@ def _dead(part: _Raw, dye: str | None) -> np.ndarray | str:
         limit = means[high]
     else:
         limit = brentq(brighter, means[low], means[high])
-    dead: np.ndarray = values > _ARCSINH_COFACTOR * np.sinh(limit)
-    return dead
+    return np.asarray(values > _ARCSINH_COFACTOR * np.sinh(limit))
