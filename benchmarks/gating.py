@@ -22,7 +22,7 @@ from explainers import AttentionExplainer, GateQuery, GradientExplainer, Vertex
 from explainers.plotting import GateDisplay
 from explainers.plotting.style import raw_ticks
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
-from fcm_estimators._fitting.gate_hulls import hull_of
+from fcm_estimators._fitting.gate_hulls import RARE, hull_of
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
 from fcm_estimators.gating import BooleanGate, GatingTree
 from fcm_estimators.gating.pictures import outline_in_frame
@@ -116,17 +116,22 @@ def trained(gates, train, seed, **params):
 def tightness(reg, train, test):
     """Area of each predicted outline, as drawn, over that of the hull of the training cells.
 
-    The hull holds 99.5 % of the cells inside, of all training samples together. Gates with fewer
-    than 1,000 cells, and gates that are open at an end of an axis, are left out of the summary.
+    The hull holds 99.5 % of the cells inside, of all training samples together. Rare gates, and
+    gates that are open at an end of an axis, are left out of the summary: the hull of few cells is
+    too small, and a picture ends an open gate where the cells end.
     """
     trees = list(reg.predict_gates(test).values())
     expert = pd.DataFrame(train.obsm["gates"])
     is_open = reg.net_.module_.gates.is_open.any(2).any(0).numpy()
-    rows = []
+    rows, left_out = [], {}
     for name, at_end in zip(reg.gates_, is_open, strict=True):
         plane = reg.tree_[name]
         columns = [train.var_names.get_loc(m) for m in plane.markers]
         inside = expert[name].fillna(False).to_numpy(dtype=bool)
+        if inside.sum() < RARE:
+            left_out.setdefault(f"fewer than {RARE:,} cells inside", []).append(name)
+        elif at_end:
+            left_out.setdefault("open at an end of an axis", []).append(name)
         if not inside.any():
             continue
         hull = hull_of(np.asarray(train.X[:, columns], dtype=float)[inside])
@@ -136,10 +141,13 @@ def tightness(reg, train, test):
     table = pd.DataFrame(rows, columns=["gate", "cells", "open", "ratio"])
     print("area of the outline over that of the hull:")
     print(table.groupby("gate", sort=False).median().round(2).to_string())
-    judged = table[(table["cells"] >= 1000) & ~table["open"]]["ratio"]
+    judged = table[(table["cells"] >= RARE) & ~table["open"]]
     if len(judged):
-        found = judged.quantile([0.5, 0.95]).round(2).tolist()
-        print(f"gates of 1,000 cells or more, not open: median {found[0]}, 95 % below {found[1]}")
+        found = judged["ratio"].quantile([0.5, 0.95]).round(2).tolist()
+        print(f"{judged['gate'].nunique()} of {len(reg.gates_)} gates are judged: ", end="")
+        print(f"median {found[0]}, 95 % below {found[1]}")
+    for reason, names in left_out.items():
+        print(f"{len(names)} of {len(reg.gates_)} left out, {reason}: {', '.join(names)}")
 
 
 def cytof_cohort():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -12,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcm_estimators import PolygonRegressor
-from fcm_estimators._fitting.gate_draws import DRAWN, Probes
+from fcm_estimators._fitting.gate_draws import DRAWN, LASTING, Probes
 from fcm_estimators._fitting.gate_hulls import hull_of, hull_probes, open_ends, room_for
+from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.gating.pictures import outline_in_frame
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
 from tests.test_polygons import FAST
@@ -59,12 +62,13 @@ def test_the_room_of_few_cells_is_larger():
 
 
 def test_what_an_expert_has_drawn_is_not_replaced_by_a_hull():
-    x, inside, offsets = clouds(0)
+    x, inside, offsets = clouds(0, n_cells=4000)
     mine = Probes(np.zeros(5, int), np.ones((5, 2), "f4"), np.ones(5, bool), np.full(5, DRAWN))
     closed, rng = np.zeros((2, 2, 2), dtype=bool), np.random.default_rng(0)
     probes = hull_probes(x, inside, offsets, AXES, closed, [mine, None, None], rng)
     assert (probes[0].gate == 0).sum() == 5
     assert probes[0].inside.sum() == 5
+    assert (probes[0].stratum[probes[0].gate == 0] == DRAWN).all()
     assert (probes[0].gate == 1).sum() > 100
     assert (probes[1].gate == 0).sum() > 100
     # A gate without enough cells in a sample gets no points there.
@@ -73,6 +77,27 @@ def test_what_an_expert_has_drawn_is_not_replaced_by_a_hull():
     assert set(probes[0].gate) == {0}
     none = hull_probes(x, np.zeros_like(inside), offsets, AXES, closed, [None] * 3, rng)
     assert none == [None] * 3
+
+
+def test_what_an_expert_has_drawn_of_a_rare_gate_lasts_and_moves_with_the_cells():
+    x, inside, offsets = clouds(0)
+    assert (inside.sum(0) < 1000).all()
+    places = np.random.default_rng(1).normal(size=(7, 2))
+    mine = Probes(np.zeros(7, int), places, np.arange(7) < 3, np.full(7, DRAWN))
+    closed, rng = np.zeros((2, 2, 2), dtype=bool), np.random.default_rng(0)
+    # The third sample has too few cells of the gate to say where it is.
+    inside[offsets[2] :, 0] = 0
+    probes = hull_probes(x, inside, offsets, AXES, closed, [mine, None, None], rng)
+    first, second = (p.place[p.gate == 0] for p in probes[:2])
+    assert all((p.stratum == LASTING).all() for p in probes)
+    np.testing.assert_array_equal(first, places)
+    means = [x[i:j][inside[i:j, 0] == 1][:, :2].mean(0) for i, j in pairwise(offsets[:3])]
+    wanted = places + means[1] - means[0]
+    order, drawn_order = (np.argsort(p[:, 0]) for p in (second, wanted))
+    np.testing.assert_allclose(second[order], wanted[drawn_order], atol=1e-5)
+    told = probes[1].inside[probes[1].gate == 0]
+    np.testing.assert_array_equal(told[order], (np.arange(7) < 3)[drawn_order])
+    assert set(probes[2].gate) == {1}
 
 
 @pytest.mark.parametrize("end", [0, 1])
@@ -141,6 +166,41 @@ def test_outlines_stay_with_their_cells_where_nothing_else_holds_them():
     for outline in [reg.tree_["cloud"].vertices, *reg.predict(adata)[:, 0]]:
         assert shapely.Polygon(outline).area < 1.8 * hull.area
     assert reg.score(adata) > 0.99
+
+
+BOX = np.array([[0.0, 0], [6, 0], [6, 6], [0, 6]])
+
+
+def corners(n_samples=4, n_cells=800, n_inside=60):
+    """A few cells in the left third of the expert's box, all others far from it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(12, 2, size=(n_samples, n_cells, 2))
+    x[:, :n_inside] = rng.uniform(0, [2, 6], size=(n_samples, n_inside, 2))
+    x[:, -4:] = [[-20, -20], [-20, 30], [30, -20], [30, 30]]
+    shift = 0.5 * rng.normal(size=(n_samples, 1, 2))
+    names = [f"s{i}" for i in range(n_samples)]
+    obs = pd.DataFrame({"sample": np.repeat(names, n_cells)})
+    obs.index = [f"c{i}" for i in range(len(obs))]
+    adata = ad.AnnData((x + shift).reshape(-1, 2).astype("f4"), obs=obs)
+    adata.var_names = list("AB")
+    inside = np.tile(np.arange(n_cells) < n_inside, n_samples)
+    adata.obsm["gates"] = pd.DataFrame({"few": inside}, index=obs.index)
+    return adata, {name: BOX + by for name, by in zip(names, shift, strict=True)}
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_rare_gate_takes_the_shape_that_experts_have_drawn(drawn):
+    """Also in samples without an outline, here the last two."""
+    adata, boxes = corners()
+    if drawn:
+        trees = {n: GatingTree([PolygonGate("few", "A", "B", boxes[n])]) for n in ("s0", "s1")}
+        adata.uns["gates"] = GatingTree.to_uns(trees)
+    reg = PolygonRegressor(**{**FAST, "gates": {"few": ("", "A", "B")}}).fit(adata)
+    shared = []
+    for box, outline in zip(boxes.values(), reg.predict(adata)[:, 0], strict=True):
+        mine, wanted = shapely.Polygon(outline), shapely.Polygon(box)
+        shared.append(mine.intersection(wanted).area / mine.union(wanted).area)
+    assert (min(shared) > 0.65) == drawn, shared
 
 
 def test_outlines_are_drawn_as_far_as_there_are_cells():

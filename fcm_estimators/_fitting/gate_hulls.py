@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from shapely.affinity import scale
 
-from fcm_estimators._fitting.gate_draws import AROUND_HULL, Probes
+from fcm_estimators._fitting.gate_draws import LASTING, Probes
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE
 from fcm_estimators.nn.polygon_head import NEAR_LIMIT
 
@@ -22,6 +22,8 @@ _AREA_AT_1000, _AREA_POWER, _LEAST_AREA = 1.3, -0.34, 1.3
 _OPEN_SHARE = 1e-3
 # Points of each gate and sample, and their margin as a share of the extent of the hull.
 _POINTS, _MARGIN = 600, 0.5
+# A gate with fewer cells inside, in all training samples together, is rare.
+RARE = 1000
 
 
 def hull_of(places: np.ndarray) -> shapely.Geometry:
@@ -87,6 +89,10 @@ def hull_probes(
     The room of a gate in a sample is the hull of its cells there and of those in all samples,
     moved to the mean of the sample. No point is beyond an end of an axis at which the gate is open.
 
+    The hull of a rare gate, with fewer than 1,000 cells inside in all samples together, says little
+    about its shape. If experts have drawn it, their points last as long as those around hulls, and
+    samples without an outline of it get these points, moved to the mean of the sample.
+
     Parameters
     ----------
     x : ndarray of shape (N, M)
@@ -104,32 +110,70 @@ def hull_probes(
     # Beyond the lowest and highest values is all that a gate without open ends may not hold.
     ends = np.stack([x.min(0), x.max(0)])[:, np.asarray(axes)]
     limits = np.where(is_open, ends, np.array([-np.inf, np.inf])[:, None, None])
-    found: list[list[Probes]] = [[] if probes is None else [probes] for probes in drawn]
+    found: list[list[Probes]] = [[] for _ in drawn]
     for g, pair in enumerate(axes):
         places = [x[i:j][inside[i:j, g] == 1][:, pair].astype(float) for i, j in pairwise(offsets)]
         means = [p.mean(0) if len(p) >= MIN_INSIDE else None for p in places]
+        outlines = [None if p is None else _of_gate(p, g) for p in drawn]
+        shape: Probes | None = None
+        if sum(map(len, places)) < RARE:
+            outlines = [None if o is None else _lasting(o) for o in outlines]
+            shape = _common_shape(outlines, means)
         centred = [p - m for p, m in zip(places, means, strict=True) if m is not None]
-        if not centred:
-            continue
+        usual = shapely.get_coordinates(hull_of(np.concatenate(centred))) if centred else None
         n_cells = sum(map(len, centred))
-        usual = shapely.get_coordinates(hull_of(np.concatenate(centred)))
-        for s, (here, mean) in enumerate(zip(places, means, strict=True)):
-            given = drawn[s]
-            if mean is None or (given is not None and (given.gate == g).any()):
-                continue
-            corners = np.concatenate([usual + mean, shapely.get_coordinates(hull_of(here))])
-            room = room_for(shapely.MultiPoint(corners).convex_hull, n_cells)
-            start, stop = np.reshape(room.bounds, (2, 2))
-            margin = _MARGIN * (stop - start)
-            low = np.maximum(start - margin, limits[0, g])
-            high = np.minimum(stop + margin, limits[1, g])
-            points = rng.uniform(low, np.maximum(low, high), size=(_POINTS, 2))
-            points = points[~shapely.contains_xy(room, points)]
-            gate, outside, stratum = (
-                np.full(len(points), value) for value in (g, False, AROUND_HULL)
-            )
-            found[s].append(Probes(gate, points.astype(x.dtype), outside, stratum))
+        for s, (here, mean, outline) in enumerate(zip(places, means, outlines, strict=True)):
+            if outline is not None:
+                found[s].append(outline)
+            elif mean is not None and shape is not None:
+                chosen = rng.permutation(len(shape.gate))[:_POINTS]
+                moved = shape._replace(place=(shape.place + mean).astype(x.dtype))
+                found[s].append(Probes(*(part[chosen] for part in moved)))
+            elif mean is not None and usual is not None:
+                corners = np.concatenate([usual + mean, shapely.get_coordinates(hull_of(here))])
+                room = room_for(shapely.MultiPoint(corners).convex_hull, n_cells)
+                points = _points_outside(room, limits[:, g], rng).astype(x.dtype)
+                gate, outside, stratum = (
+                    np.full(len(points), value) for value in (g, False, LASTING)
+                )
+                found[s].append(Probes(gate, points, outside, stratum))
     return [
         Probes(*(np.concatenate(part) for part in zip(*parts, strict=True))) if parts else None
         for parts in found
     ]
+
+
+def _of_gate(probes: Probes, g: int) -> Probes | None:
+    """Points of one gate; None if there are none."""
+    rows = probes.gate == g
+    return Probes(*(part[rows] for part in probes)) if rows.any() else None
+
+
+def _lasting(probes: Probes) -> Probes:
+    return probes._replace(stratum=np.full(len(probes.gate), LASTING))
+
+
+def _common_shape(
+    outlines: Sequence[Probes | None], means: Sequence[np.ndarray | None]
+) -> Probes | None:
+    """Points of all outlines of a gate, relative to the mean of the cells inside."""
+    centred = [
+        o._replace(place=o.place - m)
+        for o, m in zip(outlines, means, strict=True)
+        if o is not None and m is not None
+    ]
+    if not centred:
+        return None
+    return Probes(*(np.concatenate(part) for part in zip(*centred, strict=True)))
+
+
+def _points_outside(
+    room: shapely.Geometry, limits: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """Points around a room and within limits (2, 2), as an array of shape (n, 2)."""
+    start, stop = np.reshape(room.bounds, (2, 2))
+    margin = _MARGIN * (stop - start)
+    low, high = np.maximum(start - margin, limits[0]), np.minimum(stop + margin, limits[1])
+    points: np.ndarray = rng.uniform(low, np.maximum(low, high), size=(_POINTS, 2))
+    points = points[~shapely.contains_xy(room, points)]
+    return points

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fcm_estimators._fitting.gate_draws import AROUND_HULL, DRAWN
+from fcm_estimators._fitting.gate_draws import DRAWN, LASTING
 from fcm_estimators.nn.soft_gates import SoftGate, soft_parents
 
 # Membership of a cell that is known to be outside of the gate's parent. -1 means unknown.
@@ -17,10 +17,11 @@ MIN_INSIDE = 20
 # Weight of the cross-entropy beside Dice. Balanced cross-entropy alone makes gates wider than is
 # best for F1. Dice alone has almost no gradient for cells far from the outline.
 _CROSS_ENTROPY = 0.1
-# Points around the hull of the cells inside keep this share of their weight at the end of training:
-# they say where the outline is to be where there are no cells. Chosen on samples 6 and 14 of the
-# CyTOF cohort, which are training samples, with the other 10: mean F1 0.9347 with 0.1, 0.9348 with
-# 0.03, 0.9363 with 0, 0.9333 without such points; with 0 outlines do not stay near their cells.
+# Points that last keep this share of their weight at the end of training. Those around the hull of
+# the cells inside say where the outline is to be where there are no cells. Chosen on samples 6 and
+# 14 of the CyTOF cohort, which are training samples, with the other 10: mean F1 0.9347 with 0.1,
+# 0.9348 with 0.03, 0.9363 with 0, 0.9333 without such points; with 0 outlines do not stay near
+# their cells.
 _LASTING = 0.1
 # Dice uses an outline that is sharper by this factor. With a soft outline, gates become too wide
 # if many cells are near the outline on one side of it.
@@ -31,8 +32,9 @@ class GateLoss(nn.Module):
     """Cross-entropy balanced between inside and outside, and soft Dice; mean over gates.
 
     The cross-entropy of cells, and of points in and around an expert's polygon, fades during
-    training. Points around the hull of a gate that nobody drew have a cross-entropy of their own,
-    which remains in part and keeps outlines from places without cells. The outline that Dice uses
+    training. Points around the hull of a gate that nobody drew, and those of polygons of rare
+    gates, have a cross-entropy of their own, which remains in part and shapes outlines where there
+    are no cells. The outline that Dice uses
     becomes sharper during training. Validation uses sharp Dice alone, which is bounded. A gate with
     fewer than 20 cells inside contributes only its cells outside.
 
@@ -95,7 +97,7 @@ class GateLoss(nn.Module):
             return (loss_inside + loss_outside) / 2, n_outside > 0
 
         # Each drawn point counts as one cell.
-        drawn, around = ((stratum == kind).unsqueeze(1) for kind in (DRAWN, AROUND_HULL))
+        drawn, around = ((stratum == kind).unsqueeze(1) for kind in (DRAWN, LASTING))
         fading, outside_drawn = cross_entropy(torch.where(drawn, 1.0, weight))
         lasting, outside_hull = cross_entropy(around.to(logits.dtype), _SHARPNESS**self.progress)
         left = 1 - self.progress
