@@ -17,7 +17,14 @@ from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.metrics import ClassificationErrors, Protocol, mrd_table
+from fcm_estimators.metrics import (
+    ClassificationErrors,
+    Protocol,
+    course_table,
+    mrd_of_counts,
+    mrd_table,
+    pool_tubes,
+)
 from fcm_estimators.metrics._total_interval import Spread
 from fcm_estimators.preprocessing import (
     Compensation,
@@ -84,7 +91,7 @@ class Text(HTMLParser):
         self.boxes = []  # class of the parent of each table
 
     def handle_starttag(self, tag, attrs):
-        if tag in ("meta", "link", "input"):
+        if tag in ("meta", "link", "input", "img"):
             return
         attrs = dict(attrs)
         if tag == "table":
@@ -323,7 +330,7 @@ def test_another_denominator_gives_another_number(sample, page, tmp_path):
 
 def test_every_section_is_there_and_linked(page):
     text = page.read_text(encoding="utf-8")
-    names = ["cells", "gates", "why", "mrd", "classes", "quality", "distance", "model"]
+    names = ["cells", "positive", "gates", "why", "mrd", "classes", "quality", "distance", "model"]
     found = re.findall(r'<section id="(\w+)">', text)
     assert found == names  # the pictures first, then tables, then cards
     assert re.findall(r'href="#(\w+)"', text) == ["cells", *names]  # a link to skip to the cells
@@ -416,6 +423,171 @@ def test_explanations_of_the_page_are_those_of_the_explainer(sample, page):
     text = figure["data"][0]["text"][position][markers.index("CD10")]
     expected = sample[inside, "CD10"].layers["gradient"].mean()
     assert float(text) == pytest.approx(expected, rel=0.06)
+
+
+# -- positive cells and what is near them -----------------------------------------------------
+
+
+def near_figures(path):
+    """Traces by name of each picture of the positive cells, and the titles of its axes."""
+    found = []
+    for figure in embedded(path)["positive"]:
+        traces = {t.get("name", "density"): t for t in figure["data"]}
+        axes = [figure["layout"][a]["title"]["text"] for a in ("xaxis", "yaxis")]
+        found.append((traces, axes))
+    return found
+
+
+def values_of(trace, axis):
+    """Values of a trace; plotly writes arrays as base64."""
+    values = trace[axis]
+    if isinstance(values, dict):
+        return np.frombuffer(base64.b64decode(values["bdata"]), values["dtype"])
+    return np.asarray(values, dtype="f4")
+
+
+def test_positive_cells_are_drawn_over_their_nearest_others(sample, page):
+    inside = sample.obsm["gates"]["cd19"].to_numpy()
+    blast = (sample.obs["reluformer"] == "blast").to_numpy() & inside
+    gate, *planes = near_figures(page)
+    assert gate[1] == ["CD19", "SSC-A"]  # the denominator gate, on its own plane
+    assert f"blast ({blast.sum()})" in gate[0]
+    assert {"predicted", "expert"} & set(gate[0])
+    assert [axes for _, axes in planes] == [["CD45", "CD10"], ["CD20", "CD10"]]
+    for traces, axes in planes:
+        drawn = traces[f"blast ({blast.sum()})"]
+        for axis, marker in zip("xy", axes, strict=True):
+            wanted = np.asarray(sample[blast, marker].X, dtype="f4").ravel()
+            np.testing.assert_array_equal(values_of(drawn, axis), wanted)
+        [near] = [t for name, t in traces.items() if name.startswith("nearest")]
+        others = np.asarray(sample[inside & ~blast, axes[0]].X, dtype="f4").ravel()
+        assert np.isin(values_of(near, "x"), others).all()
+    # What is near is nearer than the other cells that were not called.
+    z = sample[:, sample.uns["reluformer"]["markers"]].to_df()
+    z = ((z - z.mean()) / z.std()).to_numpy()
+    rows = np.flatnonzero(inside & ~blast)
+    distance = np.linalg.norm(z[rows][:, None] - z[blast][None], axis=2).min(axis=1)
+    x = np.asarray(sample[rows, "CD20"].X, dtype="f4").ravel()
+    is_near = np.isin(x, values_of(next(t for n, t in planes[1][0].items() if "near" in n), "x"))
+    assert distance[is_near].mean() < distance[~is_near].mean()
+
+
+def test_ticks_of_the_positive_cells_are_raw_values(page):
+    for figure in embedded(page)["positive"][1:]:
+        for axis in ("xaxis", "yaxis"):
+            assert "10<sup>4</sup>" in figure["layout"][axis]["ticktext"]
+
+
+def test_without_the_usual_markers_those_that_separate_are_drawn(sample, tmp_path):
+    other = sample.copy()
+    names = {"CD20": "one", "CD10": "two", "CD45": "three"}
+    other.var_names = [names.get(name, name) for name in other.var_names]
+    record = dict(other.uns["reluformer"])
+    record["markers"] = np.array([names.get(m, m) for m in record["markers"]], dtype=object)
+    other.uns["reluformer"] = record
+    del other.uns["predicted_gates"], other.uns["gates"]
+    # One marker tells the called cells from all others.
+    blast = (other.obs["reluformer"] == "blast").to_numpy()
+    other.X[:, other.var_names.get_loc("CD34")] = np.where(blast, 5.0, 1.0)
+    write_report(other, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "area under the ROC curve: CD34 (1.00)," in text
+    assert all(axes[1] == "CD34" for _, axes in near_figures(tmp_path / "r.html"))
+
+
+def test_without_a_positive_cell_those_most_like_one_are_drawn(sample, tmp_path):
+    none = sample.copy()
+    none.obs["reluformer"] = none.obs["reluformer"].cat.rename_categories(lambda c: c)
+    blast = none.obs["reluformer"] == "blast"
+    kept = none[~blast.to_numpy()].copy()
+    write_report(kept, tmp_path / "r.html", denominator="cd19")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "No cell in cd19 was called blast. Drawn are the" in text
+    shares = kept.obsm["reluformer_proba"]["blast"].to_numpy()[kept.obsm["gates"]["cd19"]]
+    x = np.asarray(kept[kept.obsm["gates"]["cd19"].to_numpy(), "CD45"].X, dtype="f4").ravel()
+    _, (traces, _), _ = near_figures(tmp_path / "r.html")
+    [shown] = [values_of(t, "x") for name, t in traces.items() if name.startswith("most like")]
+    assert sorted(shown) == sorted(x[np.argsort(-shares, kind="stable")[: len(shown)]])
+
+
+# -- the course of the patient ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def course(sample):
+    """Three days of the patient; the sample is that of the second."""
+    inside = sample.obsm["gates"]["cd19"].to_numpy()
+    n_blasts = int(((sample.obs["reluformer"] == "blast").to_numpy() & inside).sum())
+    counts = pd.DataFrame(
+        {"numerator": [400, n_blasts, 0], "denominator": [1000, int(inside.sum()), 300_000]},
+        index=["first", NAME, "last"],
+    )
+    results = mrd_of_counts(counts, denominator_name="cd19")
+    results = results.assign(patient="Hedwig", day=[0, 15, 33], tube=counts.index)
+    return course_table(pool_tubes(results, "tube"))
+
+
+def test_the_course_is_a_table_and_a_picture(sample, course, tmp_path):
+    write_report(sample, tmp_path / "r.html", denominator="cd19", course=course)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    shown = said(tmp_path / "r.html")["course"]
+    for value in course["shown"]:
+        assert value in shown
+    assert "&lt; 0.0067 %" in text
+    assert re.search(
+        r'alt="Residual disease over days. day 0: 40 %; day 15: .*; day 33: &lt;', text
+    )
+    drawn = re.search(r'src="data:image/svg\+xml;base64,([^"]+)"', text).group(1)
+    picture = base64.b64decode(drawn)
+    assert picture.startswith(b"<?xml")
+    assert b"Hedwig" not in picture
+    assert "Hedwig" not in text
+    # Equal courses are drawn equally.
+    write_report(sample, tmp_path / "again.html", denominator="cd19", course=course)
+    assert drawn in (tmp_path / "again.html").read_text(encoding="utf-8")
+
+
+def test_the_course_is_that_of_the_same_result(sample, course, tmp_path):
+    def refused(match, table=course, error=InvalidInputError, **options):
+        with pytest.raises(error, match=match):
+            write_report(sample, tmp_path / "r.html", course=table, **options)
+        assert not (tmp_path / "r.html").exists()
+
+    here = {"denominator": "cd19"}
+    refused("counts in 'cd19', the report in all analysed cells")
+    refused("another protocol", protocol="eln-aml", **here)
+    refused("has 400 of 1,000 cells for this sample", course.assign(tubes=NAME), **here)
+    other = course.rename(index={"Hedwig": "Ilse"})
+    refused("of 2 patients", pd.concat([course, other]), **here)
+    refused("course lacks", course.drop(columns="shown"), MissingKeyError, **here)
+    refused("course lacks", course.reset_index(), MissingKeyError, **here)
+
+
+def test_tubes_that_differ_are_told(sample, course, tmp_path):
+    apart = course.assign(n_tubes=2, tubes="a, b", tubes_p=[1e-9, 0.5, np.nan])
+    write_report(sample, tmp_path / "r.html", denominator="cd19", course=apart)
+    text = said(tmp_path / "r.html")["course"]
+    assert "added, never averaged" in text
+    assert "The tubes of day 0 differ by more than counting explains" in text
+
+
+def test_reports_of_files_have_the_courses_of_their_patients(sample, course, tmp_path):
+    folder = tmp_path / "annotated"
+    folder.mkdir()
+    named = {"sample": [NAME, "last"], "patient": ["Hedwig", "Ilse"], "day": [15, 33]}
+    rows = course.reset_index().set_index("tubes").loc[[NAME, "last"]]
+    counts = rows[["numerator", "denominator", "denominator_name"]].assign(model_sha256="a")
+    counts.rename_axis("sample").to_csv(folder / "table.csv")
+    pd.DataFrame(named).to_csv(tmp_path / "sheet.csv", index=False)
+    sample.write_h5ad(folder / "one.h5ad")
+    options = {"sheet": tmp_path / "sheet.csv", "denominator": "cd19"}
+    done = report_files(folder, tmp_path / "pages", **options)
+    assert done["status"].tolist() == ["done"]
+    shown = said(tmp_path / "pages" / "one.html")
+    assert "15" in shown["course"]
+    assert "300,000" not in shown["course"]  # that of another patient
+    with pytest.raises(InvalidInputError, match="pass sheet="):
+        report_files(folder, tmp_path / "pages", pool="visit")
 
 
 # -- what it withholds --------------------------------------------------------------------------
@@ -693,7 +865,7 @@ def test_views_show_gates_on_their_planes(opened):
     assert "predicted" in names
     assert len(names) == 2
     assert opened.eval_on_selector("#x", "e => e.selectedOptions[0].text") == "CD19"
-    assert opened.evaluate("document.querySelectorAll('.figure .plot-container').length") == 4
+    assert opened.evaluate("document.querySelectorAll('.figure .plot-container').length") == 7
 
 
 def test_markers_can_be_chosen_and_zoomed_from_the_keyboard(opened):

@@ -26,6 +26,7 @@ from fcm_estimators._fitting.performance import Performance
 from fcm_estimators._fitting.split import patient_folds
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.metrics import classification_table
+from fcm_estimators.report import write_report
 from tests.helpers import packed, toy_cohort
 
 QUICK = {
@@ -253,6 +254,21 @@ def test_unknown_cells_are_flagged_or_rejected_and_told(fitted, tmp_path):
     with pytest.warns(UserWarning, match="unlike any in training"):
         clf.annotate(new)
     np.testing.assert_array_equal(new.obs["reluformer"].astype(str), predicted)
+
+
+@pytest.mark.filterwarnings("ignore:.* far beyond all training data")
+@pytest.mark.filterwarnings("ignore:1 of 2 sample.s. are more than 1.5 times as far")
+@pytest.mark.filterwarnings("ignore:The members of the model")
+def test_annotate_and_report_warn_of_the_same_share(fitted, tmp_path):
+    clf = ReluFormerClassifier.load(saved(fitted, tmp_path))
+    new = toy_cohort(2, seed=5)
+    new.X[:8] = 30.0  # 4 % of a sample
+    clf.novelty_ = replace(clf.novelty_, usual=0.0)
+    with pytest.warns(UserWarning, match=r"unlike any in training.*s0 \("):
+        clf.annotate(new)
+    write_report(new, tmp_path / "r.html", sample="s0")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "% of cells resemble no training population" in text
 
 
 # -- performance ----------------------------------------------------------------------------------

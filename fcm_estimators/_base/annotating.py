@@ -12,6 +12,7 @@ from fcm_estimators._base.deciding import code_of, novelty_of
 from fcm_estimators._base.members import Agreement, agreement_table, warn_of_disagreement
 from fcm_estimators._base.reading import fitted_net
 from fcm_estimators._base.running import kept_outputs, stream_through
+from fcm_estimators._cells.records import unusual_share
 from fcm_estimators._cells.results import Field, Sink, column_names
 from fcm_estimators._cells.rows import SampleCells, by_block
 from fcm_estimators._fitting.calibration import calibrated, mean_keeping_shift
@@ -22,10 +23,6 @@ from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import listed
 from fcm_estimators.keys import NOT_ANALYSED, UNKNOWN, ClassKeys
 from fcm_estimators.nn.reluformer import ScaledModule
-
-# A sample is warned of if its share of unknown cells exceeds both this share and so many times the
-# largest share in a training sample.
-_MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN = 0.05, 1.5
 
 
 class Classifies(Protocol):
@@ -133,7 +130,7 @@ def _warn_of_unknown(
     samples: list[Hashable], n_unknown: list[int], n_cells: list[int], usual: float
 ) -> None:
     """Warn of samples with many more cells than usual that are unlike any in training."""
-    limit = max(_MANY_UNKNOWN, _BEYOND_USUAL_UNKNOWN * usual)
+    limit = unusual_share(usual)
     shares = {s: k / n for s, k, n in zip(samples, n_unknown, n_cells, strict=True)}
     found = [f"{s} ({share:.0%})" for s, share in shares.items() if share > limit]
     if found:

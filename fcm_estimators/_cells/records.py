@@ -8,6 +8,9 @@ import pandas as pd
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
 
+# A share of unknown cells is unusual above both of these: twice the false alarms for which the
+# threshold is chosen, and so many times the largest share in a training sample.
+MANY_UNKNOWN, BEYOND_USUAL_UNKNOWN = 0.02, 1.5
 _COLUMNS = {
     "sample": str,
     "class": str,
@@ -36,6 +39,17 @@ def members_table(record: Entries) -> pd.DataFrame:
         raise InvalidInputError(
             f"The run record's 'members' is damaged ({error}). Annotate the file again."
         ) from error
+
+
+def unusual_share(usual: float) -> float:
+    """Share of unknown cells above which a sample is warned of.
+
+    Parameters
+    ----------
+    usual : float
+        Largest share in a training sample.
+    """
+    return max(MANY_UNKNOWN, BEYOND_USUAL_UNKNOWN * usual)
 
 
 def was_tested(record: Entries) -> bool:

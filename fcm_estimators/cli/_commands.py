@@ -27,9 +27,11 @@ from fcm_estimators.cli._options import (
     LimitOfBlank,
     Model,
     Out,
+    Pool,
     ProtocolOption,
     Resume,
     Scheduler,
+    Sheet,
     Within,
     Workers,
     label_source,
@@ -398,6 +400,8 @@ def report(
     limit_of_blank: LimitOfBlank = None,
     protocol: ProtocolOption = "20/50 events",
     errors: Errors = None,
+    sheet: Sheet = None,
+    pool: Pool = None,
     umap: Annotated[
         bool, typer.Option("--umap", help="Compute a UMAP if the file has none.")
     ] = False,
@@ -409,7 +413,11 @@ def report(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write results and explanations of annotated samples as HTML pages that need no network."""
+    """Write results and explanations of annotated samples as HTML pages that need no network.
+
+    With --sheet (sample, patient, day) every page shows the course of its patient, from table.csv
+    beside the files.
+    """
     with errors_as_exit_status():
         from fcm_estimators.report import report_files
 
@@ -422,6 +430,8 @@ def report(
                 limit_of_blank=limit_of_blank,
                 protocol=protocol,
                 errors=errors,
+                sheet=sheet,
+                pool=pool,
                 umap=umap,
                 max_cells=max_cells,
                 identifiers=identifiers,

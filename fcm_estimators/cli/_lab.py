@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fcm_estimators._files import made_folder, write_table
-from fcm_estimators.cli._options import Json, LimitOfBlank, ProtocolOption
+from fcm_estimators.cli._options import Json, LimitOfBlank, Pool, ProtocolOption, Sheet
 from fcm_estimators.cli._output import plain_values, print_record, print_table
 from fcm_estimators.cli._running import errors_as_exit_status
 
@@ -19,10 +19,6 @@ Tables = Annotated[
     ),
 ]
 _YES_NO = {True: "yes", False: "NO"}
-Sheet = Annotated[
-    Path | None,
-    typer.Option(help="Table (CSV) with a column sample and what is known of each sample."),
-]
 
 
 def blank(
@@ -131,10 +127,7 @@ def course(
         Path,
         typer.Option("--out", "-o", help="Directory for course.csv and a picture per patient."),
     ] = Path("course"),
-    pool: Annotated[
-        str | None,
-        typer.Option(help="Column of --sheet that names the tubes whose counts are added."),
-    ] = None,
+    pool: Pool = None,
     limit_of_blank: LimitOfBlank = None,
     protocol: ProtocolOption = "20/50 events",
     identifiers: Annotated[

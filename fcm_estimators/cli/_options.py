@@ -73,6 +73,14 @@ Errors = Annotated[
         "disease that knows wrongly classified cells."
     ),
 ]
+Sheet = Annotated[
+    Path | None,
+    typer.Option(help="Table (CSV) with a column sample and what is known of each sample."),
+]
+Pool = Annotated[
+    str | None,
+    typer.Option(help="Column of --sheet that names the tubes whose counts are added."),
+]
 LabelGates = Annotated[
     Path | None,
     typer.Option(

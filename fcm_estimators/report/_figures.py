@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,15 @@ _LINES = {
     "expert": ("#0072B2", "dash"),
     "hull of the expert's cells": ("#0072B2", "dash"),
 }
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Single cells of a figure: their name in the legend, colour, and rows."""
+
+    name: str
+    colour: str
+    rows: np.ndarray
 
 
 def line_of(name: str) -> dict[str, str]:
@@ -102,25 +113,60 @@ def _expert_outline(
     return _outline(sample, hull, "hull of the expert's cells")
 
 
-def gate_figure(sample: Annotated, plane: Entries) -> Entries:
-    """Plotly figure of the density of the parent's cells, with the outlines."""
-    import plotly.graph_objects as go
-
-    from fcm_estimators.gating.pictures import picture_limits
-
+def gate_figure(sample: Annotated, plane: Entries, dots: Sequence[Dots] = ()) -> Entries:
+    """Plotly figure of the density of the parent's cells, with the outlines, and dots over it."""
     inside = np.ones(sample.adata.n_obs, dtype=bool)
     parent = plane["parent"]
     for table in (sample.predicted_membership, sample.expert_membership):
         if parent and table is not None and parent in table:
             inside = table[parent].to_numpy()
             break
-    x, y = (sample.values(plane[axis])[inside] for axis in "xy")
-    outlines = plane["outlines"]
-    corners = np.concatenate(list(outlines.values()))
+    return plane_figure(
+        sample,
+        (plane["x"], plane["y"]),
+        inside,
+        title=_title(plane, int(inside.sum())),
+        outlines=plane["outlines"],
+        dots=dots,
+    )
+
+
+def plane_figure(
+    sample: Annotated,
+    markers: tuple[str, str],
+    inside: np.ndarray,
+    *,
+    title: str,
+    outlines: Mapping[str, np.ndarray] | None = None,
+    dots: Sequence[Dots] = (),
+) -> Entries:
+    """Plotly figure of the density of some cells, with outlines and single cells over it.
+
+    Parameters
+    ----------
+    sample : Annotated
+    markers : (str, str)
+        Of the axes.
+    inside : ndarray of bool of shape (n_cells,)
+        Cells whose density is drawn.
+    title : str
+        HTML.
+    outlines : mapping of str to ndarray of shape (V, 2), optional
+        In the units of the data.
+    dots : sequence of Dots
+        Drawn one over the other.
+    """
+    import plotly.graph_objects as go
+
+    from fcm_estimators.gating.pictures import picture_limits
+
+    values = np.column_stack([sample.values(marker) for marker in markers])
+    cells = values[inside]
+    drawn = [values[d.rows] for d in dots]
+    corners = np.concatenate([*(outlines or {}).values(), *drawn, cells[:0]])
     figure = go.Figure()
-    cells = np.column_stack([x, y]) if len(x) else corners
-    spans = np.column_stack(picture_limits(cells, corners)).tolist()
-    counts, *edges = np.histogram2d(x, y, bins=_BINS, range=spans)
+    spans = np.column_stack(picture_limits(cells if len(cells) else corners, corners)).tolist()
+    counts, *edges = np.histogram2d(cells[:, 0], cells[:, 1], bins=_BINS, range=spans)
     shown = np.where(counts > 0, np.log10(np.maximum(counts, 1)), np.nan).T.astype(np.float32)
     centres = [(e[:-1] + e[1:]) / 2 for e in edges]
     figure.add_heatmap(
@@ -131,7 +177,16 @@ def gate_figure(sample: Annotated, plane: Entries) -> Entries:
         showscale=False,
         hoverinfo="skip",
     )
-    for name, outline in outlines.items():
+    for d, points in zip(dots, drawn, strict=True):
+        figure.add_scatter(
+            x=points[:, 0].astype(np.float32),
+            y=points[:, 1].astype(np.float32),
+            mode="markers",
+            name=escaped(d.name),
+            marker={"color": d.colour, "size": 4, "opacity": 0.8},
+            hoverinfo="skip",
+        )
+    for name, outline in (outlines or {}).items():
         colour, dash = _LINES[name]
         closed = np.vstack([outline, outline[:1]])
         figure.add_scatter(
@@ -143,26 +198,19 @@ def gate_figure(sample: Annotated, plane: Entries) -> Entries:
         )
     figure.update_layout(
         template="none",
-        title={
-            "text": _title(plane, int(inside.sum())),
-            "font": {"size": 14},
-            "y": 0.97,
-            "yanchor": "top",
-        },
+        title={"text": title, "font": {"size": 14}, "y": 0.97, "yanchor": "top"},
         font=_FONT,
         height=400,
         margin={"l": 64, "r": 12, "t": 84, "b": 48},
-        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom"},
+        legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"},
         showlegend=True,
     )
-    for axis, marker, (low, high) in zip(
-        ("xaxis", "yaxis"), (plane["x"], plane["y"]), spans, strict=True
-    ):
+    for axis, marker, (low, high) in zip(("xaxis", "yaxis"), markers, spans, strict=True):
         ticks = axis_of(sample, marker, low, high).get("ticks")
         figure.update_layout(
             {
                 axis: {
-                    "title": _escaped(marker),
+                    "title": escaped(marker),
                     "range": [low, high],
                     "zeroline": False,
                     "showgrid": False,
@@ -175,8 +223,8 @@ def gate_figure(sample: Annotated, plane: Entries) -> Entries:
 
 
 def _title(plane: Entries, n_cells: int) -> str:
-    where = _escaped(plane["parent"]) if plane["parent"] else "all"
-    return f"{_escaped(plane['gate'])}<br><sup>{n_cells:,} cells, {where}</sup>"
+    where = escaped(plane["parent"]) if plane["parent"] else "all"
+    return f"{escaped(plane['gate'])}<br><sup>{n_cells:,} cells, {where}</sup>"
 
 
 def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> Entries:
@@ -193,8 +241,8 @@ def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> Entries
     figure = go.Figure(
         go.Heatmap(
             z=table.to_numpy(),
-            x=[_escaped(c) for c in table.columns],
-            y=[_escaped(i) for i in table.index],
+            x=[escaped(c) for c in table.columns],
+            y=[escaped(i) for i in table.index],
             text=_texts(table),
             texttemplate="%{text}",
             customdata=np.dstack([low.to_numpy(), high.to_numpy()]),
@@ -209,7 +257,7 @@ def gradient_figure(summary: pd.DataFrame, explained: str, unit: str) -> Entries
             colorbar={"title": {"text": unit, "side": "right"}},
         )
     )
-    return _heatmap(figure, f"Mean gradient of {_escaped(explained)}", len(table))
+    return _heatmap(figure, f"Mean gradient of {escaped(explained)}", len(table))
 
 
 def attention_figure(table: pd.DataFrame) -> Entries:
@@ -219,8 +267,8 @@ def attention_figure(table: pd.DataFrame) -> Entries:
     figure = go.Figure(
         go.Heatmap(
             z=table.to_numpy(dtype=np.float64),
-            x=[_escaped(c) for c in table.columns],
-            y=[_escaped(i) for i in table.index],
+            x=[escaped(c) for c in table.columns],
+            y=[escaped(i) for i in table.index],
             text=_texts(table),
             texttemplate="%{text}",
             hovertemplate="%{y}, %{x}: %{z:.3g} times uniform<extra></extra>",
@@ -254,6 +302,6 @@ def _as_dict(figure: Any) -> Entries:
     return found
 
 
-def _escaped(text: object) -> str:
+def escaped(text: object) -> str:
     """Escape HTML, which Plotly would interpret in names."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fcm_estimators._cells.records import uncertain_samples, was_tested
+from fcm_estimators._cells.records import uncertain_samples, unusual_share, was_tested
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.report._sample import Annotated
 from fcm_estimators.report._tables import Residual, distance_frame, percent
 
-# A share of unknown cells is unusual above both of these: twice the false alarms for which the
-# threshold is chosen, and so many times the largest share in a training sample.
-_MANY_UNKNOWN, _BEYOND_USUAL = 0.02, 1.5
 # Below this number of patients the errors of a classifier are not estimated either.
 _FEW_TESTED = 10
 # Share of the positive cells from which odd cells among them are told.
@@ -48,7 +45,7 @@ def _of_model(sample: Annotated) -> list[str]:
     elif n_tested == 0:
         found.append("the model was not tested on any patient")
     elif n_tested < _FEW_TESTED:
-        found.append(f"tested on {_counted(int(n_tested), 'patient')}")
+        found.append(f"tested on {counted(int(n_tested), 'patient')}")
     if uncertain_samples(sample.run).get(sample.name, False):
         found.append("the members of the model disagree")
     return found
@@ -59,14 +56,14 @@ def _of_cells(sample: Annotated) -> list[str]:
     unknown, n_analysed = sample.unknown, int(sample.analysed.sum())
     if unknown is not None and n_analysed:
         share = (unknown & sample.analysed).sum() / n_analysed
-        usual = np.nan_to_num(_number(sample, "unknown_usual"))
-        if share > max(_MANY_UNKNOWN, _BEYOND_USUAL * usual):
+        usual = float(np.nan_to_num(_number(sample, "unknown_usual")))
+        if share > unusual_share(usual):
             found.append(f"{percent(share)} of cells resemble no training population")
     distance = distance_frame(sample)
     far = [] if distance is None else [str(m) for m in distance["marker"][distance["far"]]]
     if far:
         are = "is" if len(far) == 1 else "are"
-        markers = _counted(len(far), "marker")
+        markers = counted(len(far), "marker")
         found.append(f"{markers} {are} far from training: {listed(far, 5)}")
     return found
 
@@ -80,7 +77,7 @@ def _of_result(sample: Annotated, residual: Residual) -> list[str]:
         found.append(f"the denominator gate {gate} is predicted, not drawn")
     if n_unclear:
         found.append(
-            f"the gate {gate} is missing for {_counted(n_unclear, 'cell')}, counted as outside"
+            f"the gate {gate} is missing for {counted(n_unclear, 'cell')}, counted as outside"
         )
     n_positive = int(residual.called.sum())
     flagged = sample.adata.obs[sample.quality].any(axis=1).to_numpy(dtype=bool)
@@ -92,7 +89,7 @@ def _of_result(sample: Annotated, residual: Residual) -> list[str]:
         n_odd = int((odd & residual.called).sum())
         if n_odd and n_odd >= _MANY_POSITIVE * n_positive:
             are = "is" if n_odd == 1 else "are"
-            found.append(f"{n_odd:,} of {_counted(n_positive, 'positive cell')} {are} {what}")
+            found.append(f"{n_odd:,} of {counted(n_positive, 'positive cell')} {are} {what}")
     return found
 
 
@@ -137,5 +134,6 @@ def _number(sample: Annotated, name: str) -> float:
         ) from error
 
 
-def _counted(n: int, what: str) -> str:
+def counted(n: int, what: str) -> str:
+    """A number of things, in the singular or plural."""
     return f"{n:,} {what}{'s' * (n != 1)}"

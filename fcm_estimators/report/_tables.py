@@ -54,6 +54,8 @@ class Residual:
         The table.
     called : ndarray of bool of shape (n_cells,)
         Positive cells inside the denominator.
+    inside : ndarray of bool of shape (n_cells,)
+        Cells of the denominator.
     gate : str or None
         Denominator; None for all analysed cells.
     drawn : bool
@@ -65,6 +67,7 @@ class Residual:
     words: str
     entries: dict[str, str]
     called: np.ndarray
+    inside: np.ndarray
     gate: str | None
     drawn: bool
     n_unclear: int
@@ -162,6 +165,7 @@ def residual_disease(
         words=str(row["words"]),
         entries=entries,
         called=called & inside,
+        inside=inside,
         gate=denominator,
         drawn=source == sample.keys.expert_gates,
         n_unclear=sample.n_unclear(source, name) if source else 0,

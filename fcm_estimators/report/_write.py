@@ -1,10 +1,9 @@
-"""Write the page of one sample, or the pages of many files."""
+"""Write the page of one sample."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,16 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._files import write_whole
-from fcm_estimators._types import Entries, Progress
+from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
-from fcm_estimators.cohort.executor import error_text
-from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
-from fcm_estimators.cohort.tasks import failed_row
 from fcm_estimators.colours import known_colours
-from fcm_estimators.exceptions import FcmError, InvalidInputError
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.keys import EXPERT_GATES, AttentionKeys, ClassKeys, GateKeys, GradientKeys
 from fcm_estimators.metrics import DEFAULT_PROTOCOL, ClassificationErrors, Protocol
 from fcm_estimators.report import _cells, _figures, _sentences, _tables
-from fcm_estimators.report._sample import Annotated, Keys, one_sample, samples_in
+from fcm_estimators.report._course import course_of
+from fcm_estimators.report._positive import positive_cells
+from fcm_estimators.report._sample import Annotated, Keys, one_sample
 
 # Number of cells of a UMAP that is computed for the report.
 _EMBEDDED = 10_000
@@ -44,6 +42,7 @@ def write_report(
     limit_of_blank: float | None = None,
     protocol: Protocol | str | os.PathLike[str] = DEFAULT_PROTOCOL,
     errors: ClassificationErrors | str | os.PathLike[str] | None = None,
+    course: pd.DataFrame | None = None,
     umap: bool = False,
     max_cells: int = 100_000,
     identifiers: bool = False,
@@ -53,9 +52,10 @@ def write_report(
 
     The page begins with the residual disease in a sentence, and with what speaks against it: many
     unknown cells, markers far from training, few held-out patients, a missing denominator and the
-    like. Then follow a picture of the cells whose axes and colours can be chosen, predicted gates
-    beside the expert's, what the model looked at, the tables (residual disease, cells by class,
-    quality control, distance from the training samples) and the model card. It is complete: it
+    like. Then follow a picture of the cells whose axes and colours can be chosen, the positive
+    cells over those of the same sample that resemble them most, predicted gates beside the
+    expert's, what the model looked at, the tables (residual disease, cells by class, quality
+    control, distance from the training samples) and the model card. It is complete: it
     loads nothing, and its content security policy forbids loading.
 
     Parameters
@@ -86,6 +86,10 @@ def write_report(
     errors : ClassificationErrors or path, optional
         How the model errs in unseen patients with the same denominator, for an interval that knows
         it.
+    course : DataFrame, optional
+        Course of the sample's patient over days, as
+        :func:`~fcm_estimators.cohort.course_of_tables` returns it, with the same denominator and
+        protocol. It is shown as a table and a picture.
     umap : bool, default False
         Compute a UMAP of at most 10,000 cells on the model's markers if the data have none.
     max_cells : int, default 100,000
@@ -102,9 +106,11 @@ def write_report(
     InvalidInputError
         ``adata`` is not an AnnData or has no cells, there are several samples and none is chosen,
         ``max_cells`` is below 1, there is no such protocol, the errors are those of
-        another model, or a run record is damaged.
+        another model, a run record is damaged, or the course is of several patients, of another
+        denominator or protocol, or has other counts of this sample.
     MissingKeyError
-        A model has not annotated the data, or the sample or the gate is not there.
+        A model has not annotated the data, the sample or the gate is not there, or the course
+        lacks a column.
 
     Examples
     --------
@@ -144,13 +150,18 @@ def write_report(
     planes = _figures.planes(found)
     data, note = _picture(found, planes, max_cells)
     data["gates"] = [_figures.gate_figure(found, plane) for plane in planes]
+    positive = None if residual is None else positive_cells(found, residual, planes)
+    days = None if course is None else course_of(found, course, residual, protocol)
+    data["positive"] = [] if positive is None else positive.figures
     data["why"], why, why_tables = _why(found)
     tables = [_tables.class_counts(found), _tables.quality(found), _tables.distances(found)]
     shown = [table for table in tables if table is not None]
     gate_table = _tables.agreement(found)
     cards = _tables.model_cards(found)
     sections = [
+        *([("course", "Course")] if days else []),
         ("cells", "Cells"),
+        *([("positive", "Positive cells")] if positive else []),
         *([("gates", "Gates")] if planes or gate_table else []),
         *([("why", "What the model looked at")] if why else []),
         *([("mrd", "Residual disease")] if mrd else []),
@@ -174,6 +185,8 @@ def write_report(
         mrd=mrd,
         tables=shown,
         cells_note=note,
+        positive=positive,
+        course=days,
         gates=[plane["gate"] for plane in planes],
         gate_table=gate_table,
         why=why,
@@ -188,75 +201,6 @@ def write_report(
         data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
     )
     write_whole(Path(path), page.encode("utf-8"))
-
-
-def report_files(
-    files: PathName | Sequence[PathName],
-    out: PathName,
-    *,
-    sample: str | None = None,
-    progress: Progress | None = None,
-    **options: Any,
-) -> pd.DataFrame:
-    """Write the reports of annotated files, one page per sample.
-
-    Parameters
-    ----------
-    files : path or sequence of paths
-        h5ad or zarr files, for example from :func:`~fcm_estimators.cohort.annotate_files`; a
-        directory stands for its files.
-    out : path
-        A page (.html or .htm) for one sample of one file, or a directory. The directory gets
-        ``{name}.html`` for each file, or ``{name}-1.html``, ``{name}-2.html`` and so on if the file
-        has several samples. ``name`` is the name of the file, also without ``identifiers``.
-    sample : str, optional
-        Report only this sample.
-    progress : callable, optional
-        Called with the last row of each file when the file is done.
-    **options
-        Options of :func:`write_report`.
-
-    Returns
-    -------
-    DataFrame
-        A row per page: ``file``, ``sample``, ``output``, ``status`` ("done" or "failed"),
-        ``error``. If ``out`` is a directory, a file that fails does not stop the others.
-
-    Raises
-    ------
-    InvalidInputError, MissingKeyError
-        There are no files, there are several files for one page, or names repeat. For one page
-        also the errors of :func:`write_report`.
-    """
-    paths, target = list_files(files), Path(out)
-    single = target.suffix.lower() in (".html", ".htm")
-    if single and len(paths) > 1:
-        raise InvalidInputError(
-            f"{len(paths)} files do not fit on one page, {target.name}. Pass a directory as out."
-        )
-    names = file_names(paths, None)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for path, name in zip(paths, names, strict=True):
-        try:
-            adata = read_file(path, name=name)
-            keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
-            chosen = [sample] if single or sample is not None else samples_in(adata, **keys)
-            for i, one in enumerate(chosen):
-                page = target
-                if not single:
-                    target.mkdir(exist_ok=True)
-                    page = target / (f"{name}-{i + 1}.html" if len(chosen) > 1 else f"{name}.html")
-                write_report(adata, page, sample=one, **options)
-                done = {"output": str(page), "status": "done"}
-                rows.append({**failed_row(path, str(one or ""), ""), **done})
-        except FcmError as error:
-            if single:
-                raise
-            rows.append(failed_row(path, name, error_text(error)))
-        if progress is not None:
-            progress(rows[-1])
-    return pd.DataFrame(rows)
 
 
 def _facts(sample: Annotated, name: str) -> dict[str, str]:

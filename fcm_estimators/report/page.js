@@ -194,8 +194,10 @@
       if (point) showCell(point.customdata === undefined ? point.pointIndex : point.customdata);
     });
     document.documentElement.dataset.ready = "true";
-    data.gates.forEach((figure, i) => Plotly.newPlot(byId(`gate-${i}`), figure.data, figure.layout, { responsive: true, displaylogo: false }));
-    data.why.forEach((figure, i) => Plotly.newPlot(byId(`why-${i}`), figure.data, figure.layout, { responsive: true, displaylogo: false }));
+    for (const group of ["positive", "gates", "why"]) {
+      const id = group === "gates" ? "gate" : group;
+      data[group].forEach((figure, i) => Plotly.newPlot(byId(`${id}-${i}`), figure.data, figure.layout, { responsive: true, displaylogo: false }));
+    }
     document.documentElement.dataset.complete = "true";
   });
 })();

@@ -1,0 +1,140 @@
+"""The course of the sample's patient over days, as a table and a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fcm_estimators._checks import listed
+from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.metrics import CourseDisplay, Protocol
+from fcm_estimators.report._sample import Annotated
+from fcm_estimators.report._tables import Residual, Table
+
+# Probability of so different tubes by counting alone, below which it is told.
+_DIFFERENT_TUBES = 0.001
+# How results without a denominator gate are called.
+_ALL_CELLS = ("analysed", "analysed cells")
+
+
+@dataclass(frozen=True)
+class Course:
+    """Course of a patient.
+
+    Attributes
+    ----------
+    table : Table
+        A row per day.
+    picture : str
+        SVG as a data address.
+    words : str
+        What the picture shows, for those who do not see it.
+    """
+
+    table: Table
+    picture: str
+    words: str
+
+
+def course_of(
+    sample: Annotated, course: pd.DataFrame, residual: Residual | None, protocol: Protocol
+) -> Course:
+    """Table and picture of the course that the sample belongs to.
+
+    Raises
+    ------
+    InvalidInputError
+        The sample has no residual disease; the course is of several patients, another denominator
+        or another protocol; or it holds other counts of this sample.
+    MissingKeyError
+        The course lacks a column.
+    """
+    _require_same(sample, course, residual, protocol)
+    days = course.reset_index(level="patient", drop=True)
+    title = ""  # names of patients stay out
+    display = CourseDisplay(days, title, protocol.cut_offs)
+    rows = []
+    for day, row in days.iterrows():
+        rows.append(
+            [
+                f"{day:g}",
+                str(row["shown"]),
+                f"{row['numerator']:,} of {row['denominator']:,}",
+                str(row["detection"]),
+                str(row["adequacy"]),
+                f"{row['n_tubes']:,}",
+            ]
+        )
+    columns = ["day", "result", "positive cells", "status", "sensitivity asked for", "tubes"]
+    notes = ["The intervals are of counting alone."]
+    if (days["n_tubes"] > 1).any():
+        notes.append("Counts of the tubes of a day are added, never averaged.")
+    apart = days.index[days["tubes_p"] < _DIFFERENT_TUBES]
+    if len(apart):
+        notes.append(
+            f"The tubes of day {', '.join(f'{d:g}' for d in apart)} differ by more than counting "
+            "explains: look at each."
+        )
+    words = "; ".join(f"day {row[0]}: {row[1]}" for row in rows)
+    return Course(
+        Table("course-table", "Course as a table", columns, rows, " ".join(notes)),
+        _drawn(display),
+        f"Residual disease over days. {words}",
+    )
+
+
+def _require_same(
+    sample: Annotated, course: pd.DataFrame, residual: Residual | None, protocol: Protocol
+) -> None:
+    if residual is None:
+        raise InvalidInputError("The model has no positive class, so there is no course.")
+    needed = {"numerator", "denominator", "denominator_name", "shown", "words", "tubes", "tubes_p"}
+    missing = needed - set(course)
+    if missing or course.index.names != ["patient", "day"]:
+        raise MissingKeyError(
+            f"course lacks {sorted(missing)} or the index patient and day; expected the result of "
+            "fcm_estimators.cohort.course_of_tables(...)."
+        )
+    patients = course.index.unique("patient")
+    if len(patients) != 1:
+        raise InvalidInputError(
+            f"course is of {len(patients)} patients; a report shows one: course.loc[[patient]]."
+        )
+    gates = {str(name) for name in course["denominator_name"]}
+    own = set(_ALL_CELLS) if residual.gate is None else {residual.gate}
+    if not gates <= own:
+        raise InvalidInputError(
+            f"course counts in {listed(sorted(gates))}, the report in "
+            f"{residual.gate or 'all analysed cells'}. Use the same denominator for both."
+        )
+    end = f" Protocol: {protocol.name}."
+    if not course["words"].str.endswith(end).all():
+        raise InvalidInputError(
+            f"course was read by another protocol than the report's, {protocol.name!r}. Use the "
+            "same one for both."
+        )
+    here = course[course["tubes"] == sample.name]
+    counts = (int(residual.called.sum()), int(residual.inside.sum()))
+    for row in here.itertuples():
+        if (row.numerator, row.denominator) != counts:
+            raise InvalidInputError(
+                f"course has {row.numerator:,} of {row.denominator:,} cells for this sample, and "
+                f"the file {counts[0]:,} of {counts[1]:,}. The table is of another run: annotate "
+                "again."
+            )
+
+
+def _drawn(display: CourseDisplay) -> str:
+    """The picture as an SVG that a page can hold; equal courses give equal pictures."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.hashsalt": "course", "font.size": 11}):
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        display.plot(figure.subplots())
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(drawn.getvalue()).decode('ascii')}"

@@ -1,0 +1,112 @@
+"""Write the pages of many files, with the courses of their patients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fcm_estimators._types import Entries, Progress
+from fcm_estimators.cohort import course_of_tables, read_results
+from fcm_estimators.cohort.executor import error_text
+from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
+from fcm_estimators.cohort.tasks import failed_row
+from fcm_estimators.exceptions import FcmError, InvalidInputError
+from fcm_estimators.report._sample import samples_in
+from fcm_estimators.report._write import write_report
+
+
+def report_files(
+    files: PathName | Sequence[PathName],
+    out: PathName,
+    *,
+    sample: str | None = None,
+    sheet: PathName | pd.DataFrame | None = None,
+    pool: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """Write the reports of annotated files, one page per sample.
+
+    Parameters
+    ----------
+    files : path or sequence of paths
+        h5ad or zarr files, for example from :func:`~fcm_estimators.cohort.annotate_files`; a
+        directory stands for its files.
+    out : path
+        A page (.html or .htm) for one sample of one file, or a directory. The directory gets
+        ``{name}.html`` for each file, or ``{name}-1.html``, ``{name}-2.html`` and so on if the file
+        has several samples. ``name`` is the name of the file, also without ``identifiers``.
+    sample : str, optional
+        Report only this sample.
+    sheet : path or DataFrame, optional
+        A row per sample with ``sample``, ``patient`` and ``day``, as for
+        :func:`~fcm_estimators.cohort.course_of_tables`. Every page then shows the course of its
+        patient, from ``table.csv`` beside the files, which :func:`annotate_files` wrote.
+    pool : str, optional
+        Column of the sheet that names the tubes whose counts are added.
+    progress : callable, optional
+        Called with the last row of each file when the file is done.
+    **options
+        Options of :func:`write_report`.
+
+    Returns
+    -------
+    DataFrame
+        A row per page: ``file``, ``sample``, ``output``, ``status`` ("done" or "failed"),
+        ``error``. If ``out`` is a directory, a file that fails does not stop the others.
+
+    Raises
+    ------
+    InvalidInputError, MissingKeyError
+        There are no files, there are several files for one page, names repeat, there is a ``pool``
+        and no ``sheet``, or as ``course_of_tables``. For one page also the errors of
+        :func:`write_report`.
+    """
+    paths, target = list_files(files), Path(out)
+    single = target.suffix.lower() in (".html", ".htm")
+    if single and len(paths) > 1:
+        raise InvalidInputError(
+            f"{len(paths)} files do not fit on one page, {target.name}. Pass a directory as out."
+        )
+    if pool is not None and sheet is None:
+        raise InvalidInputError(f"pool={pool!r} is a column of a sheet; pass sheet=... too.")
+    names = file_names(paths, None)
+    courses = {} if sheet is None else _courses(paths, sheet, pool, options)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for path, name in zip(paths, names, strict=True):
+        try:
+            adata = read_file(path, name=name)
+            keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
+            found = samples_in(adata, **keys)
+            # Several samples on one page are an error of write_report.
+            chosen = found if sample is None and not (single and len(found) > 1) else [sample]
+            for i, one in enumerate(chosen):
+                page = target
+                if not single:
+                    target.mkdir(exist_ok=True)
+                    page = target / (f"{name}-{i + 1}.html" if len(chosen) > 1 else f"{name}.html")
+                write_report(adata, page, sample=one, course=courses.get(str(one)), **options)
+                done = {"output": str(page), "status": "done"}
+                rows.append({**failed_row(path, str(one or ""), ""), **done})
+        except FcmError as error:
+            if single:
+                raise
+            rows.append(failed_row(path, name, error_text(error)))
+        if progress is not None:
+            progress(rows[-1])
+    return pd.DataFrame(rows)
+
+
+def _courses(
+    paths: Sequence[Path], sheet: PathName | pd.DataFrame, pool: str | None, options: Entries
+) -> dict[str, pd.DataFrame]:
+    """Course of the patient of each sample, from the tables beside the files."""
+    tables = list(dict.fromkeys(path.parent for path in paths))
+    wanted = {k: options[k] for k in ("limit_of_blank", "protocol") if k in options}
+    course = course_of_tables(tables, sheet, pool=pool, **wanted)
+    patients = read_results(tables, sheet, same_panel=False)["patient"]
+    return {str(sample): course.loc[[patient]] for sample, patient in patients.dropna().items()}
