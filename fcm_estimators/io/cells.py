@@ -27,7 +27,6 @@ def cell_names(samples: Sequence[str], n_events: Sequence[int], first: int = 0) 
     samples : sequence of str, length S
     n_events : sequence of int, length S
     first : int, default 0
-        A multiple of 1,000.
 
     Returns
     -------
@@ -42,11 +41,13 @@ def cell_names(samples: Sequence[str], n_events: Sequence[int], first: int = 0) 
     names = np.empty(sum(n_events), dtype=object)
     row = 0
     for sample, count in zip(samples, n_events, strict=True):
-        for start in range(0, count, _BLOCK):
-            here = names[row + start : row + min(start + _BLOCK, count)]
-            event = first + start
-            endings = _PADDED if event else _PLAIN
-            here[:] = f"{sample}:{event // _BLOCK or ''}" + endings[: len(here)]
+        stop = first + count
+        for start in range(first - first % _BLOCK, stop, _BLOCK):
+            begin, end = max(start, first), min(start + _BLOCK, stop)
+            endings = (_PADDED if start else _PLAIN)[begin - start : end - start]
+            names[row + begin - first : row + end - first] = (
+                f"{sample}:{start // _BLOCK or ''}" + endings
+            )
         row += count
     return names
 
@@ -60,7 +61,7 @@ def cell_table(samples: Sequence[str], n_events: Sequence[int], first: int = 0) 
         Unique names.
     n_events : sequence of int, length S
     first : int, default 0
-        Number of the first event, a multiple of 1,000.
+        Number of the first event.
 
     Returns
     -------

@@ -96,7 +96,7 @@ class OpenedFcs:
         return self._as_adata(x, cell_table(self.samples, self.n_events))
 
     def blocks(self, n_rows: int) -> Iterator[ad.AnnData]:
-        """The events of the only sample, `n_rows` at a time, a multiple of 1,000.
+        """The events of the only sample, `n_rows` at a time, a multiple of 8.
 
         The blocks, one after the other, are what :meth:`read` gives.
         """
