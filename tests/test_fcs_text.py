@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from fcm_estimators.exceptions import FcsError, InvalidInputError, ProcessingStateError
 from fcm_estimators.io import get_spillover, read_fcs, write_fcs
 from fcm_estimators.io.cells import cell_table
+from fcm_estimators.io.decode import decode
 from fcm_estimators.io.keywords import Notes, lookup, parse_text
-from fcm_estimators.io.segment import decode, open_segment
+from fcm_estimators.io.segment import open_segment
 from fcm_estimators.preprocessing import Compensation
 from tests.fcs_files import (
     DATA_START,

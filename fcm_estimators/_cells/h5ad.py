@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,65 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
         reserve(file.id.get_vfd_handle(), needed + needed // 10 + MARGIN)
         anndata.io.write_elem(file, "/", adata)
     trim(path)
+
+
+def write_h5ad_by_block(blocks: Iterable[AnnData], n_obs: int, path: Path) -> None:
+    """Write a new h5ad file of cells that come block by block, as :func:`write_h5ad` does.
+
+    Parameters
+    ----------
+    blocks : iterable of AnnData
+        They have the same dense X and layers, ``var`` and ``uns``, the same columns of ``obs``
+        with the same categories, and nothing else.
+    n_obs : int
+        Number of cells in all.
+    path : Path
+
+    Raises
+    ------
+    OSError
+        There is no space for it, or it cannot be written.
+    """
+    blocks = iter(blocks)
+    first = next(blocks)
+    # AnnData writes one cell, and with it all that is not of cells.
+    one = first[:1].copy()
+    one.obs = first.obs.iloc[:1]  # with all categories
+    write_h5ad(one, path)
+    with h5py.File(path, "r+") as file:
+        needed = sum(map(_n_bytes, [first.X, dict(first.layers), first.obs])) / first.n_obs * n_obs
+        size = path.stat().st_size + int(1.1 * needed) + MARGIN
+        reserve(file.id.get_vfd_handle(), size)
+        places = {name: _lengthened(file, name, n_obs) for name in _of_cells(first)}
+        done = 0
+        for block in chain([first], blocks):
+            for name, values in _of_cells(block).items():
+                places[name][done : done + block.n_obs] = values
+            done += block.n_obs
+    trim(path)
+
+
+def _of_cells(adata: AnnData) -> dict[str, np.ndarray]:
+    """Arrays with an entry for each cell, by their place in a file."""
+    obs = adata.obs
+    found = {"X": adata.X, **{f"layers/{name}": adata.layers[name] for name in adata.layers}}
+    found[f"obs/{obs.index.name or '_index'}"] = obs.index.to_numpy(dtype=object)
+    for name in obs:
+        if isinstance(obs[name].dtype, pd.CategoricalDtype):
+            found[f"obs/{name}/codes"] = obs[name].cat.codes.to_numpy()
+        else:
+            found[f"obs/{name}"] = obs[name].to_numpy()
+    return found
+
+
+def _lengthened(file: h5py.File, name: str, n_rows: int) -> h5py.Dataset:
+    """A new dataset in the place of a shorter one, without its values."""
+    short = file[name]
+    shape, dtype, attributes = (n_rows, *short.shape[1:]), short.dtype, dict(short.attrs)
+    del file[name]
+    made = file.create_dataset(name, shape, dtype)
+    made.attrs.update(attributes)
+    return made
 
 
 def trim(path: Path) -> None:

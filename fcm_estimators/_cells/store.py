@@ -119,11 +119,21 @@ class CellStore:
 
     def table(self, key: str) -> pd.DataFrame | None:
         """A table of ``obsm`` without its index; None if there is none of this key."""
+        names = self.table_columns(key)
+        if names is None:
+            return None
+        return pd.DataFrame({name: self.table_column(key, name) for name in names})
+
+    def table_columns(self, key: str) -> list[str] | None:
+        """Names of the columns of a table of ``obsm``; None if there is none of this key."""
         group = self.root.get("obsm", {}).get(key)
         if group is None or group.attrs.get("encoding-type") != "dataframe":
             return None
-        names = [str(name) for name in group.attrs["column-order"]]
-        return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in names})
+        return [str(name) for name in group.attrs["column-order"]]
+
+    def table_column(self, key: str, name: str) -> pd.Series:
+        """A column of a table of ``obsm``."""
+        return pd.Series(anndata.io.read_elem(self.root["obsm"][key][name]))
 
     def matrix(self, layer: str | None) -> Element:
         """The values: ``X`` or a layer."""
@@ -218,9 +228,15 @@ class CellStore:
         self._add_to_order(var, key)
         anndata.io.write_elem(var, key, flags)
 
-    def add_records(self, entries: Entries) -> None:
-        """Set entries of ``uns``."""
-        uns = self.root.require_group("uns")
+    def record(self, key: str) -> Entries:
+        """An entry of ``uns``."""
+        with readable(self.path):
+            found: Entries = anndata.io.read_elem(self.root["uns"][key])
+        return found
+
+    def add_records(self, entries: Entries, within: str = "") -> None:
+        """Set entries of ``uns``, or of one of its records."""
+        uns = self.root.require_group(f"uns/{within}".rstrip("/"))
         for name, entry in entries.items():
             if name in uns:
                 del uns[name]

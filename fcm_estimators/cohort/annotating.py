@@ -20,8 +20,9 @@ from fcm_estimators._files import checksum, made_folder
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor
 from fcm_estimators.cohort.files import PathName, file_names, list_files
+from fcm_estimators.cohort.jobs import Job, cached_model
 from fcm_estimators.cohort.records import as_table, write_failed, write_rows
-from fcm_estimators.cohort.tasks import Job, annotate_one, cached_model, failed_row, is_model
+from fcm_estimators.cohort.tasks import annotate_one, failed_row, is_model
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.gating import GatingTree
 from fcm_estimators.gating.records import tree_records

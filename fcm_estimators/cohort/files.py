@@ -14,7 +14,7 @@ import pandas as pd
 from fcm_estimators._cells.samples import require_whole
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.io import read_fcs
+from fcm_estimators.io.opened import OpenedFcs, open_fcs
 
 PathName = str | os.PathLike[str]
 
@@ -47,9 +47,9 @@ def read_file(path: PathName, *, name: str | None = None) -> ad.AnnData:
         The file does not exist or is not an AnnData.
     """
     path = Path(path)
-    _require_there(path)
-    if _is_fcs(path):
-        return read_fcs(path, sample_names=name or _stem(path))
+    opened = open_fcs_file(path, name=name)
+    if opened is not None:
+        return opened.read()
     if not path.is_dir() and path.suffix.lower() != ".h5ad":
         raise InvalidInputError(
             f"{path.name} is no FCS file (it does not begin with FCS), does not end in .h5ad and "
@@ -64,6 +64,12 @@ def read_file(path: PathName, *, name: str | None = None) -> ad.AnnData:
     if "sample" not in adata.obs:
         adata.obs["sample"] = pd.Categorical([name or _stem(path)] * adata.n_obs)
     return adata
+
+
+def open_fcs_file(path: Path, *, name: str | None = None) -> OpenedFcs | None:
+    """Open an FCS file as :func:`read_file` reads it; None if the file is of another kind."""
+    _require_there(path)
+    return open_fcs(path, sample_names=name or _stem(path)) if _is_fcs(path) else None
 
 
 def list_files(files: PathName | Sequence[PathName]) -> list[Path]:

@@ -76,7 +76,7 @@ def write_rows(folder: Path, rows: list[Entries], names: list[str], settings: En
     names : list of str
         Names of the results that they are about.
     settings : dict
-        :meth:`~fcm_estimators.cohort.tasks.Job.fingerprint`.
+        :meth:`~fcm_estimators.cohort.jobs.Job.fingerprint`.
     """
     remove_leftovers(folder / _TABLE, seconds=_LONG)
     while True:

@@ -7,73 +7,36 @@ import functools
 import logging
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import h5py
-import numpy as np
 import pandas as pd
 
-from fcm_estimators._base.files import model_checksum
 from fcm_estimators._base.panels import suited_to
 from fcm_estimators._cells.h5ad import write_h5ad
-from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
-from fcm_estimators._checks import listed, sample_codes
+from fcm_estimators._cells.store import open_store
 from fcm_estimators._files import checksum, remove_leftovers, replaced_when_complete
 from fcm_estimators._types import Entries
-from fcm_estimators._version import __version__
+from fcm_estimators.cohort.by_block import annotate_by_block
 from fcm_estimators.cohort.claims import claimed
+from fcm_estimators.cohort.counting import InMemory, InStore, sample_rows
 from fcm_estimators.cohort.executor import error_text
-from fcm_estimators.cohort.files import as_text, read_file
+from fcm_estimators.cohort.files import as_text, open_fcs_file, read_file
+from fcm_estimators.cohort.jobs import Job, cached_model
+from fcm_estimators.cohort.memory import SHARE, free_memory, needed_memory
 from fcm_estimators.cohort.records import kept_rows, read_record, write_done, write_failed
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.io.opened import OpenedFcs
 from fcm_estimators.io.record import FILE_KEY, UNS_KEY
-from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
+from fcm_estimators.keys import EXPERT_GATES
 from fcm_estimators.labels.source import LabelSource
-from fcm_estimators.metrics import ClassificationErrors, Protocol, mrd_table
-from fcm_estimators.models import load_model, result_keys
-from fcm_estimators.quality import CHECKS, flag_quality, quality_table
+from fcm_estimators.models import result_keys
+from fcm_estimators.quality import flag_quality, quality_table
 
 logger = logging.getLogger("fcm_estimators")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Settings for annotating each file."""
-
-    model: str
-    model_checksum: str
-    gates: GatingTree | str | None
-    gates_checksum: str
-    only: list[str]
-    event_column: str | None
-    out: str
-    key_added: str
-    denominator: str | None
-    limit_of_blank: float | None
-    protocol: Entries
-    errors: Entries | None
-    also: Callable[[Any, ad.AnnData, Path], Entries] | None
-    resume: bool
-
-    def fingerprint(self) -> Entries:
-        """Settings that must be equal for an earlier result to be kept."""
-        irrelevant = ("model", "gates", "out", "resume", "also")
-        wanted = {k: v for k, v in vars(self).items() if k not in irrelevant}
-        return {**wanted, "also": repr(self.also), "version": __version__}
-
-
-@functools.lru_cache(maxsize=2)
-def cached_model(path: str, checksum: str) -> Any:
-    """Load a model once per process; the checksum distinguishes models saved at the same path."""
-    model = load_model(path)
-    if model_checksum(path) != checksum:
-        raise InvalidInputError(f"The model in {path} was replaced meanwhile. Run again.")
-    return model
 
 
 def _require_unchanged(path: Path, expected: str) -> None:
@@ -152,82 +115,90 @@ def _annotated(
     job: Job, path: Path, name: str, output: Path, record: Path, input_checksum: str
 ) -> list[Entries]:
     model = cached_model(job.model, job.model_checksum)
-    # A worker's warnings are seen by nobody, unless they are in the table.
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        adata = read_file(path, name=name)
-        _require_unchanged(path, input_checksum)
-        if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
-            adata.obs[model.sample_key] = adata.obs["sample"]
-        quality = _quality(adata, path)
-        if job.gates is not None:
-            _add_gates(adata, job, model)
-        ready = adata if model.is_prepared(adata) else model.prepare(adata)
-        model.annotate(ready, key_added=job.key_added)
-    told = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
-    warned = " | ".join(told)
     keys = result_keys(model, job.key_added)
-    # A report can tell by it whether errors of a classifier are those of this one.
-    ready.uns[keys.record]["model_sha256"] = job.model_checksum
-    distances = _distances(ready, keys.record)
-    results = _counts(model, ready, job, keys)
-    suited = suited_to(model, ready, quiet=True)
-    extra = {} if job.also is None else job.also(suited, ready, output.with_suffix(""))
-    rows = []
-    for sample in ready.obs["sample"].unique():
-        inside = (ready.obs["sample"] == sample).to_numpy()
-        key = model.sample_key
-        of_sample = distances.loc[
-            distances.index[0][0] if key is None else str(ready.obs[key][inside].iloc[0])
-        ]
-        rows.append(
-            {
-                "file": as_text(path),
-                "sample": str(sample),
-                "output": as_text(output),
-                "status": "done",
-                "error": "",
-                "warning": warned,
-                "n_cells": int(inside.sum()),
-                **_plain(results.loc[sample]),
-                **_plain(quality.loc[sample].drop("n_cells")),
-                "farthest_marker": str(of_sample.idxmax()),
-                "distance": float(of_sample.max()),
-                **extra,
-            }
-        )
+    extra: Entries = {}
     with replaced_when_complete(output) as temporary:
-        # It was for finding the sample in a workspace; who guesses the name could confirm it.
-        ready.uns.get(UNS_KEY, {}).pop(FILE_KEY, None)
-        # Compression would take longer than all else and save an eighth of the size.
-        write_h5ad(ready, temporary)
+        # A worker's warnings are seen by nobody, unless they are in the table.
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            opened = open_fcs_file(path, name=name)
+            large = opened is not None and _is_large(opened, job)
+            if opened is not None and large:
+                changed = functools.partial(_require_unchanged, path, input_checksum)
+                quality = annotate_by_block(model, opened, temporary, job.key_added, changed)
+            else:
+                adata = read_file(path, name=name) if opened is None else opened.read()
+                _require_unchanged(path, input_checksum)
+                ready, quality = _in_memory(job, path, model, adata)
+        if large:
+            with open_store(temporary) as store:
+                store.add_records({"model_sha256": job.model_checksum}, within=keys.record)
+                found = sample_rows(InStore(store), model, job, keys, quality)
+        else:
+            # A report can tell by it whether errors of a classifier are those of this one.
+            ready.uns[keys.record]["model_sha256"] = job.model_checksum
+            found = sample_rows(InMemory(ready), model, job, keys, quality)
+            if job.also is not None:
+                suited = suited_to(model, ready, quiet=True)
+                extra = job.also(suited, ready, output.with_suffix(""))
+            # It was for finding the sample in a workspace; who guesses the name could confirm it.
+            ready.uns.get(UNS_KEY, {}).pop(FILE_KEY, None)
+            # Compression would take longer than all else and save an eighth of the size.
+            write_h5ad(ready, temporary)
         # It is about the result that is replaced now.
         record.unlink(missing_ok=True)
-    return rows
+    told = dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)
+    heads = {
+        "file": as_text(path),
+        "sample": "",
+        "output": as_text(output),
+        "status": "done",
+        "error": "",
+        "warning": " | ".join(told),
+    }
+    return [{**heads, **row, **extra} for row in found]
 
 
-def _distances(adata: ad.AnnData, record: str) -> pd.Series:
-    """Distance from training by sample and marker, as ``annotate`` recorded it."""
-    found = adata.uns[record]["distance"]
-    index = pd.MultiIndex.from_arrays([found["sample"], found["marker"]])
-    return pd.Series(found["distance"], index=index)
+def _is_large(opened: OpenedFcs, job: Job) -> bool:
+    """Whether a file is to be read by block, which is told."""
+    n_events, n_channels = sum(opened.n_events), len(opened.var)
+    needed, free = needed_memory(n_events, n_channels), free_memory()
+    # Gates and explanations are made of all events at once.
+    if needed <= SHARE * free or job.gates is not None or job.also is not None:
+        return False
+    warnings.warn(
+        f"{opened.segments[0].path.name}: {n_events:,} events would take {needed / 1e9:.1f} GB of "
+        f"{free / 1e9:.1f} GB of free memory, so they were read and annotated by block. The "
+        "result is the same.",
+        UserWarning,
+        stacklevel=2,
+    )
+    return True
 
 
-def _quality(adata: ad.AnnData, path: Path) -> pd.DataFrame:
-    """Flag events and count the flags; without counts where there is nothing to judge."""
+def _in_memory(
+    job: Job, path: Path, model: Any, adata: ad.AnnData
+) -> tuple[ad.AnnData, pd.DataFrame | None]:
+    """Annotated data, and counts of the quality flags."""
+    if isinstance(model.sample_key, str) and model.sample_key not in adata.obs:
+        adata.obs[model.sample_key] = adata.obs["sample"]
+    quality = _quality(adata, path)
+    if job.gates is not None:
+        _add_gates(adata, job, model)
+    ready = adata if model.is_prepared(adata) else model.prepare(adata)
+    model.annotate(ready, key_added=job.key_added)
+    return ready, quality
+
+
+def _quality(adata: ad.AnnData, path: Path) -> pd.DataFrame | None:
+    """Flag events and count the flags; None where there is nothing to judge."""
     try:
         flag_quality(adata)
         return quality_table(adata)
     except (ProcessingStateError, MissingKeyError) as error:
         # The data have no raw values or no description of the channels.
         logger.info("%s: no quality flags. %s", path, error)
-        return _no_quality(adata)
-
-
-def _no_quality(adata: ad.AnnData) -> pd.DataFrame:
-    names = pd.Index(adata.obs["sample"].unique(), name="sample")
-    columns = ["n_cells", *(f"n_{QualityKeys().flag(check)}" for check in (*CHECKS, "any"))]
-    return pd.DataFrame({c: pd.array([pd.NA] * len(names), dtype="Int64") for c in columns}, names)
+        return None
 
 
 def _add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
@@ -254,69 +225,3 @@ def _add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
 def is_model(path: Path) -> bool:
     """Whether a path is the directory of a saved model, not of tables of gates."""
     return (path / "model.json").exists()
-
-
-def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys) -> pd.DataFrame:
-    """Count cells per class or gate, and residual disease; one row per sample."""
-    sample = adata.obs["sample"]
-    codes, names = sample_codes(sample, "sample")
-
-    def counted(masks: dict[str, np.ndarray]) -> pd.DataFrame:
-        counts = {
-            name: np.bincount(codes[mask], minlength=len(names)) for name, mask in masks.items()
-        }
-        return pd.DataFrame(counts, index=names.rename(None))
-
-    if isinstance(keys, GateKeys):
-        inside = adata.obsm[keys.membership]
-        analysed = ~inside.isna().any(axis=1).to_numpy()
-        parts = {f"n_{gate}": inside[gate].fillna(False).to_numpy(dtype=bool) for gate in inside}
-        return counted({"n_analysed": analysed, **parts})
-    predicted = adata.obs[keys.label]
-    proba = adata.obsm[keys.probabilities]
-    analysed = ~np.isnan(proba.to_numpy()).any(axis=1)
-    parts = {f"n_{name}": (predicted == name).to_numpy() & analysed for name in proba}
-    # Those cells that keep a class are counted there too.
-    parts["n_unknown"] = adata.obs[keys.unknown].to_numpy()
-    table = counted({"n_analysed": analysed, **parts})
-    missing = list(adata.uns[keys.record]["missing_markers"])
-    if missing:
-        table["missing_markers"] = ", ".join(missing)
-    if model.pos_label_ is None:
-        return table
-    inside, gate = analysed, "analysed"
-    if job.denominator is not None:
-        gates = adata.obsm.get(EXPERT_GATES)
-        if gates is None or job.denominator not in gates:
-            raise MissingKeyError(
-                f"denominator={job.denominator!r} is not among the gates "
-                f"{listed([] if gates is None else gates)}. Pass gates=..., or no denominator."
-            )
-        gate = job.denominator
-        inside = gates[gate].fillna(False).to_numpy(dtype=bool)
-    flags = [QualityKeys().flag(check) for check in CHECKS]
-    flags = [name for name in flags if name in adata.obs]
-    positive = (predicted == str(model.pos_label_)).to_numpy() & analysed
-    mrd = mrd_table(
-        positive,
-        denominator=inside,
-        denominator_name=gate,
-        groups=sample,
-        limit_of_blank=job.limit_of_blank,
-        uncertain=uncertain_samples(adata.uns[keys.record]),
-        tested=was_tested(adata.uns[keys.record]),
-        protocol=Protocol.from_dict(job.protocol),
-        errors=None if job.errors is None else ClassificationErrors.from_dict(job.errors),
-    )
-    members = members_table(adata.uns[keys.record]).set_index("sample")
-    for name in ("lowest", "highest", "possible"):
-        mrd[f"members_{name}"] = members[name].reindex(mrd.index.astype(str)).to_numpy()
-    for name in flags:
-        mrd[f"n_positive_{name}"] = counted({name: adata.obs[name].to_numpy() & positive & inside})
-    return table.join(mrd)
-
-
-def _plain(row: pd.Series) -> Entries:
-    """Convert values to types that JSON has."""
-    values = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
-    return {k: None if v is pd.NA or v != v else v for k, v in values.items()}

@@ -19,13 +19,14 @@ _PADDED = np.array([name.zfill(len(_PLAIN[-1])) for name in _PLAIN], dtype=objec
 _setting = Lock()
 
 
-def cell_names(samples: Sequence[str], n_events: Sequence[int]) -> np.ndarray:
-    """``"{sample}:{event}"`` of all cells, events counted from 0 in each sample.
+def cell_names(samples: Sequence[str], n_events: Sequence[int], first: int = 0) -> np.ndarray:
+    """``"{sample}:{event}"`` of all cells, events counted from `first` in each sample.
 
     Parameters
     ----------
     samples : sequence of str, length S
     n_events : sequence of int, length S
+    first : int, default 0
 
     Returns
     -------
@@ -40,15 +41,18 @@ def cell_names(samples: Sequence[str], n_events: Sequence[int]) -> np.ndarray:
     names = np.empty(sum(n_events), dtype=object)
     row = 0
     for sample, count in zip(samples, n_events, strict=True):
-        for start in range(0, count, _BLOCK):
-            here = names[row + start : row + min(start + _BLOCK, count)]
-            endings = _PADDED if start else _PLAIN
-            here[:] = f"{sample}:{start // _BLOCK or ''}" + endings[: len(here)]
+        stop = first + count
+        for start in range(first - first % _BLOCK, stop, _BLOCK):
+            begin, end = max(start, first), min(start + _BLOCK, stop)
+            endings = (_PADDED if start else _PLAIN)[begin - start : end - start]
+            names[row + begin - first : row + end - first] = (
+                f"{sample}:{start // _BLOCK or ''}" + endings
+            )
         row += count
     return names
 
 
-def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
+def cell_table(samples: Sequence[str], n_events: Sequence[int], first: int = 0) -> pd.DataFrame:
     """One row per cell: ``sample``, ``event``, and the name of the cell as the index.
 
     Parameters
@@ -56,6 +60,8 @@ def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
     samples : sequence of str, length S
         Unique names.
     n_events : sequence of int, length S
+    first : int, default 0
+        Number of the first event.
 
     Returns
     -------
@@ -64,13 +70,13 @@ def cell_table(samples: Sequence[str], n_events: Sequence[int]) -> pd.DataFrame:
     """
     kind = np.min_scalar_type(-len(samples))
     codes = np.repeat(np.arange(len(samples), dtype=kind), n_events)
-    events = [np.arange(n, dtype=np.int64) for n in n_events]
+    events = [np.arange(first, first + n, dtype=np.int64) for n in n_events]
     return pd.DataFrame(
         {
             "sample": pd.Categorical.from_codes(codes, categories=pd.Index(samples)),
             "event": events[0] if len(events) == 1 else np.concatenate(events),
         },
-        index=pd.Index(cell_names(samples, n_events), dtype=object),
+        index=pd.Index(cell_names(samples, n_events, first), dtype=object),
         copy=False,
     )
 

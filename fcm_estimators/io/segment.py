@@ -1,4 +1,4 @@
-"""Check and decode one data set of an FCS file."""
+"""Find and check one data set of an FCS file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._checks import column_extremes
 from fcm_estimators.exceptions import FcsError, InvalidInputError
 from fcm_estimators.io.beckman import (
     compensated_parameters,
@@ -25,16 +24,14 @@ from fcm_estimators.io.channels import (
     parse_spillover,
     unique_channels,
 )
-from fcm_estimators.io.keywords import Notes, listed
+from fcm_estimators.io.keywords import listed
 from fcm_estimators.io.layout import Layout, find_events
 from fcm_estimators.io.text import Content, DataSet, data_sets, number, parsed_number
 
+# float32 holds no odd whole number above this.
+LARGEST_WHOLE = 1 << 24
 # float32 holds no more decades.
 _MOST_DECADES = 38
-# Floats above this many times $PnR are told.
-_FAR_BEYOND = 2.0
-# float32 holds no odd whole number above this.
-_LARGEST_WHOLE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ class Segment:
         """Whether parameter number `index` is an integer that may be too large for float32."""
         channel = self.channels[index]
         whole = self.layout.kinds[index] == "I" and channel.linear
-        return whole and channel.stored_range > _LARGEST_WHOLE
+        return whole and channel.stored_range > LARGEST_WHOLE
 
     def spillover(self) -> pd.DataFrame | None:
         """Labelled spillover matrix, None if the file has none that can be read."""
@@ -174,123 +171,6 @@ def open_segments(path: Path) -> list[Segment]:
             f"read it with dataset={found.index(older[0])}."
         )
     return [_checked_segment(data, found) for data in kept]
-
-
-def decode(segment: Segment, out: np.ndarray, columns: Sequence[int], scale_time: bool) -> None:
-    """Read the events of a data set into columns of an array.
-
-    Parameters
-    ----------
-    segment : Segment
-        From :func:`open_segment`.
-    out : ndarray of float32, shape (n_events, M)
-        Filled column by column; columns without a parameter do not change.
-    columns : sequence of int
-        Column of `out` for every parameter of the file, -1 for none.
-    scale_time : bool
-        Multiply Time by ``$TIMESTEP``.
-
-    Raises
-    ------
-    FcsError
-        If `scale_time` is set and the file has a Time channel but no ``$TIMESTEP``, or if values
-        exceed float32.
-
-    Notes
-    -----
-    Scale values are those of FCS 3.1: a log amplifier with ``$PnE = f1,f2`` gives
-    f2 * 10^(f1 * x / $PnR) for integers, a gain ``$PnG = g`` gives x / g. Floats are linear
-    whatever ``$PnE`` says. The gain is not applied to Time.
-    """
-    factors = [
-        _time_step(segment) if scale_time and channel.kind == "time" and column >= 0 else 1.0
-        for channel, column in zip(segment.channels, columns, strict=True)
-    ]
-    content, layout = Content(segment.path), segment.layout
-    wanted = [(i, column) for i, column in enumerate(columns) if column >= 0]
-    # float32 in the order of the file goes straight into the array.
-    direct = (
-        layout.uniform is not None
-        and layout.uniform.newbyteorder("=") == out.dtype
-        and out.flags.c_contiguous
-        and list(columns) == list(range(out.shape[1]))
-    )
-    if direct:
-        content.fill(segment.data_start, out)
-        if not layout.uniform.isnative:  # type: ignore[union-attr]
-            out.byteswap(inplace=True)
-        for index, (channel, factor) in enumerate(zip(segment.channels, factors, strict=True)):
-            if not channel.linear or factor != 1:
-                _store(segment, out[:, index], out[:, index], channel, factor)
-        _warn_beyond_range(segment, out, columns)
-        return
-    notes, rounded = Notes(segment.path.name), set()
-    for rows, stored in layout.chunks(content, segment.data_start, segment.n_events):
-        for index, column in wanted:
-            channel = segment.channels[index]
-            _store(segment, out[rows, column], stored[index], channel, factors[index])
-            if (
-                segment.exceeds_float32(index)
-                and (_scale_values(stored[index], channel, 1.0) > _LARGEST_WHOLE).any()
-            ):
-                rounded.add(channel.name)
-    for name in sorted(rounded):
-        notes.group("with integers above 2^24 (16,777,216), which float32 rounds.", name)
-    notes.warn()
-    _warn_beyond_range(segment, out, columns)
-
-
-def _warn_beyond_range(segment: Segment, out: np.ndarray, columns: Sequence[int]) -> None:
-    """Tell which floats lie far beyond ``$PnR``, which bounds integers only."""
-    if set(segment.layout.kinds) == {"I"}:
-        return
-    _, highest = column_extremes(out)
-    notes = Notes(segment.path.name)
-    for channel, kind, column in zip(segment.channels, segment.layout.kinds, columns, strict=True):
-        if column < 0 or kind == "I" or channel.kind in ("time", "other"):
-            continue
-        if highest[column] > _FAR_BEYOND * channel.range > 0:
-            what = f"{channel.name} (up to {highest[column]:.3g}, $PnR {channel.range:.3g})"
-            notes.group("with floats far beyond $PnR, which is no bound for floats.", what)
-    notes.warn()
-
-
-def _store(
-    segment: Segment, out: np.ndarray, values: np.ndarray, channel: Channel, factor: float
-) -> None:
-    try:
-        with np.errstate(over="raise"):
-            out[...] = _scale_values(values, channel, factor)
-    except FloatingPointError as error:
-        raise FcsError(
-            f"{segment.path.name}: channel {channel.name} holds values beyond the range of "
-            "float32. Its $PnE, $PnG or data are wrong."
-        ) from error
-
-
-def _scale_values(values: np.ndarray, channel: Channel, factor: float) -> np.ndarray:
-    if values.dtype.kind == "u":
-        mask = (1 << (int(channel.stored_range) - 1).bit_length()) - 1
-        # Bits above $PnR are not data: the standard allows instruments to write anything there.
-        if mask < np.iinfo(values.dtype).max:
-            values = values & values.dtype.type(mask)
-    if channel.decades > 0:
-        exponent = channel.decades / channel.stored_range
-        values = channel.log_zero * 10 ** (values.astype(np.float64) * exponent)
-    if channel.gain != 1 or factor != 1:
-        values = values.astype(np.float64) / channel.gain * factor
-    return values
-
-
-def _time_step(segment: Segment) -> float:
-    step = segment.time_step
-    if step is None or step <= 0:
-        found = f"$TIMESTEP {step:g}" if step is not None else "no $TIMESTEP"
-        raise FcsError(
-            f"{segment.path.name} has {found}, so its Time cannot be converted to seconds. "
-            "Read it with scale_time=False."
-        )
-    return step
 
 
 def _checked_segment(data: DataSet, others: Sequence[DataSet]) -> Segment:

@@ -14,10 +14,11 @@ from fcm_estimators._checks import rows_by_sample
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
 from fcm_estimators.io.beckman import COMPENSATED_KEYWORD
 from fcm_estimators.io.channels import ADDED_KEYWORD
+from fcm_estimators.io.decode import decode
 from fcm_estimators.io.encode import save_fcs, standard_name
 from fcm_estimators.io.kinds import is_compensated
 from fcm_estimators.io.record import INSTRUMENT_KEY, UNS_KEY, get_keywords, get_spillover
-from fcm_estimators.io.segment import Segment, decode, open_segment
+from fcm_estimators.io.segment import Segment, open_segment
 from fcm_estimators.keys import NOT_ANALYSED, ClassKeys, GateKeys
 
 

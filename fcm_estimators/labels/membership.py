@@ -13,8 +13,9 @@ import pandas as pd
 
 from fcm_estimators._checks import nullable_flags, rows_by_sample
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.io.decode import decode
 from fcm_estimators.io.record import UNS_KEY, sample_row
-from fcm_estimators.io.segment import decode, open_segment
+from fcm_estimators.io.segment import open_segment
 from fcm_estimators.io.write import shared_channels
 from fcm_estimators.keys import LABELLED_WITHIN
 

@@ -1,31 +1,25 @@
-"""Quality control: flag events to look at. Nothing is ever removed.
-
-:func:`flag_quality` writes the flags; :func:`quality_table` counts them per sample.
-"""
+"""Judge the events of one file: the checks behind :func:`fcm_estimators.quality.flag_quality`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 from scipy.optimize import brentq
 
-from fcm_estimators._cells.results import require_key_name
-from fcm_estimators._checks import column_extremes, rows_by_sample
+from fcm_estimators._checks import column_extremes
 from fcm_estimators._ranks import mean_ranks, rank_keys
+from fcm_estimators._types import Element
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.io.write import raw_values, require_columns
-from fcm_estimators.keys import QualityKeys
-from fcm_estimators.labels.membership import require_own_data
-
-__all__ = ["flag_quality", "quality_table"]
+from fcm_estimators.io.write import raw_values
 
 CHECKS = ("time", "margin", "doublet", "dead")
 
+# Events whose values are read at once, and 16-bit keys that are kept at once.
+_ROWS_AT_ONCE, _KEYS_AT_ONCE = 1 << 16, 1 << 27
 # Events in a stretch of the acquisition, and the largest number of stretches.
 _STRETCH = 500
 _STRETCHES = 200
@@ -56,173 +50,14 @@ _VIABILITY = re.compile(
 )
 
 
-def flag_quality(
-    adata: ad.AnnData,
-    *,
-    sample_key: str | None = "sample",
-    viability: str | None = None,
-    key_added: str = QualityKeys.key,
-) -> None:
-    """Flag events that a cytometrist would look at before trusting them.
-
-    Each sample is judged separately, on raw values. The flags are for looking and counting: nothing
-    is removed, and the models use flagged events like all others.
-
-    Parameters
-    ----------
-    adata : AnnData
-        Data from :func:`~fcm_estimators.read_fcs`, raw or with ``layers["raw"]``.
-    sample_key : str or None, default "sample"
-        Column of ``obs`` that names the file of each event. None: all events are of one file.
-    viability : str, optional
-        Marker of the dye that enters dead cells. Default: the first marker with the name of such
-        a dye (7-AAD, DAPI, Zombie, Live/Dead, ...).
-    key_added : str, default "qc"
-        Prefix of the columns of ``obs``, and key of ``uns``.
-
-    Notes
-    -----
-    Sets the following fields; a check that cannot be judged gets no column:
-
-    ``adata.obs[f"{key_added}_time"]`` : bool
-        The event is in a stretch of 500 events (or a 200th of the sample, if that is more) in
-        which the flow rate differed from the sample's median by more than a factor of 3, time ran
-        backwards, or a marker drifted: its mean rank was off by more than 0.1 of all events and by
-        more than 6 standard errors. A clock that wraps around counts as running on. No column if
-        events are not in order of acquisition: time jumps back in a third of the stretches.
-    ``adata.obs[f"{key_added}_margin"]`` : bool
-        The event is at the end of the range (``$PnR``) in a scatter or stained fluorescence
-        channel, or has a scatter of 0 or less. Where values exceed the range, which only floats
-        can, it is no bound: events are then flagged if 10 or more share the largest value.
-    ``adata.obs[f"{key_added}_doublet"]`` : bool
-        Forward scatter area divided by height (or the width, if one of them is missing) is above
-        the median by more than 4 times 1.4826 times the median absolute deviation.
-    ``adata.obs[f"{key_added}_dead"]`` : bool
-        The event more likely belongs to the brighter of two normal distributions of the arcsinh
-        (cofactor 150) of the viability dye. No event is flagged if the two are less than 3 times
-        their root mean square SD apart.
-    ``adata.uns[key_added]`` : dict
-        ``checks``; ``reason``, for each check "" or why it could not be judged; ``viability``, the
-        marker of the dye, "" for none.
-
-    Raises
-    ------
-    InvalidInputError
-        If ``adata`` is a view or has no cells, or a channel that is judged holds NaN or infinite
-        values.
-    MissingKeyError
-        If the sample column, the marker or a column of ``var`` (``kind``, ``channel``, ``marker``,
-        ``range``) is missing.
-    ProcessingStateError
-        If X is compensated or transformed and there is no ``layers["raw"]``.
-
-    References
-    ----------
-    The checks follow flowAI (Monaco et al., Bioinformatics 32, 2016) and PeacoQC (Emmaneel et al.,
-    Cytometry A 101, 2022), in a simpler form.
-
-    Examples
-    --------
-    >>> from fcm_estimators.datasets import simulate_cohort
-    >>> from fcm_estimators.quality import flag_quality, quality_table
-    >>> adata = simulate_cohort(2, 2000, random_state=0)
-    >>> flag_quality(adata)
-    >>> quality_table(adata).columns.tolist()
-    ['n_cells', 'n_qc_time', 'n_qc_margin', 'n_qc_doublet', 'n_qc_dead', 'n_qc_any']
-    """
-    require_own_data(adata)
-    require_key_name(key_added)
-    require_columns(adata.var, "var", "kind", "channel", "marker", "range")
-    if adata.n_obs == 0:
-        raise InvalidInputError("adata has no cells, so there is nothing to judge.")
-    dye = _viability_dye(adata, viability)
-    raw = _Raw.from_adata(adata)
-    judges: dict[str, Callable[[_Raw], np.ndarray | str]] = {
-        "time": _unstable,
-        "margin": _at_margin,
-        "doublet": _wide,
-        "dead": lambda part: _dead(part, dye),
-    }
-    rows_of = rows_by_sample(adata, sample_key)
-    flags: dict[str, np.ndarray] = {}
-    reasons = dict.fromkeys(CHECKS, "")
-    for check, judge in judges.items():
-        flagged = np.zeros(adata.n_obs, dtype=bool)
-        for sample, rows in rows_of.items():
-            found = judge(raw.of(rows))
-            if isinstance(found, str):
-                which = f"{sample}: " if found == _OUT_OF_ORDER and len(rows_of) > 1 else ""
-                reasons[check] = which + found
-                break
-            flagged[rows] = found
-        else:
-            flags[check] = flagged
-    for check in CHECKS:
-        name = QualityKeys(key_added).flag(check)
-        if check in flags:
-            adata.obs[name] = flags[check]
-        elif name in adata.obs:
-            del adata.obs[name]
-    adata.uns[key_added] = {
-        "checks": np.array(CHECKS, dtype=object),
-        "reason": np.array([reasons[check] for check in CHECKS], dtype=object),
-        "viability": dye or "",
-    }
-
-
-def quality_table(
-    adata: ad.AnnData, *, sample_key: str | None = "sample", key: str = QualityKeys.key
-) -> pd.DataFrame:
-    """Count the flagged events of every sample.
-
-    Parameters
-    ----------
-    adata : AnnData
-        Data with the flags of :func:`flag_quality`.
-    sample_key : str or None, default "sample"
-        Column of ``obs``, as in :func:`flag_quality`.
-    key : str, default "qc"
-        The ``key_added`` of :func:`flag_quality`.
-
-    Returns
-    -------
-    DataFrame of Int64
-        One row per sample, index ``sample``. Columns: ``n_cells``; ``n_{key}_time``, ``_margin``,
-        ``_doublet``, ``_dead``, NA for a check that could not be judged; ``n_{key}_any``, events
-        with at least one flag.
-
-    Raises
-    ------
-    MissingKeyError
-        If there are no flags, or the sample column is missing.
-    """
-    if key not in adata.uns or "checks" not in adata.uns[key]:
-        raise MissingKeyError(f"adata.uns has no quality flags {key!r}. Call flag_quality first.")
-    samples = rows_by_sample(adata, sample_key)
-    names, rows_of = pd.Index(samples, name="sample"), samples.values()
-    table = pd.DataFrame({"n_cells": [len(rows) for rows in rows_of]}, index=names, dtype="Int64")
-    flagged = np.zeros(adata.n_obs, dtype=bool)
-    for check in CHECKS:
-        name = QualityKeys(key).flag(check)
-        counts = pd.array([pd.NA] * len(names), dtype="Int64")
-        if name in adata.obs:
-            values = adata.obs[name].to_numpy(dtype=bool)
-            flagged |= values
-            counts = pd.array([int(values[rows].sum()) for rows in rows_of], dtype="Int64")
-        table[f"n_{name}"] = counts
-    table[f"n_{QualityKeys(key).flag('any')}"] = pd.array(
-        [int(flagged[r].sum()) for r in rows_of], dtype="Int64"
-    )
-    return table
-
-
 @dataclass(frozen=True)
-class _Raw:
+class Raw:
     """Raw values of N events, and what ``var`` says about their M channels.
 
     Attributes
     ----------
-    values : ndarray, shape (N, M)
+    values : ndarray or array of a store, shape (N, M)
+        Read by block.
     order : ndarray of int, shape (N,), or None
         Position of each event in its file.
     names, channels : list of M str
@@ -234,7 +69,7 @@ class _Raw:
     range : ndarray of float64, shape (M,)
     """
 
-    values: np.ndarray
+    values: Element
     order: np.ndarray | None
     names: list[str]
     channels: list[str]
@@ -244,7 +79,7 @@ class _Raw:
     range: np.ndarray
 
     @classmethod
-    def from_adata(cls, adata: ad.AnnData) -> _Raw:
+    def from_adata(cls, adata: ad.AnnData) -> Raw:
         """Raw values of all events."""
         kinds = adata.var["kind"].astype(str).to_numpy()
         stained = adata.var["marker"].astype(str).to_numpy() != ""
@@ -259,24 +94,43 @@ class _Raw:
             range=adata.var["range"].to_numpy(dtype=np.float64),
         )
 
-    def of(self, rows: np.ndarray) -> _Raw:
-        """Events of one sample."""
+    def of(self, rows: np.ndarray | None) -> Raw:
+        """Events of one sample; None for all."""
+        if rows is None:
+            return self
         first, last = int(rows[0]), int(rows[-1]) + 1
         index = slice(first, last) if last - first == len(rows) else rows
         order = None if self.order is None else self.order[index]
         return replace(self, values=self.values[index], order=order)
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Values of some events at a time."""
+        for start in range(0, len(self.values), _ROWS_AT_ONCE):
+            yield self.values[start : start + _ROWS_AT_ONCE]
+
+    def extremes(self) -> np.ndarray:
+        """Smallest and largest value of every channel, shape (2, M)."""
+        return column_extremes(np.concatenate([column_extremes(part) for part in self.blocks()]))
+
     def require_finite(self, positions: np.ndarray) -> None:
         """Raise InvalidInputError that names a channel with NaN or infinite values."""
         with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(self.values.sum(dtype=np.float64)):
+            if np.isfinite(sum(part.sum(dtype=np.float64) for part in self.blocks())):
                 return
         for position in positions:
             self.column(int(position))
 
+    def where(self, position: int, compare: np.ufunc, limit: float) -> np.ndarray:
+        """For which events a comparison of a channel with a limit holds."""
+        return np.concatenate([compare(part[:, position], limit) for part in self.blocks()])
+
     def column(self, position: int) -> np.ndarray:
         """One channel, float64 and finite."""
-        values = self.values[:, position].astype(np.float64)
+        values = np.empty(len(self.values))
+        done = 0
+        for part in self.blocks():
+            values[done : done + len(part)] = part[:, position]
+            done += len(part)
         if not np.isfinite(values).all():
             raise InvalidInputError(
                 f"Channel {self.names[position]!r} holds NaN or infinite values, which cannot be "
@@ -292,7 +146,42 @@ class _Raw:
         return None
 
 
-def _viability_dye(adata: ad.AnnData, given: str | None) -> str | None:
+def judged(
+    raw: Raw, rows_of: Mapping[str, np.ndarray | None], dye: str | None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Flags of all events by check, and by check why it cannot be judged, "" if it can.
+
+    Parameters
+    ----------
+    raw : Raw
+    rows_of : mapping of sample to ndarray of int
+        None for all rows.
+    dye : str or None
+        Marker of dead cells.
+    """
+    judges: dict[str, Callable[[Raw], np.ndarray | str]] = {
+        "time": _unstable,
+        "margin": _at_margin,
+        "doublet": _wide,
+        "dead": lambda part: _dead(part, dye),
+    }
+    flags: dict[str, np.ndarray] = {}
+    reasons = dict.fromkeys(CHECKS, "")
+    for check, judge in judges.items():
+        flagged = np.zeros(len(raw.values), dtype=bool)
+        for sample, rows in rows_of.items():
+            found = judge(raw.of(rows))
+            if isinstance(found, str):
+                which = f"{sample}: " if found == _OUT_OF_ORDER and len(rows_of) > 1 else ""
+                reasons[check] = which + found
+                break
+            flagged[slice(None) if rows is None else rows] = found
+        else:
+            flags[check] = flagged
+    return flags, reasons
+
+
+def viability_dye(adata: ad.AnnData, given: str | None) -> str | None:
     if given is not None:
         if given not in adata.var_names:
             raise MissingKeyError(
@@ -308,7 +197,7 @@ def _viability_dye(adata: ad.AnnData, given: str | None) -> str | None:
     return None
 
 
-def _unstable(part: _Raw) -> np.ndarray | str:
+def _unstable(part: Raw) -> np.ndarray | str:
     """Flag stretches in which the flow rate is off, time runs backwards or a marker drifts."""
     found = np.flatnonzero(part.kinds == "time")
     if len(found) == 0:
@@ -337,10 +226,12 @@ def _unstable(part: _Raw) -> np.ndarray | str:
     error = 1 / np.sqrt(12 * length)
     drifting = np.flatnonzero(part.stained | (part.kinds == "scatter"))
     part.require_finite(drifting)
-    for keys in rank_keys(part.values, drifting):
-        ranks = mean_ranks(keys)[keys if order is None else keys[order]]
-        shift = np.abs(np.add.reduceat(ranks, edges[:-1]) / length - 0.5)
-        bad |= (shift > _RANK_SHIFT) & (shift > _STANDARD_ERRORS * error)
+    at_once = max(_KEYS_AT_ONCE // n, 1)
+    for first in range(0, len(drifting), at_once):
+        for keys in rank_keys(part.values, drifting[first : first + at_once]):
+            ranks = mean_ranks(keys)[keys if order is None else keys[order]]
+            shift = np.abs(np.add.reduceat(ranks, edges[:-1]) / length - 0.5)
+            bad |= (shift > _RANK_SHIFT) & (shift > _STANDARD_ERRORS * error)
     flagged = np.repeat(bad, length)
     if order is not None:
         flagged[order] = flagged.copy()
@@ -371,32 +262,32 @@ def _in_order(time: np.ndarray, edges: np.ndarray) -> np.ndarray | None:
     return None if len(far) > 1 and hit >= _OUT_OF_ORDER_SHARE else time
 
 
-def _at_margin(part: _Raw) -> np.ndarray | str:
+def _at_margin(part: Raw) -> np.ndarray | str:
     """Flag events at the ends of the range, where the detector cannot tell values apart."""
     if not part.judged.any():
         return "no scatter and no stained fluorescence"
     flagged = np.zeros(len(part.values), dtype=bool)
-    judged = np.flatnonzero(part.judged)
-    part.require_finite(judged)
-    lowest, highest = column_extremes(part.values)
-    for position in judged:
+    positions = np.flatnonzero(part.judged)
+    part.require_finite(positions)
+    lowest, highest = part.extremes()
+    for position in map(int, positions):
         top, end = highest[position], part.range[position]
         if np.isfinite(end) and end > 1:
             if top > end:
                 # Only floats exceed the range, and for them it is no bound. Where a detector is
                 # saturated, many events have exactly the largest value.
-                saturated = part.values[:, position] == top
+                saturated = part.where(position, np.equal, top)
                 if saturated.sum() >= _SATURATED:
                     flagged |= saturated
             elif top >= end - 1:
                 # The largest value that a detector can report is the range minus 1.
-                flagged |= part.values[:, position] >= end - 1
+                flagged |= part.where(position, np.greater_equal, end - 1)
         if part.kinds[position] == "scatter" and lowest[position] <= 0:
-            flagged |= part.values[:, position] <= 0
+            flagged |= part.where(position, np.less_equal, 0)
     return flagged
 
 
-def _wide(part: _Raw) -> np.ndarray | str:
+def _wide(part: Raw) -> np.ndarray | str:
     """Flag events that take longer to pass the laser than a single cell."""
     area, height, width = (part.channel(rf"FSC[- ]?{letter}") for letter in "AHW")
     if area is not None and height is not None:
@@ -414,7 +305,7 @@ def _wide(part: _Raw) -> np.ndarray | str:
     return wide
 
 
-def _dead(part: _Raw, dye: str | None) -> np.ndarray | str:
+def _dead(part: Raw, dye: str | None) -> np.ndarray | str:
     """Flag the brighter of two clearly separated populations of a viability dye."""
     from sklearn.mixture import GaussianMixture
 

@@ -1,0 +1,53 @@
+"""Settings of a run over many files, and the model that it applies."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+
+from fcm_estimators._base.files import model_checksum
+from fcm_estimators._types import Entries
+from fcm_estimators._version import __version__
+from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.gating import GatingTree
+from fcm_estimators.models import load_model
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings for annotating each file."""
+
+    model: str
+    model_checksum: str
+    gates: GatingTree | str | None
+    gates_checksum: str
+    only: list[str]
+    event_column: str | None
+    out: str
+    key_added: str
+    denominator: str | None
+    limit_of_blank: float | None
+    protocol: Entries
+    errors: Entries | None
+    also: Callable[[Any, ad.AnnData, Path], Entries] | None
+    resume: bool
+
+    def fingerprint(self) -> Entries:
+        """Settings that must be equal for an earlier result to be kept."""
+        irrelevant = ("model", "gates", "out", "resume", "also")
+        wanted = {k: v for k, v in vars(self).items() if k not in irrelevant}
+        return {**wanted, "also": repr(self.also), "version": __version__}
+
+
+@functools.lru_cache(maxsize=2)
+def cached_model(path: str, checksum: str) -> Any:
+    """Load a model once per process; the checksum distinguishes models saved at the same path."""
+    model = load_model(path)
+    if model_checksum(path) != checksum:
+        raise InvalidInputError(f"The model in {path} was replaced meanwhile. Run again.")
+    return model

@@ -1,0 +1,271 @@
+"""Files larger than memory: read and annotated by block, with the result of memory."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.pipeline import make_pipeline
+
+from fcm_estimators import PolygonRegressor, ReluFormerClassifier, read_fcs, write_fcs
+from fcm_estimators._cells.h5ad import write_h5ad, write_h5ad_by_block
+from fcm_estimators.cohort import annotate_files, by_block, memory, tasks
+from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.io.opened import open_fcs
+from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
+from fcm_estimators.quality import _judging
+from tests.fcs_files import assembled, described, packed_bits, text_segment, write_floats
+
+QUICK = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 1, "steps_per_epoch": 3, "random_state": 0}
+N_EVENTS = 2500
+NAMES = ("FSC-A", "FL1-A", "Time")
+TOLD = "they were read and annotated by block. The result is the same."
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks in small files."""
+    monkeypatch.setattr(by_block, "BLOCK", 1 << 10)
+    monkeypatch.setattr(_judging, "_ROWS_AT_ONCE", 700)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A classifier and a regressor, and the files of an instrument."""
+    folder = tmp_path_factory.mktemp("large")
+    raw = simulate_cohort(6, 1500, random_state=4)
+    train = make_pipeline(Compensation(), LogicleTransform(), LinearTransform()).fit_transform(raw)
+    clf = ReluFormerClassifier(
+        sample_key="sample", label_key="cell_type", pos_label="blast", n_members=2, **QUICK
+    )
+    clf.fit(train).save(folder / "classes")
+    # Its key of samples is no column of a file that was just read.
+    ReluFormerClassifier(
+        sample_key="patient", label_key="cell_type", missing_markers="mask", n_members=0, **QUICK
+    ).fit(train).save(folder / "without")
+    gates = {"syto": ("", "Syto 41", "FSC-A"), "cd19": ("syto", "CD19", "SSC-A")}
+    PolygonRegressor(gates, sample_key="sample", **QUICK).fit(train).save(folder / "gates")
+    (folder / "in").mkdir()
+    write_fcs(simulate_cohort(1, N_EVENTS, random_state=9), folder / "in" / "plain.fcs")
+    return folder
+
+
+def integers(bits, *, little=True, seed=0):
+    """Random integers of some widths, and the bytes of them in words of 16 or 32 bits."""
+    high = [1 << min(width, 31) for width in bits]
+    values = np.random.default_rng(seed).integers(0, high, (N_EVENTS, len(bits)))
+    if any(width % 8 for width in bits):
+        return values, packed_bits(values, bits, little=little)
+    order = "<" if little else ">"
+    parts = [column.astype(f"{order}u{w // 8}") for column, w in zip(values.T, bits, strict=True)]
+    table = np.rec.fromarrays(parts)
+    return values, table.tobytes()
+
+
+def numbers():
+    table = np.random.default_rng(1).normal(500, 300, (N_EVENTS, 3))
+    table[:, 2] = np.arange(N_EVENTS)
+    return table
+
+
+KINDS = {
+    "floats": (32, {}, lambda: numbers().astype("<f4").tobytes()),
+    "floats of the other order": (
+        32, {"BYTEORD": "4,3,2,1"}, lambda: numbers().astype(">f4").tobytes(),
+    ),
+    "floats with a gain": (32, {"P2G": "4"}, lambda: numbers().astype("<f4").tobytes()),
+    "doubles": (64, {"DATATYPE": "D"}, lambda: numbers().astype("<f8").tobytes()),
+    "floats beyond the range": (
+        32, {"P2R": "10"}, lambda: numbers().astype("<f4").tobytes(),
+    ),
+    "integers with amplifiers": (
+        (16, 16, 16), {"DATATYPE": "I", "P1E": "4,1", "P2G": "2"},
+        lambda: integers((16, 16, 16))[1],
+    ),
+    "integers of several widths": (
+        (8, 16, 32), {"DATATYPE": "I"}, lambda: integers((8, 16, 32))[1],
+    ),
+    "integers that float32 rounds": (
+        (32, 32, 32), {"DATATYPE": "I", "P2R": str(1 << 31)}, lambda: integers((32, 32, 32))[1],
+    ),
+    "packed bits": ((10, 10, 12), {"DATATYPE": "I"}, lambda: integers((10, 10, 12))[1]),
+}  # fmt: skip
+
+
+def assert_same_records(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, dict):
+            assert_same_records(value, other[name])
+        else:
+            assert type(value) is type(other[name])
+            np.testing.assert_array_equal(value, other[name])
+
+
+def assert_same(one, other):
+    """Whether two AnnData are equal, with the types of all that is in them."""
+    pd.testing.assert_frame_equal(one.obs, other.obs)
+    pd.testing.assert_frame_equal(one.var, other.var)
+    for part, twin in ((one.layers, other.layers), (one.obsm, other.obsm)):
+        assert list(part) == list(twin)
+    for name in one.obsm:
+        pd.testing.assert_frame_equal(one.obsm[name], other.obsm[name])
+    for values, twin in ((one.X, other.X), *((one.layers[k], other.layers[k]) for k in one.layers)):
+        assert values.dtype == twin.dtype
+        np.testing.assert_array_equal(values, twin)
+    assert_same_records(one.uns, other.uns)
+
+
+def told(function):
+    """Result of a function, and its warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return function(), [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("version", ["2.0", "3.0", "3.1"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_are_what_is_read_at_once(tmp_path, kind, version):
+    bits, keywords, data = KINDS[kind]
+    text = described(NAMES, n_events=N_EVENTS, bits=bits, **({"TIMESTEP": "0.1"} | keywords))
+    path = tmp_path / "a.fcs"
+    path.write_bytes(assembled(text_segment(text), data(), version=version))
+    whole, warned = told(lambda: read_fcs(path, scale_time=True))
+    blocks, also_warned = told(lambda: list(open_fcs(path, scale_time=True).blocks(1 << 10)))
+    assert [len(block) for block in blocks] == [1024, 1024, 452]
+    assert also_warned == warned
+    joined = ad.concat(blocks, merge="same", uns_merge="same")
+    np.testing.assert_array_equal(joined.X, whole.X)
+    pd.testing.assert_frame_equal(joined.obs, whole.obs)
+    for block in blocks:
+        pd.testing.assert_frame_equal(block.var, whole.var)
+        assert_same_records(block.uns, whole.uns)
+
+
+def test_more_events_than_tot_says_are_passed_over(tmp_path):
+    path = write_floats(tmp_path / "a.fcs", numbers(), NAMES, TOT=str(N_EVENTS - 7))
+    whole, blocks = read_fcs, lambda p: ad.concat(list(open_fcs(p).blocks(1 << 10)))
+    errors = []
+    for read in (whole, blocks):
+        with pytest.raises(Exception) as error:
+            read(path)
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+def test_a_file_by_block_is_the_file_of_the_whole(tmp_path):
+    whole = simulate_cohort(1, 1000, random_state=0)
+    whole.layers["raw"] = whole.X.copy()
+    whole.obsm.clear()
+    parts = [whole[i : i + 300].copy() for i in range(0, 1000, 300)]
+    for i, part in enumerate(parts):
+        part.obs = whole.obs.iloc[300 * i : 300 * (i + 1)]
+    write_h5ad(whole.copy(), tmp_path / "whole.h5ad")
+    write_h5ad_by_block(parts, 1000, tmp_path / "parts.h5ad")
+    one, other = (ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("whole", "parts"))
+    assert_same(one, other)
+    with h5py.File(tmp_path / "whole.h5ad") as a, h5py.File(tmp_path / "parts.h5ad") as b:
+        kinds = [{}, {}]
+        for kind, file in zip(kinds, (a, b), strict=True):
+            file.visititems(lambda n, e, k=kind: k.update({n: (dict(e.attrs).keys(), str(e))}))
+        assert kinds[0].keys() == kinds[1].keys()
+        for name in kinds[0]:
+            assert kinds[0][name][0] == kinds[1][name][0]
+            assert getattr(a[name], "dtype", None) == getattr(b[name], "dtype", None)
+
+
+def both_ways(folder, tmp_path, monkeypatch, model, file):
+    """The row of a file in memory, and that by block."""
+    rows = []
+    for share in (1e9, 0.0):
+        monkeypatch.setattr(tasks, "SHARE", share)
+        out = tmp_path / f"share {share}"
+        rows.append(annotate_files(folder / model, file, out, n_workers=0).iloc[0])
+    return rows
+
+
+def changed(folder, tmp_path, change):
+    """The plain file after a change."""
+    adata = read_fcs(folder / "in" / "plain.fcs")
+    adata = change(adata) or adata
+    path = tmp_path / "plain.fcs"
+    write_fcs(adata, path)
+    return path
+
+
+def saturated(adata):
+    adata.X[::5, 1:4] = adata.X[:, 1:4].max() * 2
+
+
+def shuffled_time(adata):
+    time = adata.var_names.get_loc("Time")
+    adata.X[:, time] = np.random.default_rng(0).permutation(adata.X[:, time])
+
+
+CHANGES = {
+    "nothing": lambda adata: None,
+    "saturated": saturated,
+    "no time": lambda adata: adata[:, adata.var_names != "Time"].copy(),
+    "time out of order": shuffled_time,
+    "drift": lambda adata: adata.X.__setitem__((slice(1200, 1800), 5), 1e5),
+}
+
+
+@pytest.mark.parametrize("model", ["classes", "gates", "without"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_annotation_by_block_is_that_in_memory(folder, tmp_path, monkeypatch, model, change):
+    path = changed(folder, tmp_path, CHANGES[change])
+    one, other = both_ways(folder, tmp_path, monkeypatch, model, path)
+    assert one["status"] == other["status"] == "done"
+    assert other["warning"].count(TOLD) == 1
+    assert TOLD not in one["warning"]
+    also_told = [text for text in other["warning"].split(" | ") if TOLD not in text]
+    assert also_told == [text for text in one["warning"].split(" | ") if text]
+    differ = ["output", "seconds", "warning"]
+    pd.testing.assert_series_equal(one.drop(differ), other.drop(differ), check_names=False)
+    in_memory, in_blocks = ad.read_h5ad(one["output"]), ad.read_h5ad(other["output"])
+    assert list(in_memory.obs) == list(in_blocks.obs)
+    assert_same(in_memory, in_blocks)
+    # What is of files with more than one block is tested, not of files with one.
+    assert in_blocks.n_obs > 2 * by_block.BLOCK
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_bad_value_in_a_later_block_leaves_nothing(folder, tmp_path, monkeypatch, value):
+    path = changed(folder, tmp_path, lambda adata: adata.X.__setitem__((2400, 4), value))
+    one, other = both_ways(folder, tmp_path, monkeypatch, "classes", path)
+    assert one["status"] == other["status"] == "failed"
+    assert "NaN" in one["error"]
+    assert "NaN" in other["error"]
+    assert sorted(p.suffix for p in (tmp_path / "share 0.0").iterdir()) == [".csv", ".json"]
+
+
+def test_a_file_that_changes_while_it_is_read_gives_no_result(folder, tmp_path, monkeypatch):
+    path = changed(folder, tmp_path, lambda adata: None)
+    ready = by_block._ready
+
+    def disturbed(model, block):
+        with path.open("ab") as file:
+            file.write(b" ")
+        return ready(model, block)
+
+    monkeypatch.setattr(by_block, "_ready", disturbed)
+    monkeypatch.setattr(tasks, "SHARE", 0.0)
+    table = annotate_files(folder / "classes", path, tmp_path / "out", n_workers=0)
+    assert "changed while it was read" in table["error"][0]
+    assert not list((tmp_path / "out").glob("*.h5ad"))
+
+
+def test_the_limit_is_a_share_of_what_is_free(monkeypatch, tmp_path):
+    free = memory.free_memory()
+    assert 1 << 26 < free < 1 << 50
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert memory.free_memory() == 4_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory() > 1 << 26
