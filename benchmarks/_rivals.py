@@ -29,6 +29,8 @@ from fcm_estimators._fitting.trainer import TrainingPlan, train_net
 
 # Trees see this many cells of each training sample, in so many distorted copies.
 _CELLS, _COPIES = 20_000, 16
+# Further copies, in which markers are hidden, where a model is to do without.
+_HIDING = 4
 # Most trees; fewer if the held-out samples say so, and the usual number if there are none.
 _MOST_TREES, _USUAL_TREES, _PATIENCE = 300, 150, 20
 _QUANTILES = np.linspace(0, 1, 101)
@@ -125,8 +127,8 @@ class Boosting:
         Train on 16 differently distorted copies of each sample (half of them left as measured, as
         in the draws of the net), with as many cells in all as without.
     may_hide : sequence of int
-        Markers that are missing, as NaN, in a quarter of 16 copies, as in the draws of a net that
-        can do without markers.
+        Markers that may be missing. Some of them are, as NaN, in every fifth copy, as in the draws
+        of a net that can do without markers; there are 20 copies then.
     """
 
     def __init__(self, prepare, distorted, seed=0, may_hide=()):
@@ -168,16 +170,18 @@ class Boosting:
         rng = np.random.default_rng(self.seed)
         scale = marker_scale(samples)
         n_copies = _COPIES if self.distorted or self.may_hide else 1
+        hiding = _HIDING if self.may_hide else 0
         plan = DrawPlan(1, 1, 1, 0.0, None, self.may_hide)
         spans, found = _spans(samples), []
         for start, stop in (spans[s] for s in chosen):
             z = scale.standardised(samples.x[start:stop])
             size = min(_CELLS // n_copies, len(z))
-            for _ in range(n_copies):
+            for copy_number in range(n_copies + hiding):
                 moved = Augmentation().distort(z, rng) if self.distorted else z
                 rows = rng.choice(len(z), size, replace=False)
                 x = self.prepare(scale.restored(moved).astype(np.float32))[rows]
-                x[:, plan.hidden(rng)] = np.nan
+                if copy_number >= n_copies:
+                    x[:, plan.hidden(rng)] = np.nan
                 found.append((x, codes[start:stop][rows]))
         return tuple(np.concatenate(part) for part in zip(*found, strict=True))
 

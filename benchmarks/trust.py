@@ -8,13 +8,13 @@ cohorts.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import torch
+from _few import few, one, panels, patients
 from _rivals import (
     Aligned,
     Boosting,
@@ -30,56 +30,20 @@ from _rivals import (
     read,
     z_scores,
 )
+from _trusted import KEYS, NAMED, PREPARE, cytof, macro, quietly, samples_of, show
 from scipy.special import expit, logit
 from sklearn.ensemble import IsolationForest
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators._base.members import against_rest
-from fcm_estimators._base.panels import hideable
 from fcm_estimators._fitting.calibration import best_f1_threshold, false_positive_threshold
-from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
+from fcm_estimators.datasets import fetch_all494, simulate_cohort
 from fcm_estimators.inference import fitted_net, read_samples
 from fcm_estimators.metrics import classification_table, mrd_error, summarize
-from fcm_estimators.preprocessing import (
-    ArcsinhTransform,
-    Compensation,
-    LinearTransform,
-    LogicleTransform,
-)
-
-NAMED = ["B", "CD4 T", "CD8 T", "monocyte"]
-KEYS = {"sample_key": "sample", "label_key": "cell_type"}
-PREPARE = (Compensation(), LogicleTransform(), LinearTransform())
-
-
-@cache
-def cytof():
-    """The 16 CyTOF samples; ``obs["number"]`` is that of the sample."""
-    data = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
-    data.obs["number"] = data.obs["sample"].astype(str).str.removeprefix("sample").astype(int)
-    return data
-
-
-def samples_of(data, numbers):
-    """Some of the CyTOF samples."""
-    return data[data.obs["number"].isin(list(numbers)).to_numpy()].copy()
-
-
-def quietly(function, *arguments, **options):
-    """Call without warnings: the tables show what they say."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return function(*arguments, **options)
-
-
-def show(table, title):
-    """Print a table."""
-    print(f"\n{title}\n{table.to_string(float_format='{:.4f}'.format)}", flush=True)
-
 
 # -- cells of a population that was not in training -----------------------------------------------
 
@@ -273,7 +237,7 @@ def performance():
             {
                 "data": f"CyTOF, {source}",
                 "on": "the other batch",
-                "macro f1": _macro(test, clf.predict(test)),
+                "macro f1": macro(test, clf.predict(test)),
             }
         )
     show(pd.DataFrame(rows).set_index(["data", "on"]), "What a training says of itself")
@@ -296,19 +260,6 @@ def trained_on(source):
     """A default model of one CyTOF batch, and the other batch."""
     train, test = (cytof()[(cytof().obs["batch"] == source).to_numpy() == same] for same in (1, 0))
     return quietly(ReluFormerClassifier(**KEYS).fit, train.copy()), test.copy()
-
-
-def _macro(data, predicted, labels=None):
-    """Macro-F1, mean over samples."""
-    truth = data.obs["cell_type"].astype(str).to_numpy()
-    labels = labels or sorted(set(truth))
-    known = np.isin(truth, labels)
-    sample = data.obs["sample"].astype(str).to_numpy()
-    score = partial(f1_score, labels=labels, average="macro", zero_division=0)
-    return np.mean(
-        [score(truth[rows], predicted[rows]) for s in pd.unique(sample)
-         for rows in [(sample == s) & known]]
-    )  # fmt: skip
 
 
 # -- probabilities and thresholds -----------------------------------------------------------------
@@ -412,14 +363,14 @@ def rivals(seed=0):
             start = time.perf_counter()
             logits = make().fit(samples, codes).logits(new)
             found = clf.classes_[logits.argmax(1)]
-            rows.append(_row(name, source, _macro(test, found), start))
+            rows.append(_row(name, source, macro(test, found), start))
         start = time.perf_counter()
         plain = ReluFormerClassifier(**KEYS, augmentation=0, n_members=0, random_state=seed)
         quietly(plain.fit, train)
         rows.append(
-            _row("ReluFormer, not distorted", source, _macro(test, plain.predict(test)), start)
+            _row("ReluFormer, not distorted", source, macro(test, plain.predict(test)), start)
         )
-        rows.append(_row("ReluFormer", source, _macro(test, clf.predict(test)), None))
+        rows.append(_row("ReluFormer", source, macro(test, clf.predict(test)), None))
         rows += _swapped(clf, source, train, test)
         done = pd.DataFrame([r for r in rows if r["trained on"] == source])
         show(done.set_index("model"), f"Trained on {source}")
@@ -449,7 +400,7 @@ def _swapped(clf, source, train, test):
                 [net(x, contexts=net.contexts(o)) for x, o in zip(parts, others, strict=True)]
             )
         found = clf.classes_[z.numpy().argmax(1)]
-        rows.append(_row(f"ReluFormer, {name}", source, _macro(test, found), None))
+        rows.append(_row(f"ReluFormer, {name}", source, macro(test, found), None))
     return rows
 
 
@@ -508,146 +459,18 @@ def _alike(name, train, test, seed):
     show(table[[c for c in columns if c in table]].astype(float), name)
 
 
-# -- one labelled sample --------------------------------------------------------------------------
-
-
-def one(numbers=(1, 4, 9, 12), seed=0):
-    """A single labelled CyTOF sample: macro-F1 on all others."""
-    rows = []
-    for number in numbers:
-        train = samples_of(cytof(), [number])
-        clf = ReluFormerClassifier(**KEYS, n_members=0, max_epochs=25, random_state=seed)
-        quietly(clf.fit, train)
-        samples = read(train)
-        codes = codes_of(train, samples, clf.classes_)
-        rivals = {
-            "LightGBM, all three, distorted": Boosting(all_three, True, seed),
-            "per-cell net, distorted": Trained(PerCell, True, seed),
-            "set transformer, distorted": Trained(Induced, True, seed),
-        }
-        for rival in rivals.values():
-            rival.fit(samples, codes)
-        batches = {"same": range(1, 9), "other": range(9, 17)}
-        if number > 8:
-            batches = {"same": range(9, 17), "other": range(1, 9)}
-        for batch, chosen in batches.items():
-            test = samples_of(cytof(), [n for n in chosen if n != number])
-            predicted = {"ReluFormer": clf.predict(test)}
-            for name, rival in rivals.items():
-                predicted[name] = clf.classes_[rival.logits(read(test)).argmax(1)]
-            truth = test.obs["cell_type"].astype(str).to_numpy()
-            for model, found in predicted.items():
-                rows.append(
-                    {
-                        "model": model,
-                        "sample": number,
-                        "batch": batch,
-                        "macro_f1": _macro(test, found),
-                        "named": _macro(test, found, NAMED),
-                        "concordance": (truth == found).mean(),
-                    }
-                )
-    table = pd.DataFrame(rows)
-    show(table.set_index(["model", "sample", "batch"]), "One labelled sample")
-    numbers = ["macro_f1", "named", "concordance"]
-    show(table.groupby(["model", "batch"])[numbers].mean(), "Mean over the samples")
-
-
-# -- how many patients ----------------------------------------------------------------------------
-
-
-def patients():
-    """Training patients against F1 on 16 unseen ones."""
-    cohort = make_pipeline(*PREPARE).fit_transform(
-        simulate_cohort(n_samples=4 * 48, n_cells=4_000, random_state=12)
-    )
-    names = list(pd.unique(cohort.obs["patient"]))
-    test = cohort[cohort.obs["patient"].isin(names[:16]).to_numpy()].copy()
-    rows = []
-    for n in (2, 4, 8, 16, 32):
-        train = cohort[cohort.obs["patient"].isin(names[16 : 16 + n]).to_numpy()].copy()
-        clf = ReluFormerClassifier(**KEYS, patient_key="patient", pos_label="blast", n_members=0)
-        quietly(clf.fit, train)
-        table = classification_table(
-            test.obs["cell_type"], clf.predict(test), groups=test.obs["patient"], pos_label="blast"
-        )
-        rows.append(
-            {
-                "patients": n,
-                "median f1": table["f1"].median(),
-                "lowest f1": table["f1"].min(),
-                "recall below .5": (table["recall"] < 0.5).mean(),
-            }
-        )
-    show(pd.DataFrame(rows).set_index("patients"), "Unseen patients by number of training patients")
-
-
-# -- a marker that is missing ---------------------------------------------------------------------
-
-
-def panels(seeds=(0, 1, 2)):
-    """Unseen simulated patients without a marker; 20 epochs, no members."""
-    cohort = make_pipeline(*PREPARE).fit_transform(
-        simulate_cohort(n_samples=80, n_cells=4_000, random_state=14)
-    )
-    names = list(pd.unique(cohort.obs["patient"]))
-    is_train = cohort.obs["patient"].isin(names[:10]).to_numpy()
-    train, test = cohort[is_train].copy(), cohort[~is_train].copy()
-    options = {**KEYS, "patient_key": "patient", "pos_label": "blast"}
-    options |= {"n_members": 0, "max_epochs": 20, "validation_fraction": None}
-    rows, whole = [], []
-    for seed in seeds:
-        plain = ReluFormerClassifier(**options, random_state=seed)
-        able = ReluFormerClassifier(**options, missing_markers="mask", random_state=seed)
-        for model in (plain, able):
-            quietly(model.fit, train)
-        markers = able.markers_
-        samples = read(train, "patient", markers)
-        trees = Boosting(raw, False, seed, tuple(hideable(markers)))
-        trees.fit(samples, codes_of(train, samples, ["other", "blast"]))
-        found = {
-            "ReluFormer": _f1(test, plain.predict(test)),
-            "ReluFormer that can do without": _f1(test, able.predict(test)),
-            "LightGBM with NaN": _f1(test, _boosted(trees, test, markers)),
-        }
-        whole.append({"seed": seed, **found})
-        for marker in (markers[i] for i in hideable(markers)):
-            less = test[:, [name for name in test.var_names if name != marker]].copy()
-            row = {
-                "missing": marker,
-                "seed": seed,
-                "ReluFormer that can do without": _f1(test, quietly(able.predict, less)),
-                "LightGBM with NaN": _f1(test, _boosted(trees, test, markers, marker)),
-            }
-            if seed == seeds[0]:
-                other = train[:, less.var_names].copy()
-                again = quietly(ReluFormerClassifier(**options, random_state=seed).fit, other)
-                row["ReluFormer trained without"] = _f1(test, again.predict(less))
-            rows.append(row)
-    show(pd.DataFrame(whole).set_index("seed"), "The whole panel: F1 of blasts, mean over patients")
-    table = pd.DataFrame(rows).groupby("missing", sort=False).mean().drop(columns="seed")
-    show(table, f"One marker missing, mean over seeds {seeds}; trained without: seed {seeds[0]}")
-
-
-def _boosted(trees, data, markers, missing=None):
-    """Labels by the trees, with a marker that is NaN."""
-    samples = read(data, "patient", markers)
-    if missing is not None:
-        samples.x[:, markers.index(missing)] = np.nan
-    found = np.empty(data.n_obs, dtype=object)
-    found[samples.rows] = np.array(["other", "blast"])[trees.logits(samples).argmax(1)]
-    return found
-
-
-def _f1(data, predicted):
-    """F1 of the blasts, mean over patients who have some."""
-    table = classification_table(
-        data.obs["cell_type"], predicted, groups=data.obs["patient"], pos_label="blast"
-    )
-    return table["f1"].mean()
-
-
-PARTS = (unknown, members, performance, probabilities, rivals, thresholds, one, patients, panels)
+PARTS = (
+    unknown,
+    members,
+    performance,
+    probabilities,
+    rivals,
+    thresholds,
+    one,
+    few,
+    patients,
+    panels,
+)
 
 
 def trust(part=None):

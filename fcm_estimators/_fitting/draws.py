@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 from fcm_estimators._fitting.augmentation import Augmentation
 from fcm_estimators._fitting.scale import MarkerScale
 
-# Share of the draws in which markers are hidden, and the chance that no further one is.
-_SHARE_WITH_HIDDEN, _LAST_HIDDEN = 0.25, 0.7
+# The chance that no further marker is hidden.
+_LAST_HIDDEN = 0.7
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class DrawPlan:
         sample has such cells. Added cells are not in the context.
     augmentation : Augmentation or None
     may_hide : sequence of int
-        Markers that may be hidden, as NaN, in a quarter of the draws of a sample.
+        Markers that may be hidden. If there are any, every step has one sample more, in which some
+        of them are NaN. The others are drawn whole, as without hidden markers.
     """
 
     n_steps: int
@@ -44,9 +45,7 @@ class DrawPlan:
     may_hide: Sequence[int] = ()
 
     def hidden(self, rng: np.random.Generator) -> np.ndarray:
-        """Markers that are hidden in a draw: mostly none, at most half of them."""
-        if not self.may_hide or rng.random() >= _SHARE_WITH_HIDDEN:
-            return np.empty(0, dtype=np.intp)
+        """Markers that are hidden in a sample: mostly one, at most half of them."""
         n_hidden = min(rng.geometric(_LAST_HIDDEN), max(1, len(self.may_hide) // 2))
         return rng.choice(self.may_hide, n_hidden, replace=False)
 
@@ -106,12 +105,15 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
 
     def __getitem__(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         rng = np.random.default_rng([self.seed, 0 if self.fixed else self.epoch, step])
-        n_samples, size = len(self.offsets) - 1, self.plan.samples_per_step
+        n_samples, may_hide = len(self.offsets) - 1, bool(self.plan.may_hide)
+        size = self.plan.samples_per_step + may_hide
         if self.fixed:
             chosen = (np.arange(size) + step * size) % n_samples
         else:
             chosen = rng.integers(n_samples, size=size)
         parts = [self._draw(int(s), rng) for s in chosen]
+        if may_hide:
+            parts[-1][0][:, self.plan.hidden(rng)] = np.nan
         sample = np.repeat(np.arange(size), [len(part[1]) for part in parts])
         x, y, weight, ratio = (np.concatenate(column) for column in zip(*parts, strict=True))
         inputs = {"x": x, "sample": sample, "context_weight": weight, "log_odds_ratio": ratio}
@@ -127,7 +129,6 @@ class SampleDraws(Dataset[tuple[dict[str, torch.Tensor], torch.Tensor]]):
         if plan.augmentation is not None:
             z = self.scale.standardised(x)
             x = self.scale.restored(plan.augmentation.distort(z, rng))
-        x[:, plan.hidden(rng)] = np.nan
         weight = np.zeros(len(x), dtype=np.float32)
         weight[: len(chosen)] = 1
         ratio = np.broadcast_to(log_ratio, (len(x), self.n_classes))
