@@ -105,7 +105,7 @@ def positive_cells(
             found.figures.append(gate_figure(sample, plane, dots[-1:]))
             found.names.append(f"Denominator gate {residual.gate} with the {name} cells")
     for x, y in pairs:
-        title = f"{escaped(y)} and {escaped(x)}<br><sup>&nbsp;</sup>"
+        title = f"{escaped(y)} and {escaped(x)}"
         found.figures.append(plane_figure(sample, (x, y), background, title=title, dots=dots))
         found.names.append(f"{name} cells and their neighbours on {x} and {y}")
     return found
