@@ -176,7 +176,7 @@ def patient():
 
 def of_patient(folder):
     """Pictures of two of the patient's reports."""
-    photographed({f"report-day{day}": folder / f"anna_day{day}.html" for day in (15, 78)})
+    photographed({f"report-day{day}": folder / f"anna_day{day}.html" for day in (33, 78)})
 
 
 def laboratory():

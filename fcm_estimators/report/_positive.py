@@ -84,7 +84,8 @@ def positive_cells(
             f"{counted(len(near), 'cell')} {where} that were not called and are most like them: "
             f"the {_NEIGHBOURS} nearest of each"
             f"{f' of {_ASKED} called cells' if len(positive) > _ASKED else ''}, by all markers of "
-            "the model. Normal precursors, if the sample has any, are among these."
+            "the model. Normal precursors, if the sample has any, are among these, and so are "
+            "positive cells that were missed."
         )
     else:
         over = _likest(sample, others)
