@@ -22,6 +22,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from explainers import AttentionExplainer, GradientExplainer
 from explainers.plotting import GateDisplay, GradientFieldDisplay
@@ -148,8 +149,11 @@ def photographed(pages):
             tab.wait_for_timeout(1000)
             box = tab.locator("#positive").bounding_box()
             size = {"x": 0, "y": 0, "width": 1280, "height": box["y"] + box["height"] + 20}
-            tab.screenshot(path=IMAGES / f"{name}.png", full_page=True, clip=size)
+            picture = IMAGES / f"{name}.png"
+            tab.screenshot(path=picture, full_page=True, clip=size)
             tab.close()
+            # A third of the size.
+            Image.open(picture).convert("RGB").quantize(96).save(picture, optimize=True)
         browser.close()
 
 
