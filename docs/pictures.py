@@ -1,13 +1,17 @@
-"""The pictures of the README and of the start page; run ``python docs/pictures.py``.
+"""The pictures of the README, of the start page and of reports; run ``python docs/pictures.py``.
 
-Needs the public marrow, and chromium for the picture of a report. Those of the other pages come
-from ``benchmarks/explanations.py pictures`` and ``benchmarks/gating.py pictures``.
+``python docs/pictures.py reports`` makes those of reports alone. Needs the public marrow, and
+chromium for the pictures of reports. Those of the other pages come from
+``benchmarks/explanations.py pictures`` and ``benchmarks/gating.py pictures``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,10 +22,12 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from explainers import AttentionExplainer, GradientExplainer
 from explainers.plotting import GateDisplay, GradientFieldDisplay
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier
+from fcm_estimators.cli import app
 from fcm_estimators.colours import column_colours
 from fcm_estimators.datasets import fetch_all494
 from fcm_estimators.gating import GatingTree
@@ -126,22 +132,55 @@ def start_page():
     Path("umap.png").unlink()
 
 
-def report(shown):
-    """A report as a browser shows it."""
+def photographed(pages):
+    """Pictures of reports as a browser shows them, down to the positive cells.
+
+    ``pages`` has the page, by name of the picture.
+    """
     from playwright.sync_api import sync_playwright
 
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        for name, page in pages.items():
+            tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+            tab.goto(page.resolve().as_uri())
+            tab.wait_for_selector("html[data-complete]", state="attached", timeout=120_000)
+            tab.wait_for_timeout(1000)
+            box = tab.locator("#positive").bounding_box()
+            size = {"x": 0, "y": 0, "width": 1280, "height": box["y"] + box["height"] + 20}
+            picture = IMAGES / f"{name}.png"
+            tab.screenshot(path=picture, full_page=True, clip=size)
+            tab.close()
+            # A third of the size.
+            Image.open(picture).convert("RGB").quantize(96).save(picture, optimize=True)
+        browser.close()
+
+
+def report(shown):
+    """The report of the marrow."""
+    with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
         write_report(shown, page, denominator="intact")
-        program = shutil.which("chromium") or shutil.which("chromium-browser")
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1250, "height": 1000})
-        tab.goto(page.as_uri())
-        tab.wait_for_selector("html[data-complete]", state="attached")
-        tab.select_option("#colour", label="head that looks most")
-        tab.wait_for_timeout(1000)
-        tab.screenshot(path=IMAGES / "report.png")
-        browser.close()
+        photographed({"report": page})
+
+
+def patient():
+    """Reports of the patient of the page "From tube to report", by its own code."""
+    text = (DOCS / "howto" / "tube-to-report.md").read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for kind, block in re.findall(r"```(python|sh)\n(.*?)```", text, flags=re.DOTALL):
+            if kind == "python":
+                exec(compile(block, "tube-to-report.md", "exec"), {})
+                continue
+            for line in block.replace("\\\n", " ").splitlines():
+                app(shlex.split(line)[1:], standalone_mode=False)
+        of_patient(Path("reports"))
+
+
+def of_patient(folder):
+    """Pictures of two of the patient's reports."""
+    photographed({f"report-day{day}": folder / f"anna_day{day}.html" for day in (33, 78)})
 
 
 def laboratory():
@@ -175,12 +214,16 @@ def laboratory():
 
 
 def main():
-    laboratory()
+    reports_alone = sys.argv[1:] == ["reports"]
+    if not reports_alone:
+        laboratory()
     clf, reg, test = marrow()
     shown = embed(clf, test)
-    overview(reg, test, shown)
     report(shown)
-    start_page()
+    patient()
+    if not reports_alone:
+        overview(reg, test, shown)
+        start_page()
 
 
 if __name__ == "__main__":

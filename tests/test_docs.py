@@ -6,17 +6,21 @@ import ast
 import importlib
 import json
 import re
+import shlex
 import warnings
 from pathlib import Path
 
 import anndata
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from fcm_estimators import exceptions
+from fcm_estimators import datasets, exceptions
 from fcm_estimators.cli import app
+from fcm_estimators.datasets import simulate_cohort
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [p for p in DOCS.rglob("*.md") if "_build" not in p.parts]
@@ -127,7 +131,16 @@ def test_the_messages_that_the_questions_name_are_those_of_the_code():
     assert {p for p in pieces if p not in texts} == set()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cheatsheet.md", "docs/faq.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/cheatsheet.md",
+        "docs/faq.md",
+        "docs/howto/report.md",
+        "docs/howto/tube-to-report.md",
+    ],
+)
 def test_commands_and_options_are_there(page):
     commands = typer.main.get_command(app).commands
     text = (DOCS.parent / page).read_text(encoding="utf-8")
@@ -189,6 +202,48 @@ def test_the_page_on_own_nets_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     assert {"reluformer", "gradient_norm", "influence"} <= set(adata.obs)
     assert names["clf"].score(adata) > 0.9
     assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_the_page_from_tube_to_report_runs_as_it_stands(training, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if training == "short":
+        few = {96: 16, 80: 80, 4: 4}
+        monkeypatch.setattr(
+            datasets,
+            "simulate_cohort",
+            lambda n, n_cells, **options: simulate_cohort(few[n], 1_000, **options),
+        )
+    text = (DOCS / "howto" / "tube-to-report.md").read_text(encoding="utf-8")
+    parts = re.findall(r"```(python|sh|text)\n(.*?)```", text, flags=re.DOTALL)
+    printed, compared = "", 0
+    for kind, block in parts:
+        if kind == "python":
+            exec(compile(block, "tube-to-report.md", "exec"), {})
+        elif kind == "sh":
+            [command] = block.replace("\\\n", " ").splitlines()
+            done = CliRunner().invoke(app, shlex.split(command)[1:])
+            assert done.exit_code == 0, done.output
+            printed, compared = done.output, compared + 1
+        elif printed:
+            # The head of a table, or the name of the first entry.
+            first = [
+                re.split(r"\s{2,}", t.strip("\n ").split("\n")[0])[0] for t in (block, printed)
+            ]
+            assert first[0] == first[1]
+    assert compared == 6
+    days = (0, 15, 33, 78)
+    pages = [*(f"anna_day{day}.html" for day in days), "anna_day33_tube2.html"]
+    assert sorted(p.name for p in (tmp_path / "reports").iterdir()) == sorted(pages)
+    assert 'class="course"' in (tmp_path / "reports" / pages[0]).read_text(encoding="utf-8")
+    course = pd.read_csv(tmp_path / "course" / "course.csv")
+    assert course["day"].tolist() == list(days)
+    assert course["n_tubes"].tolist() == [1, 1, 2, 1]
+    if training == "whole":
+        # What the page tells: much at diagnosis, less on day 15, nothing on day 78.
+        fraction = course["fraction"].to_numpy()
+        assert fraction[0] > 0.5
+        assert 0.01 < fraction[1] < 0.05
+        assert course["detection"].iloc[3] in ("below LOD", "within blank", "members disagree")
 
 
 @pytest.mark.real_data

@@ -902,3 +902,28 @@ def test_it_prints(opened):
     opened.emulate_media(media="print")
     assert not opened.is_visible(".buttons")
     assert opened.is_visible("#mrd-value")
+
+
+def test_result_and_pictures_take_a_page_each(browser, sample, course, tmp_path):
+    path = tmp_path / "r.html"
+    write_report(sample, path, denominator="cd19", course=course)
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-complete]", timeout=60_000, state="attached")
+    tab.evaluate(
+        "document.querySelectorAll('#positive ~ *, footer').forEach((element) => element.remove())"
+    )
+    pdf = tab.pdf(format="A4", print_background=True, prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type /Page\b", pdf)) == 2
+    tab.close()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen(browser, sample, course, tmp_path, width):
+    path = tmp_path / "r.html"
+    write_report(sample, path, denominator="cd19", course=course)
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-complete]", timeout=60_000, state="attached")
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    tab.close()

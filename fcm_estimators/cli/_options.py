@@ -62,7 +62,7 @@ ProtocolOption = Annotated[
     typer.Option(
         "--protocol",
         help="Limits by which positive cells are counted: 20/50 events, eln-aml, all-response, "
-        "or your own as JSON or as a .json file, such as "
+        "pnh, or your own as JSON or as a .json file, such as "
         '{"name": "our lab", "events_to_detect": 10, "sensitivity": 1e-5}.',
     ),
 ]

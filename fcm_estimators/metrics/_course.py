@@ -255,7 +255,7 @@ class CourseDisplay:
         kind = np.array([_kind(row) for _, row in self.table.iterrows()])
         smallest = np.nanmin([*lod, *values[values > 0], 1e-2])
         floor = 10 ** np.floor(np.log10(smallest) - 0.3)
-        margin = max(np.ptp(days) * 0.1, 1.0)
+        margin = max(np.ptp(days) * 0.15, 1.0)
         edges = [days[0] - margin, *((days[1:] + days[:-1]) / 2), days[-1] + margin]
         ax.stairs(lod, edges, baseline=floor, fill=True, color="#DDDDDD", label="below LOD")
         known = kind != "none"

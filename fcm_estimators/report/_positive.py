@@ -84,7 +84,8 @@ def positive_cells(
             f"{counted(len(near), 'cell')} {where} that were not called and are most like them: "
             f"the {_NEIGHBOURS} nearest of each"
             f"{f' of {_ASKED} called cells' if len(positive) > _ASKED else ''}, by all markers of "
-            "the model. Normal precursors, if the sample has any, are among these."
+            "the model. Normal precursors, if the sample has any, are among these, and so are "
+            "positive cells that were missed."
         )
     else:
         over = _likest(sample, others)
@@ -105,7 +106,7 @@ def positive_cells(
             found.figures.append(gate_figure(sample, plane, dots[-1:]))
             found.names.append(f"Denominator gate {residual.gate} with the {name} cells")
     for x, y in pairs:
-        title = f"{escaped(y)} and {escaped(x)}<br><sup>&nbsp;</sup>"
+        title = f"{escaped(y)} and {escaped(x)}"
         found.figures.append(plane_figure(sample, (x, y), background, title=title, dots=dots))
         found.names.append(f"{name} cells and their neighbours on {x} and {y}")
     return found
