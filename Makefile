@@ -4,7 +4,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: env browser demo test test-slow lint docs benchmark release-check clean
+OLDEST := $(VENV)-oldest
+
+.PHONY: env browser demo test test-slow test-oldest lint docs benchmark release-check clean
 
 env: $(READY)
 
@@ -31,6 +33,20 @@ test: $(READY) browser
 
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow
+
+# The oldest versions that pyproject.toml allows, in an environment of their own. A library of that age warns of
+# what its own newer dependencies will drop.
+$(OLDEST)/.ready: pyproject.toml constraints.txt .ci/floors.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/floors.py > $(OLDEST)/floors.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --constraint $(OLDEST)/floors.txt \
+	  --editable ".[gating,cohort,gpus]" hypothesis pytest pytest-xdist
+	touch $(OLDEST)/.ready
+
+test-oldest: $(OLDEST)/.ready
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 -m "not slow" -W ignore::DeprecationWarning -W ignore::FutureWarning \
+	  $(addprefix tests/,test_doctor.py test_gating_exchange.py test_io.py test_metrics.py test_nn.py \
+	  test_preprocessing.py test_quality.py test_stores.py test_workspaces.py explainers/test_attention.py explainers/test_gradient.py)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
@@ -64,4 +80,4 @@ release-check: $(READY)
 	rm -rf dist/env
 
 clean:
-	rm -rf $(VENV) demo_output docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(OLDEST) demo_output docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
