@@ -11,7 +11,12 @@ from flowutils.gating import points_in_polygon
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
+from fcm_estimators.datasets import (
+    fetch_all494,
+    fetch_flowjo_example,
+    fetch_multicenter_cytof,
+    simulate_cohort,
+)
 from fcm_estimators.exceptions import DataUnavailableError, InvalidInputError
 from fcm_estimators.io import read_fcs, write_fcs
 from fcm_estimators.io.record import get_spillover
@@ -464,10 +469,10 @@ def test_every_download_is_pinned_to_a_commit_and_a_checksum(data_home, monkeypa
         raise ConnectionError
 
     monkeypatch.setattr(pooch, "retrieve", note)
-    for fetch in (fetch_all494, fetch_multicenter_cytof):
+    for fetch in (fetch_all494, fetch_flowjo_example, fetch_multicenter_cytof):
         with pytest.raises(DataUnavailableError):
             fetch()
-    assert len(asked) == 2
+    assert len(asked) == 3
     for url, known_hash in asked:
         assert len(url.split("/")[5]) == 40
         assert len(known_hash.removeprefix("sha256:")) == 64

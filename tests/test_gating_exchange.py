@@ -13,7 +13,7 @@ from anndata import AnnData
 from lxml import etree
 
 from fcm_estimators import FcmError, read_fcs
-from fcm_estimators.datasets import simulate_cohort
+from fcm_estimators.datasets import fetch_flowjo_example, simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import (
     BooleanGate,
@@ -92,12 +92,10 @@ def test_the_gates_beside_an_unsupported_one_can_be_imported_alone(compliance):
 
 @pytest.mark.real_data
 def test_a_flowjo_workspace_gates_as_flowkit_does():
-    folder = data_home("flowjo_example")
-    path = folder / "simple_poly_and_rect_v2_poly50.wsp"
+    fcs, path = fetch_flowjo_example()
     tree = GatingTree.from_flowjo(path)
     assert isinstance(tree["poly1"], PolygonGate)
     assert isinstance(tree["rect1"], RectangleGate)
-    fcs = folder / "data_set_simple_line_100.fcs"
     mine = tree.apply(read_fcs(fcs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -7,6 +7,15 @@ ALL494 = {
     "494_labels.csv": "8e6c938a882e772288e4c1bd9cfea82185463a47fa4f77c932c0c860abc2b755",
 }
 
+FLOWJO_EXAMPLE = {
+    "data_set_simple_line_100.fcs": (
+        "b620d2e81afafe87bca9c4c43141eda3840220614581b735cd7acd8591143595"
+    ),
+    "simple_poly_and_rect_v2_poly50.wsp": (
+        "a8c1494ddac3faa74864c45023c8874bfa8ab374ff31ab895b59bc260fe4a579"
+    ),
+}
+
 MULTICENTER_CYTOF = {
     "sample1.csv": "d3e53a442f61f467e08a2752aaaa28ce707013a916ad1fb4af3a0bf8417c4e23",
     "labels1.csv": "eaf76b0131f04bdefe1cb27b79f62dd89c7b0f89da7cc7e6cae696599e0e263e",

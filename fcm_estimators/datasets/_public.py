@@ -11,7 +11,7 @@ import pandas as pd
 import pooch
 from anndata import AnnData
 
-from fcm_estimators.datasets._checksums import ALL494, MULTICENTER_CYTOF
+from fcm_estimators.datasets._checksums import ALL494, FLOWJO_EXAMPLE, MULTICENTER_CYTOF
 from fcm_estimators.exceptions import DataUnavailableError, InvalidInputError
 
 _ALL494_ORIGIN = (
@@ -21,6 +21,10 @@ _ALL494_ORIGIN = (
 _CYTOF_ORIGIN = (
     "https://raw.githubusercontent.com/KlugerLab/deepcytof/"
     "ac924b10a77cf2d5c7ea43ea39a172898d71abb1/Data/MultiCenter_16sample/"
+)
+_FLOWJO_ORIGIN = (
+    "https://raw.githubusercontent.com/whitews/FlowKit/"
+    "f2159043b6a56e527d4baacf97490caf8354618e/data/simple_line_example/"
 )
 _CYTOF_CLASSES = ["other", "B", "CD4 T", "CD8 T", "monocyte"]
 _CYTOF_NOTES = {
@@ -115,6 +119,37 @@ def fetch_all494() -> AnnData:
     gates_from_csv(adata, csv)
     labels_from_gates(adata, {"blast": "blast"}, default="other")
     return adata
+
+
+def fetch_flowjo_example() -> tuple[Path, Path]:
+    """FCS file of 100 events, and the workspace in which FlowJo 10.7 gated it.
+
+    The gates are ``poly1``, a polygon that holds 50 events, and ``rect1``, a rectangle that holds
+    none. The counts that FlowJo saved with them are 0, because the file was not at hand.
+
+    Returns
+    -------
+    fcs, workspace : Path
+
+    Raises
+    ------
+    DataUnavailableError
+        As for :func:`fetch_all494`; the folder is ``flowjo_example``.
+
+    References
+    ----------
+    github.com/whitews/FlowKit, BSD-3-Clause, (c) 2018 Scott White.
+
+    Examples
+    --------
+    >>> from fcm_estimators.datasets import fetch_flowjo_example
+    >>> from fcm_estimators.gating import GatingTree
+    >>> fcs, workspace = fetch_flowjo_example()  # doctest: +SKIP
+    >>> list(GatingTree.from_flowjo(workspace).gates)  # doctest: +SKIP
+    ['poly1', 'rect1']
+    """
+    fcs, workspace = _fetch("flowjo_example", list(FLOWJO_EXAMPLE), FLOWJO_EXAMPLE, _FLOWJO_ORIGIN)
+    return fcs, workspace
 
 
 def _sample_numbers(samples: Sequence[int] | None) -> list[int]:
