@@ -1,10 +1,12 @@
 """From an FCS file to the annotated h5ad: time of each step, memory, start-up.
 
-Run ``python benchmarks/load.py path`` (or ``memory``, ``start``, ``all``) ``[--events 1000000]``.
+Run ``python benchmarks/load.py path`` (or ``memory``, ``start``, ``large``, ``all``)
+``[--events 1000000]``.
 Times of ``path`` are CPU seconds, least of the repeats, beside the net's own time in the same
 process; ``start`` is the wall time of a process of its own. Memory is the peak of a process of its
 own above what it held before the step (Linux), less what the step leaves behind, in MB and in
-multiples of X, the float32 events.
+multiples of X, the float32 events. ``large`` annotates one file with the events fifty times over,
+in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from fcm_estimators import ReluFormerClassifier, write_fcs
 from fcm_estimators.cohort import annotate_files
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.io import read_fcs
+from fcm_estimators.io.segment import open_segment
 from fcm_estimators.models import load_model
 from fcm_estimators.nn import streamed
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
@@ -142,8 +145,54 @@ def start(folder, repeats):
         print(f"| {name} | {seconds:.2f} |", flush=True)
 
 
+def make_many(folder, copies):
+    """The large file, some times over: its events one after the other, and time runs on."""
+    segment, x = open_segment(folder / "large.fcs"), read_fcs(folder / "large.fcs").X
+    begin, n_bytes = 8192, x.nbytes * copies
+    keywords = dict(segment.pairs) | {
+        "$TOT": str(len(x) * copies), "$BEGINDATA": str(begin), "$ENDDATA": str(begin + n_bytes - 1)
+    }  # fmt: skip
+    text = "\f" + "".join(f"{name}\f{value}\f" for name, value in keywords.items())
+    header = f"FCS3.1    {58:>8}{57 + len(text):>8}" + f"{0:>8}" * 4
+    with (folder / "many.fcs").open("wb") as file:
+        file.write((header + text).encode().ljust(begin))
+        time_column = [channel.kind for channel in segment.channels].index("time")
+        step = x[:, time_column].max()
+        for _ in range(copies):
+            file.write(x.astype("<f4").data)
+            x[:, time_column] += step
+
+
+def _annotated_by_block(folder):
+    """Seconds of the clock and of the CPU, memory before and at the peak, and the row."""
+    begun, used, before = time.perf_counter(), time.process_time(), status("VmRSS")
+    table = annotate_files(
+        folder / "model", [folder / "many.fcs"], folder / "out", resume=False, n_workers=0
+    )
+    seconds = time.perf_counter() - begun, time.process_time() - used
+    return *seconds, before, status("VmHWM"), table.iloc[0].to_dict()
+
+
+def large(folder, repeats, copies=50):
+    """Annotate a file that needs more memory than is given to it."""
+    make_many(folder, copies)
+    size = (folder / "many.fcs").stat().st_size
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        wall, cpu, before, peak, row = pool.apply(_annotated_by_block, (folder,))
+    (folder / "many.fcs").unlink()
+    print(f"{row['status']} {row['error']} {row['warning']}")
+    print("| events | FCS, GB | wall s | CPU s | memory before, MB | peak, MB | h5ad, GB |")
+    print("|---|---|---|---|---|---|---|")
+    result = Path(row["output"]).stat().st_size
+    print(
+        f"| {row['n_cells']:,} | {size / 1e9:.2f} | {wall:.0f} | {cpu:.0f} | {before / 1e6:.0f} | "
+        f"{peak / 1e6:.0f} | {result / 1e9:.2f} |",
+        flush=True,
+    )
+
+
 def main():
-    parts = {f.__name__: f for f in (path, memory, start)}
+    parts = {f.__name__: f for f in (path, memory, start, large)}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=[*parts, "all"])
     parser.add_argument("--events", type=int, default=1_000_000)
