@@ -187,10 +187,11 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         cells of the held-out patients is positive. It needs ``pos_label`` and held-out patients.
     missing_markers : {"error", "mask"}, default "error"
         What happens if data to predict lack a marker. "mask": every training step of ``fit`` has
-        one sample more, in which one or a few markers are hidden, never scatter, and the model
-        does without markers that data lack (:meth:`without`). Threshold, calibration, ``performance_`` and the threshold of
-        novelty are then those determined with the marker hidden; if several are missing, they are
-        not known, and the residual disease is not stated. A warning and every table say so.
+        one sample more, in which one or a few markers are hidden, never scatter, and the model does
+        without markers that data lack (:meth:`without`). Threshold, calibration, ``performance_``
+        and the threshold of novelty are then those determined with the marker hidden; if several
+        are missing, they are not known, and the residual disease is not stated. A warning and every
+        table say so.
     unknown : {"flag", "reject"}, default "flag"
         What happens to cells that are unlike all labelled cells of the training. "flag": they
         keep their class, and ``annotate`` flags them. "reject": their class is "unknown" (NaN for
