@@ -82,14 +82,10 @@ def few(seeds=(0, 1, 2)):
             ("simulated, F1 of blasts", halves, partial(blast_f1, by="sample")),
         ):
             found = _found(train, test, seed)
-            rows += [
-                {"model": model, "data": name, "seed": seed, "score": score(test, labels)}
-                for model, labels in found.items()
-            ]
-    table = pd.DataFrame(rows).pivot_table(
-        index="model", columns=["data", "seed"], values="score", sort=False
-    )
-    show(table.join(table.T.groupby("data").mean().T.add_suffix(", mean")), "Six samples")
+            scores = {model: score(test, labels) for model, labels in found.items()}
+            show(pd.Series(scores, name=name), f"{name}, seed {seed}")
+            rows.append({"data": name, **scores})
+    show(pd.DataFrame(rows).groupby("data", sort=False).mean().T, "Mean over seeds")
 
 
 def _found(train, test, seed):

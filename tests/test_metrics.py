@@ -456,12 +456,14 @@ STRICT = Protocol("strict", 10, 40, sensitivity=1e-5)
         (40, 999_999, {"protocol": STRICT}, "quantifiable", "not reached"),
         (0, 500_000, {"protocol": "eln-aml"}, "below LOD", "not reached"),
         (0, 500_001, {"protocol": "eln-aml"}, "below LOD", "reached"),
-        # The blank: equal is within; below the LOD it has nothing to say.
-        (60, 300_000, {"limit_of_blank": 60 / 300_000}, "within blank", "reached"),
-        (61, 300_000, {"limit_of_blank": 60 / 300_000}, "quantifiable", "reached"),
-        (30, 300_000, {"limit_of_blank": 2e-4}, "within blank", "reached"),
+        # The blank: equal is within. Above 10^-4 the sensitivity asked for cannot be reached.
+        (60, 300_000, {"limit_of_blank": 60 / 300_000}, "within blank", "not reached"),
+        (61, 300_000, {"limit_of_blank": 60 / 300_000}, "quantifiable", "not reached"),
+        (30, 300_000, {"limit_of_blank": 1e-4}, "within blank", "reached"),
+        (31, 300_000, {"limit_of_blank": 1e-4}, "detected, not quantifiable", "reached"),
         (30, 300_000, {"limit_of_blank": 0.0}, "detected, not quantifiable", "reached"),
-        (19, 300_000, {"limit_of_blank": 1.0}, "below LOD", "reached"),
+        (19, 300_000, {"limit_of_blank": 1.0}, "below LOD", "not reached"),
+        (19, 300_000, {"limit_of_blank": 1e-4}, "below LOD", "reached"),
         (0, 0, {"limit_of_blank": 1.0}, "no cells", "not reached"),
         # What is not known comes before what was counted.
         (60, 300_000, {"uncertain": {"all": True}}, "members disagree", "reached"),
@@ -498,7 +500,12 @@ def test_detection_and_adequacy_follow_the_protocol(
         (0, 600_000, {"protocol": "eln-aml"}, "No MRD detected above 0.0033 % of CD45+ cells "
          "(intact) (0 of 600,000)."),
         (60, 300_000, {"limit_of_blank": 0.001}, "0.02 % of cells in intact (60 of 300,000; 95 % "
-         "interval 0.015-0.026 %, counting only): within the limit of blank, 0.1 %."),
+         "interval 0.015-0.026 %, counting only): within the limit of blank, 0.1 %. The sensitivity "
+         "asked for was not reached."),
+        (3, 500_000, {"limit_of_blank": 1e-3}, "No MRD detected above the limit of blank, 0.1 % of "
+         "cells in intact (3 of 500,000). The sensitivity asked for was not reached."),
+        (3, 500_000, {"limit_of_blank": 1e-6}, "No MRD detected above 0.004 % of cells in intact (3 "
+         "of 500,000)."),
         (60, 300_000, {"tested": False}, "No result: the model was not tested with these markers "
          "(60 of 300,000 called)."),
         (0, 0, {}, "No cell in the denominator intact; nothing can be said."),

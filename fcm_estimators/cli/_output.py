@@ -46,8 +46,9 @@ def _screen_columns(table: pd.DataFrame) -> pd.DataFrame:
             table[c].map("{:.2g}".format, na_action="ignore") for c in ("ci_low", "ci_high")
         )
         found["95 % interval"] = low + "-" + high
-        missed = table["adequacy"].eq("not reached")
-        found["MRD"] = table["detection"].where(~missed, table["detection"] + ", too few cells")
+        few = table["lod"].ge(table["limit_of_blank"].fillna(0))
+        why = few.map({True: ", too few cells", False: ", limit of blank too high"})
+        found["MRD"] = table["detection"] + why.where(table["adequacy"].eq("not reached"), "")
         low, high = (
             table[c].map("{:.2g}".format, na_action="ignore")
             for c in ("members_lowest", "members_possible")

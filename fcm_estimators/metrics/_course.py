@@ -242,7 +242,8 @@ class CourseDisplay:
         Full points are detected, with the counting interval; a dotted line joins those that follow
         each other. Open points are cells that were seen, too few to say more. An open triangle
         stands for "less than", at the upper end of what may be there. Crosses at the bottom are
-        results on which nothing can be said. The grey band is below the LOD.
+        results on which nothing can be said. The grey band is below the LOD or, if it is known and
+        higher, the limit of blank.
         """
         if ax is None:
             import matplotlib.pyplot as plt
@@ -257,10 +258,13 @@ class CourseDisplay:
         floor = 10 ** np.floor(np.log10(smallest) - 0.3)
         margin = max(np.ptp(days) * 0.15, 1.0)
         edges = [days[0] - margin, *((days[1:] + days[:-1]) / 2), days[-1] + margin]
-        ax.stairs(lod, edges, baseline=floor, fill=True, color="#DDDDDD", label="below LOD")
+        blank = self.table.get("limit_of_blank", pd.Series(np.nan, self.table.index)).to_numpy()
+        unseen = np.fmax(lod, blank)
+        label = "below LOD" if np.isnan(blank).all() else "below LOD or limit of blank"
+        ax.stairs(unseen, edges, baseline=floor, fill=True, color="#DDDDDD", label=label)
         known = kind != "none"
         ax.vlines(days[known], np.maximum(low, floor)[known], high[known], color=_HUE, lw=1.2)
-        at = np.select([kind == "less", known], [np.maximum(lod, high), values], floor * 1.5)
+        at = np.select([kind == "less", known], [np.fmax(unseen, high), values], floor * 1.5)
         for i in range(len(days) - 1):
             if kind[i] == kind[i + 1] == "seen":
                 ax.plot(days[i : i + 2], at[i : i + 2], color=_HUE, lw=0.8, ls=":")
@@ -278,7 +282,7 @@ class CourseDisplay:
                 cut_off, color="#D55E00", lw=0.8, ls="--", label=f"cut-off {in_percent(cut_off)}"
             )
         ax.set_yscale("log")
-        ax.set_ylim(floor, 6 * float(np.nanmax([*top, *lod])))
+        ax.set_ylim(floor, 6 * float(np.nanmax([*top, *unseen])))
         ax.set_xlim(edges[0], edges[-1])
         ax.set_xticks(days, [f"{d:g}" for d in days])
         ax.set(xlabel="day", ylabel="fraction", title=self.title)
@@ -304,9 +308,11 @@ def _shown(row: pd.Series) -> str:
         return in_percent(row["fraction"])
     if kind == "few":
         return f"{in_percent(row['fraction'])}, too few cells"
+    end = float(np.nanmax([row["lod"], row["ci_high"], row.get("ci_total_high", np.nan)]))
+    if row.get("limit_of_blank", np.nan) > end:
+        return f"< {in_percent(row['limit_of_blank'])}, the limit of blank"
     missed = "" if row["adequacy"] == "reached" else ", too few cells"
-    ends = [row["lod"], row["ci_high"], row.get("ci_total_high", np.nan)]
-    return f"< {in_percent(float(np.nanmax(ends)))}{missed}"
+    return f"< {in_percent(end)}{missed}"
 
 
 def _difference_p(group: pd.DataFrame) -> float:

@@ -81,7 +81,7 @@ def mrd_table(
         inside the denominator), ``denominator``, ``denominator_name``, ``n_outside`` (positive
         cells outside of the denominator, which the fraction leaves out), ``fraction``, ``ci_low``,
         ``ci_high``, ``lod`` and ``lloq`` (events to detect and to quantify / denominator),
-        ``detection``, ``adequacy``, ``protocol`` (its name) and ``words``, the result as a
+        ``limit_of_blank`` (NaN if not given), ``detection``, ``adequacy``, ``protocol`` (its name) and ``words``, the result as a
         sentence. ``detection`` is the first of these that is true:
 
         1. ``not tested``: ``tested`` is False. Cells are counted; the fraction and its interval
@@ -94,11 +94,11 @@ def mrd_table(
         6. ``detected, not quantifiable``: fewer are positive than its events to quantify.
         7. ``quantifiable``.
 
-        ``adequacy`` is ``reached`` if ``lod`` does not exceed the protocol's sensitivity and the
-        denominator has its least number of events, else ``not reached``. Below LOD without
+        ``adequacy`` is ``reached`` if neither ``lod`` nor the limit of blank exceeds the protocol's
+        sensitivity and the denominator has its least number of events, else ``not reached``. Below LOD without
         adequacy nothing can be concluded, and ``words`` say so: 15 of 1,000 are "1.5 % ...: too
         few cells to quantify; lower bound above the cut-off 0.01 %". "No MRD detected above x" has
-        the larger of ``lod`` and ``ci_high`` as x.
+        the largest of ``lod``, ``ci_high`` and the limit of blank as x.
 
         With ``errors`` also ``ci_total_low`` and ``ci_total_high``
         (:meth:`ClassificationErrors.interval`), NaN where they are not estimable, and
@@ -220,6 +220,8 @@ def mrd_of_counts(
     else:
         detection = np.full(len(k), "not tested", dtype=object)
     enough = (n > 0) & (n >= protocol.least_denominator)
+    if blank is not None and protocol.sensitivity is not None:
+        enough &= blank <= protocol.sensitivity
     adequacy = np.where(enough, "reached", "not reached").astype(object)
     total = np.full((len(k), 2), np.nan)
     if errors is not None and tested:
@@ -248,6 +250,7 @@ def mrd_of_counts(
             "ci_high": high,
             "lod": lod,
             "lloq": per_event(protocol.events_to_quantify, n),
+            "limit_of_blank": np.nan if blank is None else blank,
             "detection": detection,
             "adequacy": adequacy,
             "protocol": protocol.name,

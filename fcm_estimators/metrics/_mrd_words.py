@@ -83,10 +83,13 @@ def in_words(
         return f"MRD {share} of {of} ({whole}). Quantifiable.{end}"
     if detection == "detected, not quantifiable":
         return f"MRD detected, {share} of {of} ({whole}): too few cells to quantify{above}.{end}"
-    if passed or (k and missed):
+    if passed or 0 < k and n < protocol.least_denominator:
         # Cells were found, and too few were measured to say that there is nothing.
         return f"{share} of {of} ({whole}): too few cells to quantify{above}.{missed}{end}"
-    shown = in_percent(float(np.nanmax([protocol.events_to_detect / n, high, total[1]])))
+    by_counting = float(np.nanmax([protocol.events_to_detect / n, high, total[1]]))
+    shown = in_percent(by_counting)
+    if blank is not None and blank > by_counting:
+        shown = f"the limit of blank, {in_percent(blank)}"
     return f"No MRD detected above {shown} of {of} ({counted}).{missed}{end}"
 
 
