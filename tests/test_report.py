@@ -852,7 +852,7 @@ def test_colours_switch(opened, sample):
 
 
 def test_a_class_can_be_hidden_from_the_keyboard(opened, sample):
-    opened.get_by_label(re.compile("^blast")).focus()
+    opened.get_by_role("checkbox", name=re.compile("^blast")).focus()
     opened.keyboard.press("Space")
     counts = sample.obs["reluformer"].value_counts()
     assert "blast" not in {name for name, *_ in drawn(opened)}
