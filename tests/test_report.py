@@ -557,6 +557,7 @@ def test_the_course_is_that_of_the_same_result(sample, course, tmp_path):
     refused("counts in 'cd19', the report in all analysed cells")
     refused("another protocol", protocol="eln-aml", **here)
     refused("has 400 of 1,000 cells for this sample", course.assign(tubes=NAME), **here)
+    refused("no result of this sample", course.assign(tubes="another"), **here)
     other = course.rename(index={"Hedwig": "Ilse"})
     refused("of 2 patients", pd.concat([course, other]), **here)
     refused("course lacks", course.drop(columns="shown"), MissingKeyError, **here)
@@ -564,7 +565,7 @@ def test_the_course_is_that_of_the_same_result(sample, course, tmp_path):
 
 
 def test_tubes_that_differ_are_told(sample, course, tmp_path):
-    apart = course.assign(n_tubes=2, tubes="a, b", tubes_p=[1e-9, 0.5, np.nan])
+    apart = course.assign(n_tubes=2, tubes=f"a, {NAME}", tubes_p=[1e-9, 0.5, np.nan])
     write_report(sample, tmp_path / "r.html", denominator="cd19", course=apart)
     text = said(tmp_path / "r.html")["course"]
     assert "added, never averaged" in text

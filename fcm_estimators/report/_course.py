@@ -16,6 +16,22 @@ from fcm_estimators.report._tables import Residual, Table
 
 # Probability of so different tubes by counting alone, below which it is told.
 _DIFFERENT_TUBES = 0.001
+_NEEDED = (
+    "numerator",
+    "denominator",
+    "denominator_name",
+    "fraction",
+    "ci_low",
+    "ci_high",
+    "lod",
+    "detection",
+    "adequacy",
+    "words",
+    "shown",
+    "n_tubes",
+    "tubes",
+    "tubes_p",
+)
 # How results without a denominator gate are called.
 _ALL_CELLS = ("analysed", "analysed cells")
 
@@ -48,14 +64,14 @@ def course_of(
     ------
     InvalidInputError
         The sample has no residual disease; the course is of several patients, another denominator
-        or another protocol; or it holds other counts of this sample.
+        or another protocol; or it lacks this sample or holds other counts of it.
     MissingKeyError
         The course lacks a column.
     """
     _require_same(sample, course, residual, protocol)
     days = course.reset_index(level="patient", drop=True)
-    title = ""  # names of patients stay out
-    display = CourseDisplay(days, title, protocol.cut_offs)
+    # Without a title: the name of a patient stays out.
+    display = CourseDisplay(days, cut_offs=protocol.cut_offs)
     rows = []
     for day, row in days.iterrows():
         rows.append(
@@ -91,11 +107,10 @@ def _require_same(
 ) -> None:
     if residual is None:
         raise InvalidInputError("The model has no positive class, so there is no course.")
-    needed = {"numerator", "denominator", "denominator_name", "shown", "words", "tubes", "tubes_p"}
-    missing = needed - set(course)
+    missing = [column for column in _NEEDED if column not in course]
     if missing or course.index.names != ["patient", "day"]:
         raise MissingKeyError(
-            f"course lacks {sorted(missing)} or the index patient and day; expected the result of "
+            f"course lacks {missing} or the index patient and day; expected the result of "
             "fcm_estimators.cohort.course_of_tables(...)."
         )
     patients = course.index.unique("patient")
@@ -116,6 +131,9 @@ def _require_same(
             f"course was read by another protocol than the report's, {protocol.name!r}. Use the "
             "same one for both."
         )
+    # Without a column of samples the name of this one is not known.
+    if sample.name != "all" and not any(f", {sample.name}," in f", {t}," for t in course["tubes"]):
+        raise InvalidInputError("course has no result of this sample; it is of another patient.")
     here = course[course["tubes"] == sample.name]
     counts = (int(residual.called.sum()), int(residual.inside.sum()))
     for row in here.itertuples():

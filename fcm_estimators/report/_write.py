@@ -107,7 +107,7 @@ def write_report(
         ``adata`` is not an AnnData or has no cells, there are several samples and none is chosen,
         ``max_cells`` is below 1, there is no such protocol, the errors are those of
         another model, a run record is damaged, or the course is of several patients, of another
-        denominator or protocol, or has other counts of this sample.
+        denominator or protocol, or lacks this sample or has other counts of it.
     MissingKeyError
         A model has not annotated the data, the sample or the gate is not there, or the course
         lacks a column.
