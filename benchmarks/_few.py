@@ -63,7 +63,7 @@ def one(numbers=(1, 4, 9, 12), seed=0):
 # -- few samples that differ much -----------------------------------------------------------------
 
 
-def few(seeds=(0, 1, 2)):
+def few(seeds=(0,)):
     """Six training samples that differ much: three of each CyTOF batch, or of strong shift."""
     blood = [
         samples_of(cytof(), n) for n in ((1, 2, 3, 9, 10, 11), (4, 5, 6, 7, 8, *range(12, 17)))
