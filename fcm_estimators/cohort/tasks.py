@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._base.files import model_checksum
-from fcm_estimators._base.panels import suited_to
+from fcm_estimators._base.panels import suited_to, with_aliases
 from fcm_estimators._cells.h5ad import write_h5ad
 from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
 from fcm_estimators._checks import listed, sample_codes
@@ -51,6 +51,7 @@ class Job:
     gates_checksum: str
     only: list[str]
     event_column: str | None
+    marker_aliases: Entries
     out: str
     key_added: str
     denominator: str | None
@@ -151,7 +152,7 @@ def failed_row(path: Path, name: str, error: str) -> Entries:
 def _annotated(
     job: Job, path: Path, name: str, output: Path, record: Path, input_checksum: str
 ) -> list[Entries]:
-    model = cached_model(job.model, job.model_checksum)
+    model = with_aliases(cached_model(job.model, job.model_checksum), job.marker_aliases)
     # A worker's warnings are seen by nobody, unless they are in the table.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

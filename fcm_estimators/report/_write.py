@@ -192,7 +192,7 @@ def write_report(
 
 def report_files(
     files: PathName | Sequence[PathName],
-    out: PathName,
+    out: PathName | None = None,
     *,
     sample: str | None = None,
     progress: Progress | None = None,
@@ -205,10 +205,13 @@ def report_files(
     files : path or sequence of paths
         h5ad or zarr files, for example from :func:`~fcm_estimators.cohort.annotate_files`; a
         directory stands for its files.
-    out : path
+    out : path, optional
         A page (.html or .htm) for one sample of one file, or a directory. The directory gets
         ``{name}.html`` for each file, or ``{name}-1.html``, ``{name}-2.html`` and so on if the file
-        has several samples. ``name`` is the name of the file, also without ``identifiers``.
+        has several samples, and ``index.html``, which links all pages of this call,
+        unless a file has this name. ``name`` is the name of the file, also without
+        ``identifiers``. Default: report.html for one sample,
+        the directory reports for several.
     sample : str, optional
         Report only this sample.
     progress : callable, optional
@@ -228,7 +231,14 @@ def report_files(
         There are no files, there are several files for one page, or names repeat. For one page
         also the errors of :func:`write_report`.
     """
-    paths, target = list_files(files), Path(out)
+    paths = list_files(files)
+    keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
+    if out is None:
+        several = len(paths) > 1 or (
+            sample is None and len(samples_in(read_file(paths[0]), **keys)) > 1
+        )
+        out = "reports" if several else "report.html"
+    target = Path(out)
     single = target.suffix.lower() in (".html", ".htm")
     if single and len(paths) > 1:
         raise InvalidInputError(
@@ -240,7 +250,6 @@ def report_files(
     for path, name in zip(paths, names, strict=True):
         try:
             adata = read_file(path, name=name)
-            keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
             chosen = [sample] if single or sample is not None else samples_in(adata, **keys)
             for i, one in enumerate(chosen):
                 page = target
@@ -256,7 +265,26 @@ def report_files(
             rows.append(failed_row(path, name, error_text(error)))
         if progress is not None:
             progress(rows[-1])
+    if target.is_dir() and "index" not in names:
+        _write_index(target, rows, bool(options.get("identifiers", False)))
     return pd.DataFrame(rows)
+
+
+def _write_index(folder: Path, rows: list[Entries], identifiers: bool) -> None:
+    """Write index.html, which links the pages and says why a file has none."""
+    shown = [
+        {
+            "file": Path(row["file"]).name,
+            "sample": row["sample"] if identifiers else "",
+            "page": Path(row["output"]).name,
+            "error": row["error"],
+        }
+        for row in rows
+    ]
+    page = _template("index.html.j2").render(
+        rows=shown, identifiers=identifiers, css=_resource("page.css"), version=__version__
+    )
+    write_whole(folder / "index.html", page.encode("utf-8"))
 
 
 def _facts(sample: Annotated, name: str) -> dict[str, str]:
@@ -361,11 +389,11 @@ def _resource(name: str) -> str:
     return resources.files("fcm_estimators.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _template() -> Any:
+def _template(name: str = "page.html.j2") -> Any:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource("page.html.j2"))
+    return environment.from_string(_resource(name))
 
 
 def _plotly() -> str:
