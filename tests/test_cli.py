@@ -511,7 +511,7 @@ def test_every_command_has_help_and_the_version_is_told():
 
 def test_an_alias_reads_a_marker_that_has_another_name(lab, model, raw, tmp_path):
     renamed = raw[raw.obs["sample"] == "patient1_d0"].copy()
-    renamed.var_names = ["our marker" if v == "CD19" else v for v in renamed.var_names]
+    renamed.var["marker"] = renamed.var["marker"].replace("CD19", "our marker")
     write_fcs(renamed, tmp_path / "patient1_d0.fcs")
     arguments = ["annotate", model, "--gates", lab / "tables", "--json", *ONE_PROCESS]
     refused = call(*arguments, tmp_path / "patient1_d0.fcs", "-o", tmp_path / "a")
@@ -535,7 +535,7 @@ def test_a_marker_of_the_training_may_hold_a_comma_and_another_name(lab, raw, tm
     names = {"CD19": "CD19, clone x", "CD34": "stem"}
     for sample in ("patient1_d0", "patient2_d0"):
         one = raw[raw.obs["sample"] == sample].copy()
-        one.var_names = [names.get(v, v) for v in one.var_names]
+        one.var["marker"] = one.var["marker"].replace(names)
         write_fcs(one, tmp_path / "fcs" / f"{sample}.fcs")
     done = call(
         "train", tmp_path / "fcs", "-o", tmp_path / "m", *labelled(lab), "--max-epochs", 1,

@@ -132,8 +132,9 @@ def annotate_files(
     Raises
     ------
     InvalidInputError
-        There are no files, names repeat, an alias is of no marker of the model, the gates or the protocol do not exist, the errors are
-        those of another model, or an output would overwrite an input.
+        There are no files, names repeat, an alias is of no marker of the model, the gates or the
+        protocol do not exist, the errors are those of another model, or an output would overwrite
+        an input.
     ModelFormatError
         The directory of the model does not contain a model that this version can read.
     NotFittedError
