@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from fcm_estimators._base.panels import with_aliases
 from fcm_estimators._checks import listed
 from fcm_estimators._files import made_folder, replaced_when_complete, write_table
 from fcm_estimators._types import Entries, Progress
@@ -251,6 +252,7 @@ def evaluate_files(
     files: PathName | Sequence[PathName],
     *,
     labels: LabelSource | None = None,
+    marker_aliases: Mapping[str, str] | None = None,
     client: Client | None = None,
     n_workers: int | None = None,
     progress: Progress | None = None,
@@ -263,6 +265,8 @@ def evaluate_files(
     files : path or sequence of paths
     labels : LabelSource, optional
         Default: ``obs[model.label_key]``, or for a PolygonRegressor the gates in ``obsm``.
+    marker_aliases : mapping, optional
+        As for :func:`~fcm_estimators.cohort.annotate_files`.
     client, n_workers, progress
         As for :func:`~fcm_estimators.cohort.read_files`.
 
@@ -274,9 +278,12 @@ def evaluate_files(
     ------
     MissingKeyError
         There are no labels.
+    InvalidInputError
+        An alias is of no marker of the model.
     """
     if isinstance(model, str | os.PathLike):
         model = load_model(model)
+    model = with_aliases(model, marker_aliases)
     adata = read_files(
         files,
         steps=model if model.preprocessing_ else (),

@@ -449,6 +449,12 @@ def test_failed_files_are_told_on_stderr_and_by_the_exit_status(lab, model, tmp_
         (["train", "FCS", "-o", "OUT", "--patients", "FCS"], "CSV"),
         (["train", "FCS", "-o", "OUT", "--transform", "log"], "logicle"),
         (["explain", "MODEL", "FCS", "-o", "OUT", "--scheduler", "tcp://127.0.0.1:1"], "scheduler"),
+        (
+            ["annotate", "MODEL", "FCS", "-o", "OUT", "--alias", "CD19"],
+            "NAME IN FILES=NAME IN MODEL",
+        ),
+        (["evaluate", "MODEL", "FCS", "--alias", "CD19=nothing"], "no marker 'nothing'"),
+        (["gate", "MODEL", "FCS", "-o", "OUT", "--alias", "a=CD19", "--alias", "a=CD3"], "is both"),
         (["annotate"], "Missing argument"),
     ],
 )
@@ -501,6 +507,58 @@ def test_every_command_has_help_and_the_version_is_told():
         done = call(command, "--help")
         assert done.exit_code == 0
         assert "Usage" in done.stdout
+
+
+def test_an_alias_reads_a_marker_that_has_another_name(lab, model, raw, tmp_path):
+    renamed = raw[raw.obs["sample"] == "patient1_d0"].copy()
+    renamed.var["marker"] = renamed.var["marker"].replace("CD19", "our marker")
+    write_fcs(renamed, tmp_path / "patient1_d0.fcs")
+    arguments = ["annotate", model, "--gates", lab / "tables", "--json", *ONE_PROCESS]
+    refused = call(*arguments, tmp_path / "patient1_d0.fcs", "-o", tmp_path / "a")
+    assert refused.exit_code == 1
+    alias = ["--alias", "our marker=CD19"]
+    done = call(*arguments, tmp_path / "patient1_d0.fcs", "-o", tmp_path / "a", *alias)
+    assert done.exit_code == 0, done.output
+    usual = call(*arguments, lab / "fcs" / "patient1_d0.fcs", "-o", tmp_path / "b")
+    counts = [json.loads(d.stdout)[0]["n_blast"] for d in (done, usual)]
+    assert counts[0] == counts[1] > 0
+    table = ["--gates", lab / "tables", "--class", "blast=blast", "--within", "intact"]
+    found = call(
+        "evaluate", model, tmp_path / "patient1_d0.fcs", *table, *alias, "--event-column", "event",
+        *ONE_PROCESS,
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+
+
+def test_a_marker_of_the_training_may_hold_a_comma_and_another_name(lab, raw, tmp_path):
+    (tmp_path / "fcs").mkdir()
+    names = {"CD19": "CD19, clone x", "CD34": "stem"}
+    for sample in ("patient1_d0", "patient2_d0"):
+        one = raw[raw.obs["sample"] == sample].copy()
+        one.var["marker"] = one.var["marker"].replace(names)
+        write_fcs(one, tmp_path / "fcs" / f"{sample}.fcs")
+    done = call(
+        "train", tmp_path / "fcs", "-o", tmp_path / "m", *labelled(lab), "--max-epochs", 1,
+        "--markers", "CD45, CD10", "--marker", "CD19, clone x", "--marker", "CD34",
+        "--alias", "stem=CD34", "--quiet", *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.stdout == ""
+    assert load_model(tmp_path / "m").markers_ == ["CD45", "CD10", "CD19, clone x", "CD34"]
+
+
+def test_quiet_prints_no_table_but_what_is_wrong(lab, model, tmp_path):
+    first = sorted((lab / "fcs").iterdir())[0]
+    arguments = ["annotate", model, "-o", tmp_path / "o", "--quiet", "--gates", lab / "tables"]
+    done = call(*arguments, first, *ONE_PROCESS)
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
+    (tmp_path / "broken.fcs").write_bytes(b"FCS3.1")
+    done = call(*arguments, tmp_path / "broken.fcs", *ONE_PROCESS)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "broken.fcs" in done.stderr
+    written = call("report", tmp_path / "o", "-o", tmp_path / "r", "-q")
+    assert (written.exit_code, written.stdout) == (0, "")
+    assert (tmp_path / "r" / "index.html").exists()
 
 
 def test_a_pipe_gets_the_result_and_nothing_else(lab, model, tmp_path):

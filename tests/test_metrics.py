@@ -500,12 +500,12 @@ def test_detection_and_adequacy_follow_the_protocol(
         (0, 600_000, {"protocol": "eln-aml"}, "No MRD detected above 0.0033 % of CD45+ cells "
          "(intact) (0 of 600,000)."),
         (60, 300_000, {"limit_of_blank": 0.001}, "0.02 % of cells in intact (60 of 300,000; 95 % "
-         "interval 0.015-0.026 %, counting only): within the limit of blank, 0.1 %. The sensitivity "
-         "asked for was not reached."),
+         "interval 0.015-0.026 %, counting only): within the limit of blank, 0.1 %. The "
+         "sensitivity asked for was not reached."),
         (3, 500_000, {"limit_of_blank": 1e-3}, "No MRD detected above the limit of blank, 0.1 % of "
          "cells in intact (3 of 500,000). The sensitivity asked for was not reached."),
-        (3, 500_000, {"limit_of_blank": 1e-6}, "No MRD detected above 0.004 % of cells in intact (3 "
-         "of 500,000)."),
+        (3, 500_000, {"limit_of_blank": 1e-6}, "No MRD detected above 0.004 % of cells in "
+         "intact (3 of 500,000)."),
         (60, 300_000, {"tested": False}, "No result: the model was not tested with these markers "
          "(60 of 300,000 called)."),
         (0, 0, {}, "No cell in the denominator intact; nothing can be said."),

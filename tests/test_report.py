@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -780,12 +781,37 @@ def test_pages_of_many_files_fail_one_by_one(sample, tmp_path):
     table = report_files(folder, tmp_path / "pages")
     assert table["status"].tolist() == ["failed", "done", "done", "done"]
     assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == [
+        "index.html",
         "one.html",
         "two-1.html",
         "two-2.html",
     ]
+    index = (tmp_path / "pages" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<a href="(.*?)">', index) == ["one.html", "two-1.html", "two-2.html"]
+    assert "no report: " in index
+    assert "a/b" not in index
+    report_files(folder, tmp_path / "named", identifiers=True)
+    assert "<td>a/b</td>" in (tmp_path / "named" / "index.html").read_text(encoding="utf-8")
     with pytest.raises(InvalidInputError, match="3 files do not fit on one page"):
         report_files(folder, tmp_path / "page.html")
+
+
+def test_without_a_place_one_sample_is_a_page_and_several_are_a_directory(
+    sample, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    two = sample.copy()
+    two.obs["sample"] = pd.Categorical(np.where(np.arange(two.n_obs) < 1000, "a", "b"))
+    two.write_h5ad("two.h5ad")
+    sample.write_h5ad("index.h5ad")
+    assert report_files("index.h5ad")["output"].tolist() == ["report.html"]
+    assert report_files("two.h5ad", sample="a")["output"].tolist() == ["report.html"]
+    pages = [str(Path("reports", name)) for name in ("two-1.html", "two-2.html")]
+    assert report_files("two.h5ad")["output"].tolist() == pages
+    assert Path("reports/index.html").exists()
+    # The page of a file is not replaced by the list of pages.
+    report_files("index.h5ad", "other")
+    assert "plotly" in Path("other/index.html").read_text(encoding="utf-8")
 
 
 # -- in a browser -------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
@@ -132,6 +133,26 @@ def model_without(model: Model, markers: Iterable[str]) -> Model:
     other.performance_, other.decided_without_ = None, {}
     if len(names) == 1 and names[0] in model.decided_without_:
         model.decided_without_[names[0]].adopt(other)
+    return other
+
+
+def with_aliases(model: Model, aliases: Mapping[str, str] | None) -> Model:
+    """A fitted model that also knows the names of markers in some files; it shares its weights.
+
+    Raises
+    ------
+    InvalidInputError
+        A name is given to something that is no marker of the model.
+    """
+    if not aliases:
+        return model
+    if strangers := sorted(set(aliases.values()) - set(model.markers_)):
+        raise InvalidInputError(
+            f"marker_aliases={dict(aliases)!r}: the model has no marker {listed(strangers)}; its "
+            f"markers are {listed(model.markers_)}."
+        )
+    other = copy.copy(model)
+    other.marker_aliases = {**(model.marker_aliases or {}), **aliases}
     return other
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +10,10 @@ import typer
 
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
+from fcm_estimators.cli._evaluate import evaluate
 from fcm_estimators.cli._lab import add_commands
 from fcm_estimators.cli._options import (
+    Aliases,
     ChosenGates,
     Classes,
     Denominator,
@@ -29,15 +30,17 @@ from fcm_estimators.cli._options import (
     Out,
     Pool,
     ProtocolOption,
+    Quiet,
     Resume,
     Scheduler,
     Sheet,
     Within,
     Workers,
+    aliases_of,
     label_source,
     patients_of,
 )
-from fcm_estimators.cli._output import plain_values, print_files, print_record, print_table
+from fcm_estimators.cli._output import print_files, print_record
 from fcm_estimators.cli._running import dask_client, errors_as_exit_status, progress_bar
 
 app = typer.Typer(
@@ -54,6 +57,10 @@ app = typer.Typer(
     "trainings share a machine.",
     rich_markup_mode="rich",
 )
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",")]
 
 
 def _version(asked: bool) -> None:
@@ -115,6 +122,13 @@ def train(
     markers: Annotated[
         str | None, typer.Option(help="Markers to read, separated by commas. Default: all stained.")
     ] = None,
+    one_marker: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--marker", help="A marker to read, beside --markers; can be repeated.", metavar="NAME"
+        ),
+    ] = None,
+    aliases: Aliases = None,
     missing_markers: Annotated[
         str,
         typer.Option(
@@ -145,6 +159,7 @@ def train(
         bool, typer.Option("--overwrite", help="Replace the model in --out.")
     ] = False,
     workers: Workers = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a classifier on labelled files, or a model of gates on a gating tree.
@@ -161,10 +176,11 @@ def train(
         optional = {
             "max_epochs": max_epochs,
             "subset_key": subset,
-            "markers": None if markers is None else [m.strip() for m in markers.split(",")],
+            "markers": [*_names(markers), *(one_marker or ())] or None,
+            "marker_aliases": aliases_of(aliases) or None,
         }
         params |= {k: v for k, v in optional.items() if v is not None}
-        with progress_bar("Reading", files) as progress:
+        with progress_bar("Reading", files, quiet) as progress:
             model = train_model(
                 files,
                 out,
@@ -181,7 +197,7 @@ def train(
                 overwrite=overwrite,
                 n_workers=workers,
                 progress=progress,
-                verbose=int(sys.stderr.isatty()),
+                verbose=int(sys.stderr.isatty() and not quiet),
                 **params,
             )
         last = model.history_.iloc[-1]
@@ -198,8 +214,9 @@ def train(
         performance = getattr(model, "performance_", None)
         if as_json and performance is not None:
             found["performance"] = performance.to_dict()
-        print_record(found, as_json)
-        if performance is not None and not as_json:
+        if as_json or not quiet:
+            print_record(found, as_json)
+        if performance is not None and not as_json and not quiet:
             typer.echo(f"\n{performance}")
 
 
@@ -208,6 +225,7 @@ def annotate(
     model: Model,
     files: Files,
     out: Out,
+    aliases: Aliases = None,
     gates: GatesOption = None,
     chosen: ChosenGates = None,
     event_column: EventColumn = None,
@@ -218,17 +236,19 @@ def annotate(
     resume: Resume = True,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Annotate files; write an h5ad per file and a table of counts, residual disease, quality."""
     with errors_as_exit_status():
         from fcm_estimators.cohort import annotate_files
 
-        with dask_client(scheduler) as client, progress_bar("Annotating", files) as progress:
+        with dask_client(scheduler) as client, progress_bar("Annotating", files, quiet) as progress:
             table = annotate_files(
                 model,
                 files,
                 out,
+                marker_aliases=aliases_of(aliases),
                 gates=gates,
                 only=chosen or (),
                 event_column=event_column,
@@ -241,7 +261,7 @@ def annotate(
                 client=client,
                 progress=progress,
             )
-        print_files(table, as_json)
+        print_files(table, as_json, quiet)
 
 
 @app.command()
@@ -249,6 +269,7 @@ def explain(
     model: Model,
     files: Files,
     out: Out,
+    aliases: Aliases = None,
     target: Annotated[
         str | None, typer.Option(help="Class to explain. Default: the positive class.")
     ] = None,
@@ -264,17 +285,19 @@ def explain(
     resume: Resume = True,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Annotate and explain files: gradients per marker, received attention."""
     with errors_as_exit_status():
         from fcm_estimators.workflow import explain_files
 
-        with dask_client(scheduler) as client, progress_bar("Explaining", files) as progress:
+        with dask_client(scheduler) as client, progress_bar("Explaining", files, quiet) as progress:
             table = explain_files(
                 model,
                 files,
                 out,
+                marker_aliases=aliases_of(aliases),
                 target=target,
                 gate=gate,
                 mode=mode,  # type: ignore[arg-type]  # checked by explain_files
@@ -285,7 +308,7 @@ def explain(
                 client=client,
                 progress=progress,
             )
-        print_files(table, as_json)
+        print_files(table, as_json, quiet)
 
 
 @app.command()
@@ -293,90 +316,32 @@ def gate(
     model: Model,
     files: Files,
     out: Out,
+    aliases: Aliases = None,
     resume: Resume = True,
     workers: Workers = None,
     scheduler: Scheduler = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Predict gates: write an h5ad with membership and a Gating-ML file for FlowJo per file."""
     with errors_as_exit_status():
         from fcm_estimators.workflow import gate_files
 
-        with dask_client(scheduler) as client, progress_bar("Gating", files) as progress:
+        with dask_client(scheduler) as client, progress_bar("Gating", files, quiet) as progress:
             table = gate_files(
                 model,
                 files,
                 out,
+                marker_aliases=aliases_of(aliases),
                 resume=resume,
                 n_workers=workers,
                 client=client,
                 progress=progress,
             )
-        print_files(table, as_json)
+        print_files(table, as_json, quiet)
 
 
-@app.command()
-def evaluate(
-    model: Model,
-    files: Files,
-    gates: LabelGates = None,
-    chosen: ChosenGates = None,
-    labels: Labels = "classes",
-    classes: Classes = None,
-    label_key: LabelKey = "cell_type",
-    within: Within = None,
-    event_column: EventColumn = None,
-    patients: Annotated[
-        Path | None,
-        typer.Option(help="Table (CSV) with columns sample and patient, for --errors."),
-    ] = None,
-    errors: Annotated[
-        Path | None,
-        typer.Option(
-            help="File (JSON) to write: how the model errs in these patients, for fcm annotate "
-            "--errors. They must be unseen, and label the same gate (--within) as --denominator."
-        ),
-    ] = None,
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """Compare a model with expert labels or gates, sample by sample."""
-    with errors_as_exit_status():
-        import pandas as pd
-
-        from fcm_estimators.cohort import errors_of_evaluation
-        from fcm_estimators.workflow import evaluate_files
-
-        with progress_bar("Reading", files) as progress:
-            found = evaluate_files(
-                model,
-                files,
-                labels=label_source(
-                    label_key, gates, classes, within, event_column, chosen, labels
-                ),
-                n_workers=workers,
-                progress=progress,
-            )
-        if errors is not None:
-            written = errors_of_evaluation(found.table, model, patients_of(patients))
-            written.write(errors)
-            if written.why:
-                text = f"Warning: no interval follows from this: {written.why}."
-                typer.secho(text, fg="yellow", err=True)
-        if as_json:
-            tables = {"table": found.table.reset_index(), "summary": found.summary}
-            if found.reliability is not None:
-                reliability = found.reliability.reset_index()
-                tables["reliability"] = reliability.assign(bin=reliability["bin"].astype(str))
-            typer.echo(json.dumps({k: plain_values(v) for k, v in tables.items()}, indent=1))
-            return
-        print_table(found.table.reset_index().round(4), "Per sample")
-        summary = found.summary
-        if isinstance(summary, pd.Series):
-            summary = summary.rename("value").rename_axis("over samples").to_frame()
-        print_table(summary.reset_index().round(4), "Summary")
-        if found.reliability is not None:
-            print_table(found.reliability.reset_index().round(3), "Reliability of probabilities")
+app.command()(evaluate)
 
 
 @app.command()
@@ -388,14 +353,15 @@ def report(
         ),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--out", "-o", help="A page, such as report.html, or a directory for many pages."
+            "--out",
+            "-o",
+            help="A page, or a directory for a page per sample and an index.html of them. "
+            "Default: report.html for one sample, the directory reports for several.",
         ),
-    ] = Path("report.html"),
-    sample: Annotated[
-        str | None, typer.Option(help="Sample to report, if a file has several.")
     ] = None,
+    sample: Annotated[str | None, typer.Option(help="Report only this sample.")] = None,
     denominator: Denominator = None,
     limit_of_blank: LimitOfBlank = None,
     protocol: ProtocolOption = "20/50 events",
@@ -411,6 +377,7 @@ def report(
     identifiers: Annotated[
         bool, typer.Option("--identifiers", help="Show the name of the sample on the page.")
     ] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write results and explanations of annotated samples as HTML pages that need no network.
@@ -421,7 +388,7 @@ def report(
     with errors_as_exit_status():
         from fcm_estimators.report import report_files
 
-        with progress_bar("Reporting", files) as progress:
+        with progress_bar("Reporting", files, quiet) as progress:
             table = report_files(
                 files,
                 out,
@@ -438,7 +405,7 @@ def report(
                 identifiers_option="--identifiers",
                 progress=progress,
             )
-        print_files(table, as_json)
+        print_files(table, as_json, quiet)
 
 
 add_commands(app)

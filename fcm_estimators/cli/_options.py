@@ -17,6 +17,18 @@ Files = Annotated[
 Model = Annotated[Path, typer.Argument(help="Directory that fcm train wrote.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory for the results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="No progress and no table; warnings and errors are told."),
+]
+Aliases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alias",
+        help="A=B: marker A of the files is marker B of the model; can be repeated.",
+        metavar="A=B",
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(help="Number of processes; 0: one file after the other. Default: one per core."),
@@ -123,15 +135,9 @@ def label_source(
     labels: str = "classes",
 ) -> LabelSource:
     """Make the label source from the options of a command."""
-    from fcm_estimators.exceptions import InvalidInputError
     from fcm_estimators.labels import LabelSource
 
-    pairs = {}
-    for text in classes or []:
-        gate, found, label = text.partition("=")
-        if not found or not gate or not label:
-            raise InvalidInputError(f"--class {text!r}: expected GATE=LABEL, such as cd3=T cell.")
-        pairs[gate] = label
+    pairs = _pairs("--class", classes, "GATE=LABEL, such as cd3=T cell")
     return LabelSource(
         label_key=label_key,
         gates=None if gates is None else str(gates),
@@ -141,6 +147,24 @@ def label_source(
         only=tuple(chosen or ()),
         labels=labels,  # type: ignore[arg-type]  # checked when it labels
     )
+
+
+def aliases_of(texts: list[str] | None) -> dict[str, str]:
+    """Read the pairs of ``--alias``: the model's name of a marker for its name in the files."""
+    return _pairs("--alias", texts, "NAME IN FILES=NAME IN MODEL, such as 'CD19 PE=CD19'")
+
+
+def _pairs(option: str, texts: list[str] | None, form: str) -> dict[str, str]:
+    from fcm_estimators.exceptions import InvalidInputError
+
+    pairs: dict[str, str] = {}
+    for text in texts or []:
+        left, _, right = text.partition("=")
+        if not left or not right:
+            raise InvalidInputError(f"{option} {text!r}: expected {form}.")
+        if pairs.setdefault(left, right) != right:
+            raise InvalidInputError(f"{option}: {left!r} is both {pairs[left]!r} and {right!r}.")
+    return pairs
 
 
 def patients_of(path: Path | None) -> dict[str, str] | None:

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def print_files(table: pd.DataFrame, as_json: bool) -> None:
-    """Print a table of files; exit with 1 if some failed."""
+def print_files(table: pd.DataFrame, as_json: bool, quiet: bool) -> None:
+    """Print a table of files, unless it is to be quiet; exit with 1 if some failed."""
     failed = table[table["status"] == "failed"]
     if as_json:
         typer.echo(json.dumps(plain_values(table), indent=1))
     else:
-        print_table(_screen_columns(table), "")
+        if not quiet:
+            print_table(_screen_columns(table), "")
         for warning in dict.fromkeys(w for w in table["warning"] if w):
             typer.secho(f"Warning: {warning}", fg="yellow", err=True)
     for row in failed.to_dict("records"):

@@ -20,6 +20,9 @@ from fcm_estimators._types import Entries, Progress
 _OPTIONS = {
     "missing_markers": "--missing-markers",
     "markers": "--markers",
+    "sample": "--sample",
+    "kind": "--kind",
+    "mode": "--mode",
     "gates": "--gates",
     "classes": "--class",
     "only": "--gate",
@@ -49,9 +52,9 @@ _OPTIONS = {
 }
 _VALUE = r"=(?P<value>\[\.\.\.\]|\.\.\.|\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|\w+)?"
 _ARGUMENT = re.compile(rf"(?<![\w\[(.])(?P<name>{'|'.join(_OPTIONS)}){_VALUE}")
-_PYTHON_ONLY = re.compile(
-    r"(?<!\w)(dataset|marker_aliases|sample_names|join|spillover|layer|scale_time|names)="
-)
+_ALIASES = re.compile(r"marker_aliases=(\{[^}]*\})")
+_PAIR = re.compile(r"'([^']*)': '([^']*)'")
+_PYTHON_ONLY = re.compile(r"(?<!\w)(dataset|sample_names|join|spillover|layer|scale_time|names)=")
 
 
 def in_words_of_commands(text: str) -> str:
@@ -64,6 +67,8 @@ def in_words_of_commands(text: str) -> str:
     "Name them with --markers, not with --denominator 'x'."
     >>> in_words_of_commands("Name them with gates=[...], or give them with gates=...")
     'Name them with --gate, or give them with --gates'
+    >>> in_words_of_commands("Pass marker_aliases={'CD 34': 'CD34'} or sample=...")
+    "Pass --alias 'CD 34=CD34' or --sample"
     >>> in_words_of_commands("Choose one with dataset=1.")
     'Choose one with dataset=1. (The commands have no option for dataset; use Python.)'
     """
@@ -78,6 +83,9 @@ def in_words_of_commands(text: str) -> str:
     text = text.replace("gates=[...]", "--gate").replace(
         ' (or leave these out with unreadable="skip")', ""
     )
+    text = _ALIASES.sub(
+        lambda found: " ".join(f"--alias '{a}={b}'" for a, b in _PAIR.findall(found[1])), text
+    ).replace("marker_aliases=", "--alias A=B")
     text = _ARGUMENT.sub(option, text)
     missing = dict.fromkeys(_PYTHON_ONLY.findall(text))
     if missing:
@@ -131,9 +139,9 @@ def errors_as_exit_status() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str, files: list[Path]) -> Iterator[Progress | None]:
-    """Show a progress bar over files on a terminal; show nothing in a pipe."""
-    if not sys.stderr.isatty():
+def progress_bar(what: str, files: list[Path], quiet: bool = False) -> Iterator[Progress | None]:
+    """Show a progress bar over files on a terminal; show nothing in a pipe, or if ``quiet``."""
+    if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import anndata as ad
 import pandas as pd
 
 from fcm_estimators._base.files import model_checksum
+from fcm_estimators._base.panels import with_aliases
 from fcm_estimators._cells.results import require_key_name
 from fcm_estimators._checks import listed
 from fcm_estimators._files import checksum, made_folder
@@ -43,6 +44,7 @@ def annotate_files(
     gates: GatingTree | PathName | None = None,
     only: Sequence[str] = (),
     event_column: str | None = None,
+    marker_aliases: Mapping[str, str] | None = None,
     denominator: str | None = None,
     limit_of_blank: float | None = None,
     protocol: Protocol | PathName = DEFAULT_PROTOCOL,
@@ -85,6 +87,9 @@ def annotate_files(
         Gates to read of a file, as for LabelSource.
     event_column : str, optional
         Column of tables with the event numbers.
+    marker_aliases : mapping, optional
+        The model's name of a marker for the name in the files, beside the ``marker_aliases`` of
+        the model: ``{"CD19 PE-Cy7": "CD19"}``.
     denominator : str, optional
         Gate to which the fraction of positive cells refers. Default: all analysed cells.
     limit_of_blank : float, optional
@@ -128,8 +133,9 @@ def annotate_files(
     Raises
     ------
     InvalidInputError
-        There are no files, names repeat, the gates or the protocol do not exist, the errors are
-        those of another model, or an output would overwrite an input.
+        There are no files, names repeat, an alias is of no marker of the model, the gates or the
+        protocol do not exist, the errors are those of another model, or an output would overwrite
+        an input.
     ModelFormatError
         The directory of the model does not contain a model that this version can read.
     NotFittedError
@@ -159,7 +165,7 @@ def annotate_files(
             "errors=... are those of another model, or of this one before it was changed. Evaluate "
             "this model on patients that it does not know."
         )
-    loaded = cached_model(str(model), identity)
+    loaded = with_aliases(cached_model(str(model), identity), marker_aliases)
     if denominator is not None:
         _require_gate(f"denominator={denominator!r}", denominator, gates, paths)
     if loaded.within_ is not None:
@@ -179,6 +185,7 @@ def annotate_files(
         gates_checksum=_gates_checksum(gates),
         only=list(only),
         event_column=event_column,
+        marker_aliases=dict(marker_aliases or {}),
         out=str(folder.resolve()),
         key_added=keys.key,
         denominator=denominator,

@@ -28,6 +28,7 @@ class Job:
     gates_checksum: str
     only: list[str]
     event_column: str | None
+    marker_aliases: Entries
     out: str
     key_added: str
     denominator: str | None

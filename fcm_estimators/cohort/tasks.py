@@ -14,7 +14,7 @@ import anndata as ad
 import h5py
 import pandas as pd
 
-from fcm_estimators._base.panels import suited_to
+from fcm_estimators._base.panels import suited_to, with_aliases
 from fcm_estimators._cells.h5ad import write_h5ad
 from fcm_estimators._cells.store import open_store
 from fcm_estimators._files import checksum, remove_leftovers, replaced_when_complete
@@ -114,7 +114,7 @@ def failed_row(path: Path, name: str, error: str) -> Entries:
 def _annotated(
     job: Job, path: Path, name: str, output: Path, record: Path, input_checksum: str
 ) -> list[Entries]:
-    model = cached_model(job.model, job.model_checksum)
+    model = with_aliases(cached_model(job.model, job.model_checksum), job.marker_aliases)
     keys = result_keys(model, job.key_added)
     extra: Entries = {}
     with replaced_when_complete(output) as temporary:

@@ -77,12 +77,12 @@ def mrd_table(
     Returns
     -------
     DataFrame
-        Index ``sample``, in order of first appearance. Columns ``numerator`` (positive cells
-        inside the denominator), ``denominator``, ``denominator_name``, ``n_outside`` (positive
-        cells outside of the denominator, which the fraction leaves out), ``fraction``, ``ci_low``,
+        Index ``sample``, in order of first appearance. Columns ``numerator`` (positive cells inside
+        the denominator), ``denominator``, ``denominator_name``, ``n_outside`` (positive cells
+        outside of the denominator, which the fraction leaves out), ``fraction``, ``ci_low``,
         ``ci_high``, ``lod`` and ``lloq`` (events to detect and to quantify / denominator),
-        ``limit_of_blank`` (NaN if not given), ``detection``, ``adequacy``, ``protocol`` (its name) and ``words``, the result as a
-        sentence. ``detection`` is the first of these that is true:
+        ``limit_of_blank`` (NaN if not given), ``detection``, ``adequacy``, ``protocol`` (its name)
+        and ``words``, the result as a sentence. ``detection`` is the first of these that is true:
 
         1. ``not tested``: ``tested`` is False. Cells are counted; the fraction and its interval
            are NaN, because nobody knows how far they could be relied on.
@@ -95,10 +95,10 @@ def mrd_table(
         7. ``quantifiable``.
 
         ``adequacy`` is ``reached`` if neither ``lod`` nor the limit of blank exceeds the protocol's
-        sensitivity and the denominator has its least number of events, else ``not reached``. Below LOD without
-        adequacy nothing can be concluded, and ``words`` say so: 15 of 1,000 are "1.5 % ...: too
-        few cells to quantify; lower bound above the cut-off 0.01 %". "No MRD detected above x" has
-        the largest of ``lod``, ``ci_high`` and the limit of blank as x.
+        sensitivity and the denominator has its least number of events, else ``not reached``. Below
+        LOD without adequacy nothing can be concluded, and ``words`` say so: 15 of 1,000 are "1.5 %
+        ...: too few cells to quantify; lower bound above the cut-off 0.01 %". "No MRD detected
+        above x" has the largest of ``lod``, ``ci_high`` and the limit of blank as x.
 
         With ``errors`` also ``ci_total_low`` and ``ci_total_high``
         (:meth:`ClassificationErrors.interval`), NaN where they are not estimable, and

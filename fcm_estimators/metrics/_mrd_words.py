@@ -83,7 +83,7 @@ def in_words(
         return f"MRD {share} of {of} ({whole}). Quantifiable.{end}"
     if detection == "detected, not quantifiable":
         return f"MRD detected, {share} of {of} ({whole}): too few cells to quantify{above}.{end}"
-    if passed or 0 < k and n < protocol.least_denominator:
+    if passed or (k > 0 and n < protocol.least_denominator):
         # Cells were found, and too few were measured to say that there is nothing.
         return f"{share} of {of} ({whole}): too few cells to quantify{above}.{missed}{end}"
     by_counting = float(np.nanmax([protocol.events_to_detect / n, high, total[1]]))

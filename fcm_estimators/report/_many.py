@@ -8,19 +8,21 @@ from typing import Any
 
 import pandas as pd
 
+from fcm_estimators._files import write_whole
 from fcm_estimators._types import Entries, Progress
+from fcm_estimators._version import __version__
 from fcm_estimators.cohort import course_of_tables, read_results
 from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
 from fcm_estimators.cohort.tasks import failed_row
 from fcm_estimators.exceptions import FcmError, InvalidInputError
 from fcm_estimators.report._sample import samples_in
-from fcm_estimators.report._write import write_report
+from fcm_estimators.report._write import resource, template, write_report
 
 
 def report_files(
     files: PathName | Sequence[PathName],
-    out: PathName,
+    out: PathName | None = None,
     *,
     sample: str | None = None,
     sheet: PathName | pd.DataFrame | None = None,
@@ -35,10 +37,12 @@ def report_files(
     files : path or sequence of paths
         h5ad or zarr files, for example from :func:`~fcm_estimators.cohort.annotate_files`; a
         directory stands for its files.
-    out : path
+    out : path, optional
         A page (.html or .htm) for one sample of one file, or a directory. The directory gets
         ``{name}.html`` for each file, or ``{name}-1.html``, ``{name}-2.html`` and so on if the file
-        has several samples. ``name`` is the name of the file, also without ``identifiers``.
+        has several samples, and ``index.html``, which links all pages of this call, unless a file
+        has this name. ``name`` is the name of the file, also without ``identifiers``. Default:
+        report.html for one sample, the directory reports for several.
     sample : str, optional
         Report only this sample.
     sheet : path or DataFrame, optional
@@ -65,7 +69,14 @@ def report_files(
         and no ``sheet``, or as ``course_of_tables``. For one page also the errors of
         :func:`write_report`.
     """
-    paths, target = list_files(files), Path(out)
+    paths = list_files(files)
+    keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
+    if out is None:
+        several = len(paths) > 1 or (
+            sample is None and len(samples_in(read_file(paths[0]), **keys)) > 1
+        )
+        out = "reports" if several else "report.html"
+    target = Path(out)
     single = target.suffix.lower() in (".html", ".htm")
     if single and len(paths) > 1:
         raise InvalidInputError(
@@ -80,7 +91,6 @@ def report_files(
     for path, name in zip(paths, names, strict=True):
         try:
             adata = read_file(path, name=name)
-            keys = {k: v for k, v in options.items() if k in ("key", "gates_key")}
             found = samples_in(adata, **keys)
             # Several samples on one page are an error of write_report.
             chosen = found if sample is None and not (single and len(found) > 1) else [sample]
@@ -98,6 +108,8 @@ def report_files(
             rows.append(failed_row(path, name, error_text(error)))
         if progress is not None:
             progress(rows[-1])
+    if target.is_dir() and "index" not in names:
+        _write_index(target, rows, bool(options.get("identifiers", False)))
     return pd.DataFrame(rows)
 
 
@@ -110,3 +122,20 @@ def _courses(
     course = course_of_tables(tables, sheet, pool=pool, **wanted)
     patients = read_results(tables, sheet, same_panel=False)["patient"]
     return {str(sample): course.loc[[patient]] for sample, patient in patients.dropna().items()}
+
+
+def _write_index(folder: Path, rows: list[Entries], identifiers: bool) -> None:
+    """Write index.html, which links the pages and says why a file has none."""
+    shown = [
+        {
+            "file": Path(row["file"]).name,
+            "sample": row["sample"] if identifiers else "",
+            "page": Path(row["output"]).name,
+            "error": row["error"],
+        }
+        for row in rows
+    ]
+    page = template("index.html.j2").render(
+        rows=shown, identifiers=identifiers, css=resource("page.css"), version=__version__
+    )
+    write_whole(folder / "index.html", page.encode("utf-8"))

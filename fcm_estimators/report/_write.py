@@ -168,7 +168,7 @@ def write_report(
         *((table.name, table.title) for table in shown),
         *([("model", "Model and training data")] if cards else []),
     ]
-    page = _template().render(
+    page = template().render(
         title="Report of a cytometry sample",
         result="" if residual is None else residual.words,
         review=_sentences.review(found, residual),
@@ -194,8 +194,8 @@ def write_report(
         why_tables=why_tables,
         cards=cards,
         version=__version__,
-        css=_resource("page.css"),
-        script=_resource("page.js"),
+        css=resource("page.css"),
+        script=resource("page.js"),
         plotly=_plotly(),
         # Without "<", names of markers or classes cannot end the script element.
         data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
@@ -301,15 +301,15 @@ def _add_umap(sample: Annotated) -> None:
     adata.obsm["X_umap"] = embedding
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
     return resources.files("fcm_estimators.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _template() -> Any:
+def template(name: str = "page.html.j2") -> Any:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_resource("page.html.j2"))
+    return environment.from_string(resource(name))
 
 
 def _plotly() -> str:
