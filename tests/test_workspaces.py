@@ -262,6 +262,23 @@ def test_no_gate_is_lost_because_another_has_its_name(tmp_path, fcs):
     assert found["CD4|CD8"].sum() == (forward >= 60000).sum()
 
 
+def test_children_of_siblings_of_one_name_say_whose_they_are(tmp_path, fcs):
+    def gate(name, low, *below):
+        return population(name, box(**{"FSC-A": (low, None)}), *below)
+
+    twins = [gate("A", 10000, gate("x", 50000)), gate("A", 60000, gate("x", 150000))]
+    gates = [*twins, gate("A (2)", 1), gate("q", 1, *twins)]
+    wsp = write_workspace(tmp_path / "lab.wsp", sample("m.fcs", *gates))
+    with pytest.warns(UserWarning, match=r"'A \(3\)' \('A'\), 'q > A \(2\)' \('A'\)"):
+        tree = GatingTree.from_flowjo(wsp)
+    parents = {"A > x": "A", "A (3) > x": "A (3)", "q > A > x": "q > A"}
+    parents["q > A (2) > x"] = "q > A (2)"
+    assert {name: tree[name].parent for name in tree.gates if name.endswith("x")} == parents
+    found = tree.apply(read_fcs(fcs)).sum()
+    for first, second in (("A", "A (3)"), ("q > A", "q > A (2)")):
+        assert found[first] > found[f"{first} > x"] > found[f"{second} > x"]
+
+
 def test_boolean_gates_find_gates_whose_names_have_slashes(tmp_path, fcs):
     inner = population("a/b", box(**{"SSC-A": (50000, None)}))
     wsp = write_workspace(
