@@ -19,6 +19,7 @@ from fcm_estimators.labels import LabelSource
 from fcm_estimators.preprocessing import Compensation, LogicleTransform
 from tests.fcs_files import assembled, described, text_segment
 from tests.workspaces import (
+    SPILL,
     axes,
     boolean,
     box,
@@ -496,6 +497,27 @@ def test_gates_on_flowjo_s_scales_leave_on_scales_of_gatingml(tmp_path, kind):
     far.apply = lambda data: tree.apply(data)[["big", "mixed"]].set_axis(["big", "T"], axis=1)
     with pytest.raises(InvalidInputError, match=r"0\.1% of the cells change sides of 'T'"):
         far.on_exchange_scales(raw)
+
+
+def test_cells_without_a_logarithm_leave_with_their_gate(tmp_path):
+    """FlowJo shows them at the lower end of a log axis; for others they are nowhere there."""
+    raw = quiet_file(tmp_path / "m.fcs", n=5000)
+    open_below = population("low", box(**{"Comp-PE-A": (None, 2000)}))
+    beyond = population("wide", box(**{"Comp-FITC-A": (300, 20000), "Comp-PE-A": (-50, 9000)}))
+    above = population("above", box(**{"Comp-PE-A": (50, 2000)}))
+    scales = {c: "log" for d in ("FITC-A", "PE-A") for c in (d, f"Comp-{d}")}
+    wsp = write_workspace(
+        tmp_path / "lab.wsp", sample("m.fcs", open_below, beyond, above, scales=scales)
+    )
+    tree = GatingTree.from_flowjo(wsp)
+    right = tree.apply(raw)
+    values = compensated(tmp_path / "m.fcs", SPILL)[:, 1]
+    assert (right["low"].to_numpy() & (values <= 0)).sum() > 10
+    with pytest.warns(UserWarning, match="At most 0 of 5000 cells"):
+        tree.to_gatingml(tmp_path / "g.xml", channels=raw)
+    theirs = flowkit_members(tmp_path / "m.fcs", tmp_path / "g.xml")
+    for name in tree.gates:
+        np.testing.assert_array_equal(theirs[name], right[name], err_msg=name)
 
 
 def test_a_workspace_that_flowkit_writes_is_kept_only_if_it_comes_back_whole(tmp_path):
