@@ -635,3 +635,51 @@ def test_the_label_of_a_cell_is_its_deepest_gate(tmp_path, fcs):
     (tmp_path / "m.csv").write_text("A\n" + "1\n" * raw.n_obs)
     with pytest.raises(InvalidInputError, match="needs a tree"):
         LabelSource(gates=str(tmp_path), labels="deepest")(raw)
+
+
+SLASHED = population(
+    "CD4/CD8",
+    box(**{"FSC-A": (50000, None)}),
+    population("Ki/67", box(**{"SSC-A": (100000, None)})),
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "label", "n_unlabelled"),
+    [
+        ({"classes": {"CD4/CD8": "x"}}, "x", 0),
+        ({"classes": {"Ki/67": "x"}, "within": "CD4/CD8"}, "x", 1),
+        ({"labels": "deepest", "only": ["Ki/67"]}, "Ki|67", 0),
+        ({"labels": "deepest", "only": ["Ki/67"], "within": "CD4/CD8"}, "Ki|67", 1),
+    ],
+)
+def test_gates_are_asked_for_as_they_are_called_there(tmp_path, fcs, asked, label, n_unlabelled):
+    """A name with "/" once chose no gate, and every cell was "other"."""
+    wsp = write_workspace(tmp_path / "lab.wsp", sample("m.fcs", SLASHED))
+    raw = read_file(fcs)
+    LabelSource(gates=str(wsp), **asked)(raw)
+    forward, side = (raw[:, c].X.ravel() for c in ("FSC-A", "SSC-A"))
+    inside = forward >= 50000
+    if "CD4/CD8" not in asked.get("classes", {}):
+        inside &= side >= 100000
+    found = raw.obs["cell_type"]
+    np.testing.assert_array_equal(found == label, inside)
+    assert found.isna().sum() == n_unlabelled * (forward < 50000).sum()
+
+
+def test_samples_of_one_table_may_have_different_gates(tmp_path):
+    paths = [write_file(tmp_path / f"s{i}.fcs", seed=i) for i in (1, 2)]
+    both, one = population("side", box(**{"SSC-A": (100000, None)})), BIG
+    wsp = write_workspace(
+        tmp_path / "lab.wsp", sample("s1.fcs", one, both), sample("s2.fcs", one, number=2)
+    )
+    adata = read_fcs(paths)
+    LabelSource(gates=str(wsp), classes={"big": "B"})(adata)
+    gates = adata.obsm["gates"]
+    assert gates["big"].dtype == bool
+    np.testing.assert_array_equal(gates["side"].isna(), adata.obs["sample"] == "s2")
+    right = adata[:, "FSC-A"].X.ravel() >= 100000
+    np.testing.assert_array_equal(adata.obs["cell_type"] == "B", right)
+    adata.write_h5ad(tmp_path / "both.h5ad")
+    again = ad.read_h5ad(tmp_path / "both.h5ad").obsm["gates"]
+    assert again["side"].isna().sum() == gates["side"].isna().sum() > 0

@@ -287,12 +287,14 @@ def _counts(model: Any, adata: ad.AnnData, job: Job, keys: ClassKeys | GateKeys)
     inside, gate = analysed, "analysed"
     if job.denominator is not None:
         gates = adata.obsm.get(EXPERT_GATES)
-        if gates is None or job.denominator not in gates:
+        gate = job.denominator
+        if gates is not None and gate not in gates:
+            gate = gate.replace("/", "|")  # as importers of gates write it
+        if gates is None or gate not in gates:
             raise MissingKeyError(
                 f"denominator={job.denominator!r} is not among the gates "
                 f"{listed([] if gates is None else gates)}. Pass gates=..., or no denominator."
             )
-        gate = job.denominator
         inside = gates[gate].fillna(False).to_numpy(dtype=bool)
     flags = [QualityKeys().flag(check) for check in CHECKS]
     flags = [name for name in flags if name in adata.obs]
