@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import warnings
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 from fcm_estimators import datasets, exceptions
 from fcm_estimators.cli import app
 from fcm_estimators.datasets import simulate_cohort
+from tests import workspaces
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [p for p in DOCS.rglob("*.md") if "_build" not in p.parts]
@@ -232,7 +234,7 @@ def test_the_page_from_tube_to_report_runs_as_it_stands(training, tmp_path, monk
             assert first[0] == first[1]
     assert compared == 6
     days = (0, 15, 33, 78)
-    pages = [*(f"anna_day{day}.html" for day in days), "anna_day33_tube2.html"]
+    pages = [*(f"anna_day{day}.html" for day in days), "anna_day33_tube2.html", "index.html"]
     assert sorted(p.name for p in (tmp_path / "reports").iterdir()) == sorted(pages)
     assert 'class="course"' in (tmp_path / "reports" / pages[0]).read_text(encoding="utf-8")
     course = pd.read_csv(tmp_path / "course" / "course.csv")
@@ -244,6 +246,29 @@ def test_the_page_from_tube_to_report_runs_as_it_stands(training, tmp_path, monk
         assert fraction[0] > 0.5
         assert 0.01 < fraction[1] < 0.05
         assert course["detection"].iloc[3] in ("below LOD", "within blank", "members disagree")
+
+
+@pytest.mark.real_data
+@pytest.mark.filterwarnings("ignore")  # a channel without a marker, and what FlowKit warns of
+def test_the_tutorial_on_a_workspace_runs_as_it_stands(training, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks_of("tutorials/workspace.md"):
+        exec(compile(block, "workspace.md", "exec"), names)
+    plt.close("all")
+    text = (DOCS / "tutorials" / "workspace.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL)
+    printed = capsys.readouterr().out
+    # What depends on no training is there letter by letter.
+    for part in (*shown[:2], shown[-1]):
+        assert part in printed
+    scores = pd.DataFrame(names["f1"])
+    assert list(scores.index) == list(names["planes"])
+    if training == "whole":
+        assert (scores["predicted"] > scores["fixed"]).all()
+        assert (scores["predicted"] > 0.985).all()
+    taught = names["trees"]["tube4"].apply(names["raw"])
+    pd.testing.assert_frame_equal(taught, names["before"])
 
 
 @pytest.mark.real_data
@@ -263,3 +288,81 @@ def test_start_page_runs_as_it_stands(training, tmp_path, monkeypatch, capsys):
     back = anndata.read_h5ad(tmp_path / "sample.h5ad")
     assert {"reluformer", "attention_head", "gradient_norm"} <= set(back.obs)
     assert "Model card" in json.loads(back.uns["reluformer"]["cards"])
+
+
+TRIANGLE = [[300, -200], [30000, 300], [30000, 30000], [300, 5000]]
+
+
+@pytest.fixture
+def laboratory(tmp_path, monkeypatch):
+    """Files and a workspace as the pages name them."""
+    monkeypatch.chdir(tmp_path)
+    scales = {c: "biex" for d in ("FITC-A", "PE-A") for c in (d, f"Comp-{d}")}
+    samples = []
+    for name in ("fcs/tube1", "fcs/tube2", "fcs/tube3", "other/tube4", "new/tube5"):
+        path = tmp_path / f"{name}.fcs"
+        path.parent.mkdir(exist_ok=True)
+        number = len(samples) + 1
+        workspaces.write_file(path, seed=number, n=2000)
+        gates = [
+            workspaces.population(
+                parent,
+                workspaces.outline("FSC-A", "SSC-A", [[low, low], [3e5, low], [3e5, 3e5]]),
+                workspaces.population(
+                    below, workspaces.outline("Comp-FITC-A", "Comp-PE-A", TRIANGLE)
+                ),
+            )
+            for parent, below, low in (
+                ("Intact cells", "Blasts", 20000),
+                ("Lymphocytes", "T cells", 40000),
+            )
+        ]
+        samples.append(workspaces.sample(path.name, *gates, number=number, scales=scales))
+    workspaces.write_workspace(tmp_path / "lab.wsp", *samples)
+    return tmp_path
+
+
+short = pytest.mark.parametrize("training", ["short"], indirect=True)
+
+
+def commands_of(page):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    joined = "\n".join(re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
+    return [shlex.split(line)[1:] for line in joined.splitlines() if line.startswith("fcm ")]
+
+
+@short
+@pytest.mark.filterwarnings("ignore")  # so short a training warns of much
+def test_the_page_on_gates_from_flowjo_runs_as_it_stands(training, laboratory, capsys):
+    commands = commands_of("howto/flowjo.md")
+    assert len(commands) == 7
+    for command in commands:
+        done = CliRunner().invoke(app, [*command, "--workers", "0"])
+        assert done.exit_code == 0, (command, done.output)
+    names: dict[str, object] = {}
+    for block in blocks_of("howto/flowjo.md"):
+        exec(compile(block, "flowjo.md", "exec"), names)
+    inside = names["adata"].obsm["gates"].sum()
+    assert f"Blasts          {inside['Blasts']}" in capsys.readouterr().out
+    assert (names["adata"].obs["cell_type"] == "blast").sum() == inside["Blasts"] > 100
+    assert {p.suffix for p in (laboratory / "annotated").iterdir()} >= {".h5ad", ".csv"}
+
+
+@short
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_on_gates_for_flowjo_runs_as_it_stands(training, laboratory):
+    shutil.copy(laboratory / "fcs" / "tube1.fcs", laboratory)
+    done = CliRunner().invoke(
+        app,
+        ["train", "fcs", "-o", "model", "--kind", "gates", "--gates", "lab.wsp", "--workers", "0"],
+    )
+    assert done.exit_code == 0, done.output
+    for command in commands_of("howto/export-gates.md"):
+        done = CliRunner().invoke(app, [*command, "--workers", "0"])
+        assert done.exit_code == 0, (command, done.output)
+    assert len(list((laboratory / "gated").glob("*.xml"))) == 3
+    names: dict[str, object] = {}
+    for block in blocks_of("howto/export-gates.md"):
+        exec(compile(block, "export-gates.md", "exec"), names)
+    for name in ("tube1.xml", "back.wsp", "tube1_called.fcs"):
+        assert (laboratory / name).stat().st_size > 1000

@@ -19,6 +19,7 @@ from fcm_estimators.labels import LabelSource
 from fcm_estimators.preprocessing import Compensation, LogicleTransform
 from tests.fcs_files import assembled, described, text_segment
 from tests.workspaces import (
+    SPILL,
     axes,
     boolean,
     box,
@@ -262,6 +263,23 @@ def test_no_gate_is_lost_because_another_has_its_name(tmp_path, fcs):
     assert found["CD4|CD8"].sum() == (forward >= 60000).sum()
 
 
+def test_children_of_siblings_of_one_name_say_whose_they_are(tmp_path, fcs):
+    def gate(name, low, *below):
+        return population(name, box(**{"FSC-A": (low, None)}), *below)
+
+    twins = [gate("A", 10000, gate("x", 50000)), gate("A", 60000, gate("x", 150000))]
+    gates = [*twins, gate("A (2)", 1), gate("q", 1, *twins)]
+    wsp = write_workspace(tmp_path / "lab.wsp", sample("m.fcs", *gates))
+    with pytest.warns(UserWarning, match=r"'A \(3\)' \('A'\), 'q > A \(2\)' \('A'\)"):
+        tree = GatingTree.from_flowjo(wsp)
+    parents = {"A > x": "A", "A (3) > x": "A (3)", "q > A > x": "q > A"}
+    parents["q > A (2) > x"] = "q > A (2)"
+    assert {name: tree[name].parent for name in tree.gates if name.endswith("x")} == parents
+    found = tree.apply(read_fcs(fcs)).sum()
+    for first, second in (("A", "A (3)"), ("q > A", "q > A (2)")):
+        assert found[first] > found[f"{first} > x"] > found[f"{second} > x"]
+
+
 def test_boolean_gates_find_gates_whose_names_have_slashes(tmp_path, fcs):
     inner = population("a/b", box(**{"SSC-A": (50000, None)}))
     wsp = write_workspace(
@@ -481,6 +499,27 @@ def test_gates_on_flowjo_s_scales_leave_on_scales_of_gatingml(tmp_path, kind):
         far.on_exchange_scales(raw)
 
 
+def test_cells_without_a_logarithm_leave_with_their_gate(tmp_path):
+    """FlowJo shows them at the lower end of a log axis; for others they are nowhere there."""
+    raw = quiet_file(tmp_path / "m.fcs", n=5000)
+    open_below = population("low", box(**{"Comp-PE-A": (None, 2000)}))
+    beyond = population("wide", box(**{"Comp-FITC-A": (300, 20000), "Comp-PE-A": (-50, 9000)}))
+    above = population("above", box(**{"Comp-PE-A": (50, 2000)}))
+    scales = {c: "log" for d in ("FITC-A", "PE-A") for c in (d, f"Comp-{d}")}
+    wsp = write_workspace(
+        tmp_path / "lab.wsp", sample("m.fcs", open_below, beyond, above, scales=scales)
+    )
+    tree = GatingTree.from_flowjo(wsp)
+    right = tree.apply(raw)
+    values = compensated(tmp_path / "m.fcs", SPILL)[:, 1]
+    assert (right["low"].to_numpy() & (values <= 0)).sum() > 10
+    with pytest.warns(UserWarning, match="At most 0 of 5000 cells"):
+        tree.to_gatingml(tmp_path / "g.xml", channels=raw)
+    theirs = flowkit_members(tmp_path / "m.fcs", tmp_path / "g.xml")
+    for name in tree.gates:
+        np.testing.assert_array_equal(theirs[name], right[name], err_msg=name)
+
+
 def test_a_workspace_that_flowkit_writes_is_kept_only_if_it_comes_back_whole(tmp_path):
     raw = quiet_file(tmp_path / "m.fcs", n=500)
     scales = {c: "biex" for d in ("FITC-A", "PE-A") for c in (d, f"Comp-{d}")}
@@ -596,3 +635,51 @@ def test_the_label_of_a_cell_is_its_deepest_gate(tmp_path, fcs):
     (tmp_path / "m.csv").write_text("A\n" + "1\n" * raw.n_obs)
     with pytest.raises(InvalidInputError, match="needs a tree"):
         LabelSource(gates=str(tmp_path), labels="deepest")(raw)
+
+
+SLASHED = population(
+    "CD4/CD8",
+    box(**{"FSC-A": (50000, None)}),
+    population("Ki/67", box(**{"SSC-A": (100000, None)})),
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "label", "n_unlabelled"),
+    [
+        ({"classes": {"CD4/CD8": "x"}}, "x", 0),
+        ({"classes": {"Ki/67": "x"}, "within": "CD4/CD8"}, "x", 1),
+        ({"labels": "deepest", "only": ["Ki/67"]}, "Ki|67", 0),
+        ({"labels": "deepest", "only": ["Ki/67"], "within": "CD4/CD8"}, "Ki|67", 1),
+    ],
+)
+def test_gates_are_asked_for_as_they_are_called_there(tmp_path, fcs, asked, label, n_unlabelled):
+    """A name with "/" once chose no gate, and every cell was "other"."""
+    wsp = write_workspace(tmp_path / "lab.wsp", sample("m.fcs", SLASHED))
+    raw = read_file(fcs)
+    LabelSource(gates=str(wsp), **asked)(raw)
+    forward, side = (raw[:, c].X.ravel() for c in ("FSC-A", "SSC-A"))
+    inside = forward >= 50000
+    if "CD4/CD8" not in asked.get("classes", {}):
+        inside &= side >= 100000
+    found = raw.obs["cell_type"]
+    np.testing.assert_array_equal(found == label, inside)
+    assert found.isna().sum() == n_unlabelled * (forward < 50000).sum()
+
+
+def test_samples_of_one_table_may_have_different_gates(tmp_path):
+    paths = [write_file(tmp_path / f"s{i}.fcs", seed=i) for i in (1, 2)]
+    both, one = population("side", box(**{"SSC-A": (100000, None)})), BIG
+    wsp = write_workspace(
+        tmp_path / "lab.wsp", sample("s1.fcs", one, both), sample("s2.fcs", one, number=2)
+    )
+    adata = read_fcs(paths)
+    LabelSource(gates=str(wsp), classes={"big": "B"})(adata)
+    gates = adata.obsm["gates"]
+    assert gates["big"].dtype == bool
+    np.testing.assert_array_equal(gates["side"].isna(), adata.obs["sample"] == "s2")
+    right = adata[:, "FSC-A"].X.ravel() >= 100000
+    np.testing.assert_array_equal(adata.obs["cell_type"] == "B", right)
+    adata.write_h5ad(tmp_path / "both.h5ad")
+    again = ad.read_h5ad(tmp_path / "both.h5ad").obsm["gates"]
+    assert again["side"].isna().sum() == gates["side"].isna().sum() > 0

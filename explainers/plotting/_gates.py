@@ -94,6 +94,8 @@ class GateDisplay:
             The gate, marker or layer is missing; the gate has no polygon; or the expert's gate is
             in another plane.
         """
+        # Trees from files of other software name channels, the others markers.
+        tree = tree.on_markers(adata)
         polygon = _polygon(tree, gate)
         parents = tree.apply(adata)
         inside = np.ones(adata.n_obs, dtype=bool)
@@ -103,7 +105,7 @@ class GateDisplay:
         places = np.asarray(adata.X[:, columns], dtype=np.float64)
         outlines = {"predicted": outline_in_data(adata, polygon)}
         if expert is not None:
-            other = _polygon(expert, gate)
+            other = _polygon(expert.on_markers(adata), gate)
             if other.markers != polygon.markers:
                 raise InvalidInputError(
                     f"The expert's gate {gate!r} is in the plane {other.markers}, but the gate in "

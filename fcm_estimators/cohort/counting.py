@@ -167,8 +167,10 @@ def _counts(model: Any, result: Annotated, job: Job, keys: ClassKeys | GateKeys)
         gate = job.denominator
         known = result.table_columns(EXPERT_GATES) or []
         if gate not in known:
+            gate = gate.replace("/", "|")  # as importers of gates write it
+        if gate not in known:
             raise MissingKeyError(
-                f"denominator={gate!r} is not among the gates {listed(known)}. Pass gates=..., or "
+                f"denominator={job.denominator!r} is not among the gates {listed(known)}. Pass gates=..., or "
                 "no denominator."
             )
         inside = result.table_column(EXPERT_GATES, gate).fillna(False).to_numpy(dtype=bool)

@@ -137,10 +137,11 @@ def _on_new_scales(gate: Gate) -> Gate:
     return gate
 
 
-def _at_bottom(gate: Gate, axis: int) -> bool:
+def _at_bottom(gate: PolygonGate | RectangleGate | EllipsoidGate, axis: int) -> bool:
+    """Whether a gate has cells at the lower end of an axis from 0."""
     if isinstance(gate, PolygonGate):
         return bool(gate.vertices[:, axis].min() <= 0)
-    return False
+    return isinstance(gate, RectangleGate) and bool(gate.low[axis] <= 0)
 
 
 def _rectangle(gate: RectangleGate, axis: int, scale: Scale, target: Scale) -> RectangleGate:

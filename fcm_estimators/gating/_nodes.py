@@ -146,38 +146,56 @@ def only_matrix(used: dict[str, pd.DataFrame | None]) -> pd.DataFrame | None:
 def unique_names(nodes: Sequence[Node], file: str) -> list[str]:
     """Name of each node; those that share one get their ancestors' names in front.
 
-    A name that is still not unique, as of two siblings, gets a number, and a warning says so.
+    A name that is still not unique, as of two siblings, gets a number, also in front of the names
+    of its children, and a warning says so.
     """
     # FlowJo allows "/" in names; h5ad does not.
     short = [node.name.replace("/", "|").strip() or "unnamed" for node in nodes]
     counts = Counter(short)
+    beside: dict[int | None, set[str]] = {}
+    for node, name in zip(nodes, short, strict=True):
+        beside.setdefault(node.parent, set()).add(name)
+    labels, numbered = [], set()
+    seen: set[tuple[int | None, str]] = set()
+    for i, node in enumerate(nodes):
+        label = short[i]
+        if (node.parent, label) in seen:
+            label = _numbered(label, beside[node.parent])
+            numbered.add(i)
+        seen.add((node.parent, short[i]))
+        labels.append(label)
     names = []
     for i, node in enumerate(nodes):
-        path, at = [short[i]], node.parent
+        path, at = [labels[i]], node.parent
         while counts[short[i]] > 1 and at is not None:
-            path.append(short[at])
+            path.append(labels[at])
             at = nodes[at].parent
         names.append(" > ".join(reversed(path)))
-    taken, numbered = set(names), []
-    seen: set[str] = set()
+    taken, given = set(names), set()
     for i, name in enumerate(names):
-        if name in seen:
-            number = 2
-            while f"{name} ({number})" in taken:
-                number += 1
-            names[i] = f"{name} ({number})"
-            taken.add(names[i])
-            numbered.append(f"{names[i]!r} ({nodes[i].name!r})")
-        seen.add(names[i])
+        if name in given:
+            names[i] = _numbered(name, taken)
+            numbered.add(i)
+        given.add(names[i])
+    told = [f"{names[i]!r} ({nodes[i].name!r})" for i in sorted(numbered)]
     if numbered:
         warnings.warn(
             f"{file} has several gates of one name. The first keeps it; the others are called "
-            f"{', '.join(numbered[:20])}{' and more' if len(numbered) > 20 else ''}. "
+            f"{', '.join(told[:20])}{' and more' if len(told) > 20 else ''}. "
             "Rename them in the software that drew them.",
             UserWarning,
             stacklevel=4,
         )
     return names
+
+
+def _numbered(name: str, taken: set[str]) -> str:
+    """Name with the next number that is free; it is then taken."""
+    number = 2
+    while f"{name} ({number})" in taken:
+        number += 1
+    taken.add(f"{name} ({number})")
+    return f"{name} ({number})"
 
 
 def _needed(nodes: Sequence[Node], names: list[str], wanted: Iterable[str], file: str) -> list[int]:

@@ -33,8 +33,9 @@ class LabelSource:
     gates : path, optional
         A table (.csv) of one file, a directory with a table ``{sample}.csv`` per file
         (:func:`~fcm_estimators.labels.gates_from_csv`), a Gating-ML file (.xml), or a FlowJo
-        workspace (.wsp) that lists the files. Samples of a workspace are found by name, file name
-        and ``$FIL``, with any ending and in any case. Default: use the gates in ``obsm["gates"]``.
+        workspace (.wsp) that lists the files. In names of their gates "/" is "|". Samples of a
+        workspace are found by name, file name and ``$FIL``, with any ending and in any case.
+        Default: use the gates in ``obsm["gates"]``.
     only : sequence of str, default ()
         Gates to read, with their parents and operands; those of ``classes`` and ``within`` are
         read, too. Default: all. If one of all cannot be read, and ``classes`` or ``within`` name
@@ -72,6 +73,25 @@ class LabelSource:
             raise InvalidInputError(
                 'labels="deepest" gives every gate its name as label; leave out classes.'
             )
+        if Path(str(self.gates)).suffix.lower() in TREE_ENDINGS:
+            self._rename_slashes()
+
+    def _rename_slashes(self) -> None:
+        """Call gates as their importer does, which writes "|" for "/"."""
+
+        def renamed(names: Sequence[str]) -> tuple[str, ...]:
+            return tuple(name.replace("/", "|") for name in names)
+
+        classes = dict(zip(renamed(list(self.classes)), self.classes.values(), strict=True))
+        within = None if self.within is None else renamed([self.within])[0]
+        changes = {
+            "classes": classes,
+            "within": within,
+            "only": renamed(self.only),
+            "also": renamed(self.also),
+        }
+        for name, value in changes.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, adata: AnnData) -> None:
         """Label the cells of one file in place."""
@@ -136,7 +156,10 @@ class LabelSource:
 
             trees[sample], members = self._applied(read, cells, needed)
             parts.append(members)
-        adata.obsm[EXPERT_GATES] = pd.concat(parts).loc[adata.obs_names]
+        found = pd.concat(parts).loc[adata.obs_names]
+        # A gate that a sample does not have is unknown there.
+        lacking = [name for name in found if found[name].dtype != bool]
+        adata.obsm[EXPERT_GATES] = found.astype(dict.fromkeys(lacking, "boolean"))
         return trees
 
     def _path(self) -> Path:
