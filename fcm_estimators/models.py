@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,9 @@ from fcm_estimators.keys import ClassKeys, GateKeys
 if TYPE_CHECKING:
     from fcm_estimators.classifier import ReluFormerClassifier
     from fcm_estimators.polygon_regressor import PolygonRegressor
+
+_CLASSIFIER = "ReluFormerClassifier"
+_MODULES = {_CLASSIFIER: "classifier", "PolygonRegressor": "polygon_regressor"}
 
 __all__ = ["is_gating_model", "load_model", "result_keys"]
 
@@ -39,30 +44,29 @@ def load_model(
         There is no model in the directory, or the model is damaged, has a format that this
         version does not read, or is of an unknown class.
     """
-    from fcm_estimators.classifier import ReluFormerClassifier
-    from fcm_estimators.polygon_regressor import PolygonRegressor
-
-    known = {c.__name__: c for c in (ReluFormerClassifier, PolygonRegressor)}
-    name = ReluFormerClassifier.__name__
+    name = _CLASSIFIER
     try:
         found = json.loads((Path(path) / "model.json").read_bytes()).get("class")
     except (OSError, ValueError, AttributeError, RecursionError):
         pass  # load of the class raises the error
     else:
-        if not isinstance(found, str) or found not in known:
+        if not isinstance(found, str) or found not in _MODULES:
             raise ModelFormatError(
-                f"The model in {path} is of class {found!r}; this version knows {sorted(known)}. "
-                "Update the package, or copy the directory again."
+                f"The model in {path} is of class {found!r}; this version knows "
+                f"{sorted(_MODULES)}. Update the package, or copy the directory again."
             )
         name = found
-    return known[name].load(path, device=device)
+    # Only what is needed is loaded: the other class takes as long as a small file.
+    kind = getattr(importlib.import_module(f"fcm_estimators.{_MODULES[name]}"), name)
+    model: ReluFormerClassifier | PolygonRegressor = kind.load(path, device=device)
+    return model
 
 
 def is_gating_model(model: ReluFormerClassifier | PolygonRegressor) -> bool:
     """Whether a model predicts gates; otherwise it predicts classes."""
-    from fcm_estimators.polygon_regressor import PolygonRegressor
-
-    return isinstance(model, PolygonRegressor)
+    # If its module is not loaded, nothing is of this class.
+    module = sys.modules.get("fcm_estimators.polygon_regressor")
+    return module is not None and isinstance(model, module.PolygonRegressor)
 
 
 def result_keys(

@@ -228,6 +228,10 @@ def test_compensated_gates_compensate_raw_values_themselves(tmp_path):
         b"<?xml version='1.0'?><a/>",
         b"<?xml version='1.0'?><!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><a>&x;</a>",
         "<?xml version='1.0' encoding='utf-16'?><!DOCTYPE a><a/>".encode("utf-16"),
+        # In these, a guard that looks for the letters of DOCTYPE or "<" finds nothing.
+        b"<?xml version='1.0' encoding='utf-7'?>" + "<!DOCTYPE a><a/>".encode("utf-7"),
+        b"<?xml version='1.0' encoding='utf-7'?>+ADwAIQ-DOCTYPE a+AD4APA-a/+AD4-",
+        "<?xml version='1.0' encoding='cp037'?><!DOCTYPE a><a/>".encode("cp037"),
     ],
 )
 @pytest.mark.parametrize("read", [GatingTree.from_gatingml, GatingTree.from_flowjo])

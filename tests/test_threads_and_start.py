@@ -19,8 +19,10 @@ from tests.helpers import toy_cohort
 
 # Each takes longer to load than a small file takes to annotate.
 NEEDLESS = [
-    "distributed", "flowkit", "lightgbm", "matplotlib", "numba", "plotly", "scanpy",
-    "sklearn.ensemble", "sympy", "torch._dynamo", "umap",
+    "distributed", "fcm_estimators.gating.gates", "fcm_estimators.polygon_regressor", "flowkit",
+    "lightgbm", "matplotlib", "numba", "plotly", "scanpy", "shapely", "sklearn.cluster",
+    "sklearn.ensemble", "sklearn.mixture", "sympy", "torch._dynamo", "umap",
+    "xml.etree.ElementTree",
 ]  # fmt: skip
 
 QUICK = {

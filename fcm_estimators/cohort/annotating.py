@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,22 +15,21 @@ from fcm_estimators._base.files import model_checksum
 from fcm_estimators._base.panels import with_aliases
 from fcm_estimators._cells.results import require_key_name
 from fcm_estimators._checks import listed
-from fcm_estimators._files import checksum, made_folder
+from fcm_estimators._files import made_folder
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor
 from fcm_estimators.cohort.files import PathName, file_names, list_files
-from fcm_estimators.cohort.jobs import Job, cached_model
+from fcm_estimators.cohort.jobs import Job, cached_model, is_model
 from fcm_estimators.cohort.records import as_table, write_failed, write_rows
-from fcm_estimators.cohort.tasks import annotate_one, failed_row, is_model
+from fcm_estimators.cohort.tasks import annotate_one, failed_row
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.gating import GatingTree
-from fcm_estimators.gating.records import tree_records
-from fcm_estimators.labels import LabelSource
 from fcm_estimators.metrics import DEFAULT_PROTOCOL, ClassificationErrors, Protocol
-from fcm_estimators.models import load_model, result_keys
+from fcm_estimators.models import result_keys
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from fcm_estimators.gating import GatingTree
 
 
 def annotate_files(
@@ -172,7 +169,7 @@ def annotate_files(
         gate = loaded.within_.gate
         what = f"This model was trained on the cells inside the gate {gate!r}, which"
         _require_gate(what, gate, gates, paths)
-    if only and (gates is None or isinstance(gates, GatingTree) or is_model(Path(gates))):
+    if only and (not isinstance(gates, str | os.PathLike) or is_model(Path(gates))):
         raise InvalidInputError(
             "only=... chooses gates of a table, a Gating-ML file or a workspace. Give one as gates."
         )
@@ -181,7 +178,7 @@ def annotate_files(
     job = Job(
         model=str(Path(model).resolve()),
         model_checksum=identity,
-        gates=gates if isinstance(gates, GatingTree | None) else str(Path(gates).resolve()),
+        gates=str(Path(gates).resolve()) if isinstance(gates, str | os.PathLike) else gates,
         gates_checksum=_gates_checksum(gates),
         only=list(only),
         event_column=event_column,
@@ -225,12 +222,9 @@ def _require_gate(
                 "model of gates with gates=..."
             )
         return
-    if isinstance(gates, GatingTree):
-        known = list(gates.gates)
-    elif is_model(Path(gates)):
-        known = list(load_model(gates).tree_.gates)
-    else:
-        known = LabelSource(gates=str(gates)).gate_names()
+    from fcm_estimators.cohort.gates import gate_names
+
+    known = gate_names(gates)
     if gate not in known:
         raise InvalidInputError(f"{what} is not among the gates {listed(known)}.")
 
@@ -238,9 +232,6 @@ def _require_gate(
 def _gates_checksum(gates: GatingTree | PathName | None) -> str:
     if gates is None:
         return ""
-    if isinstance(gates, GatingTree):
-        text = json.dumps(tree_records(gates), sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()
-    if not Path(gates).exists():
-        raise InvalidInputError(f"gates: {gates} does not exist.")
-    return model_checksum(gates) if is_model(Path(gates)) else checksum(Path(gates))
+    from fcm_estimators.cohort.gates import gates_checksum
+
+    return gates_checksum(gates)

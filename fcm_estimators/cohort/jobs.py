@@ -6,16 +6,19 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 
 from fcm_estimators._base.files import model_checksum
+from fcm_estimators._files import checksum
 from fcm_estimators._types import Entries
 from fcm_estimators._version import __version__
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.gating import GatingTree
 from fcm_estimators.models import load_model
+
+if TYPE_CHECKING:
+    from fcm_estimators.gating import GatingTree
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,17 @@ def cached_model(path: str, checksum: str) -> Any:
     if model_checksum(path) != checksum:
         raise InvalidInputError(f"The model in {path} was replaced meanwhile. Run again.")
     return model
+
+
+def require_unchanged(path: Path, expected: str) -> None:
+    """Raise InvalidInputError if a file is not what its checksum was taken of."""
+    if checksum(path) != expected:
+        raise InvalidInputError(
+            f"{path.name} changed while it was read, so nothing was written. Annotate it again "
+            "when it is complete."
+        )
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is the directory of a saved model, not of tables of gates."""
+    return (path / "model.json").exists()

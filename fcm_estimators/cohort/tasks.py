@@ -24,28 +24,16 @@ from fcm_estimators.cohort.claims import claimed
 from fcm_estimators.cohort.counting import InMemory, InStore, sample_rows
 from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import as_text, open_fcs_file, read_file
-from fcm_estimators.cohort.jobs import Job, cached_model
+from fcm_estimators.cohort.jobs import Job, cached_model, require_unchanged
 from fcm_estimators.cohort.memory import SHARE, free_memory, needed_memory
 from fcm_estimators.cohort.records import kept_rows, read_record, write_done, write_failed
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError, ProcessingStateError
-from fcm_estimators.gating import GatingTree
 from fcm_estimators.io.opened import OpenedFcs
 from fcm_estimators.io.record import FILE_KEY, UNS_KEY
-from fcm_estimators.keys import EXPERT_GATES
-from fcm_estimators.labels.source import LabelSource
 from fcm_estimators.models import result_keys
 from fcm_estimators.quality import flag_quality, quality_table
 
 logger = logging.getLogger("fcm_estimators")
-
-
-def _require_unchanged(path: Path, expected: str) -> None:
-    """Raise InvalidInputError if a file is not what its checksum was taken of."""
-    if checksum(path) != expected:
-        raise InvalidInputError(
-            f"{path.name} changed while it was read, so nothing was written. Annotate it again "
-            "when it is complete."
-        )
 
 
 def annotate_one(job: Job, file: str, name: str) -> list[Entries]:
@@ -124,11 +112,11 @@ def _annotated(
             opened = open_fcs_file(path, name=name)
             large = opened is not None and _is_large(opened, job)
             if opened is not None and large:
-                changed = functools.partial(_require_unchanged, path, input_checksum)
+                changed = functools.partial(require_unchanged, path, input_checksum)
                 quality = annotate_by_block(model, opened, temporary, job.key_added, changed)
             else:
                 adata = read_file(path, name=name) if opened is None else opened.read()
-                _require_unchanged(path, input_checksum)
+                require_unchanged(path, input_checksum)
                 ready, quality = _in_memory(job, path, model, adata)
         if large:
             with open_store(temporary) as store:
@@ -184,7 +172,9 @@ def _in_memory(
         adata.obs[model.sample_key] = adata.obs["sample"]
     quality = _quality(adata, path)
     if job.gates is not None:
-        _add_gates(adata, job, model)
+        from fcm_estimators.cohort.gates import add_gates
+
+        add_gates(adata, job, model)
     ready = adata if model.is_prepared(adata) else model.prepare(adata)
     model.annotate(ready, key_added=job.key_added)
     return ready, quality
@@ -199,29 +189,3 @@ def _quality(adata: ad.AnnData, path: Path) -> pd.DataFrame | None:
         # The data have no raw values or no description of the channels.
         logger.info("%s: no quality flags. %s", path, error)
         return None
-
-
-def _add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
-    """Write the membership of gates to ``obsm["gates"]``."""
-    if isinstance(job.gates, GatingTree):
-        adata.obsm[EXPERT_GATES] = job.gates.apply(adata)
-        return
-    path = Path(str(job.gates))
-    if is_model(path):
-        regressor = cached_model(str(path), job.gates_checksum)
-        ready = adata if regressor.is_prepared(adata) else regressor.prepare(adata)
-        adata.obsm[EXPERT_GATES] = regressor.predict_membership(ready)
-        return
-    source = LabelSource(gates=str(path), only=job.only, event_column=job.event_column)
-    subset = getattr(model, "subset_key", None)
-    is_gate = isinstance(subset, str) and subset not in adata.obs
-    within = None if model.within_ is None else model.within_.gate
-    needed = (job.denominator, subset if is_gate else None, within)
-    source.add_gates(adata, [gate for gate in needed if gate])
-    if path.is_file():
-        _require_unchanged(path, job.gates_checksum)
-
-
-def is_model(path: Path) -> bool:
-    """Whether a path is the directory of a saved model, not of tables of gates."""
-    return (path / "model.json").exists()

@@ -307,10 +307,10 @@ def _wide(part: Raw) -> np.ndarray | str:
 
 def _dead(part: Raw, dye: str | None) -> np.ndarray | str:
     """Flag the brighter of two clearly separated populations of a viability dye."""
-    from sklearn.mixture import GaussianMixture
-
     if dye is None:
         return "no marker with the name of a viability dye"
+    from sklearn.mixture import GaussianMixture
+
     values = part.column(part.names.index(dye))
     some = values[:: -(-len(values) // _SEEN_BY_MIXTURE), None]
     seen = np.arcsinh(some / _ARCSINH_COFACTOR)
