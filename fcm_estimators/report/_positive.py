@@ -104,11 +104,11 @@ def positive_cells(
     for plane in planes:
         if plane["gate"] == residual.gate:
             found.figures.append(gate_figure(sample, plane, dots[-1:]))
-            found.names.append(f"Denominator gate {residual.gate} with the {name} cells")
+            found.names.append(f"Denominator gate {residual.gate} with the cells called {name}")
     for x, y in pairs:
         title = f"{escaped(y)} and {escaped(x)}"
         found.figures.append(plane_figure(sample, (x, y), background, title=title, dots=dots))
-        found.names.append(f"{name} cells and their neighbours on {x} and {y}")
+        found.names.append(f"Cells called {name} and their neighbours on {x} and {y}")
     return found
 
 
