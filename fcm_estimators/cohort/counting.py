@@ -170,8 +170,8 @@ def _counts(model: Any, result: Annotated, job: Job, keys: ClassKeys | GateKeys)
             gate = gate.replace("/", "|")  # as importers of gates write it
         if gate not in known:
             raise MissingKeyError(
-                f"denominator={job.denominator!r} is not among the gates {listed(known)}. Pass gates=..., or "
-                "no denominator."
+                f"denominator={job.denominator!r} is not among the gates {listed(known)}. Pass "
+                "gates=..., or no denominator."
             )
         inside = result.table_column(EXPERT_GATES, gate).fillna(False).to_numpy(dtype=bool)
     positive = (predicted == str(model.pos_label_)).to_numpy() & analysed
