@@ -271,6 +271,23 @@ def test_the_tutorial_on_a_workspace_runs_as_it_stands(training, tmp_path, monke
     pd.testing.assert_frame_equal(taught, names["before"])
 
 
+def test_the_page_on_scanpy_and_scikit_learn_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what UMAP and scanpy warn of is theirs
+        for block in blocks_of("howto/ecosystem.md"):
+            exec(compile(block, "ecosystem.md", "exec"), names)
+    plt.close("all")
+    assert set(names["cells"].var_names) == set(names["clf"].markers_)
+    printed = dict(re.findall(r"^(alone|isotonic|stack) (\S+)$", capsys.readouterr().out, re.M))
+    assert float(printed["alone"]) < 0.05
+    assert float(printed["isotonic"]) < 0.05
+    assert float(printed["stack"]) > 0.95
+    for name in ("gradients.png", "umap.png"):
+        assert (tmp_path / name).stat().st_size > 5_000
+
+
 @pytest.mark.real_data
 def test_start_page_runs_as_it_stands(training, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
