@@ -47,6 +47,11 @@ def folder(tmp_path_factory):
     ReluFormerClassifier(
         sample_key="patient", label_key="cell_type", missing_markers="mask", n_members=0, **QUICK
     ).fit(train).save(folder / "without")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # raw values
+        ReluFormerClassifier(sample_key="sample", label_key="cell_type", n_members=0, **QUICK).fit(
+            raw
+        ).save(folder / "of raw values")
     gates = {"syto": ("", "Syto 41", "FSC-A"), "cd19": ("syto", "CD19", "SSC-A")}
     PolygonRegressor(gates, sample_key="sample", **QUICK).fit(train).save(folder / "gates")
     (folder / "in").mkdir()
@@ -215,7 +220,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("model", ["classes", "gates", "without"])
+@pytest.mark.parametrize("model", ["classes", "gates", "without", "of raw values"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_annotation_by_block_is_that_in_memory(folder, tmp_path, monkeypatch, model, change):
     path = changed(folder, tmp_path, CHANGES[change])

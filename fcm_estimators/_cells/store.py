@@ -122,7 +122,8 @@ class CellStore:
         names = self.table_columns(key)
         if names is None:
             return None
-        return pd.DataFrame({name: self.table_column(key, name) for name in names})
+        group = self.root["obsm"][key]
+        return pd.DataFrame({name: anndata.io.read_elem(group[name]) for name in names})
 
     def table_columns(self, key: str) -> list[str] | None:
         """Names of the columns of a table of ``obsm``; None if there is none of this key."""
@@ -130,10 +131,6 @@ class CellStore:
         if group is None or group.attrs.get("encoding-type") != "dataframe":
             return None
         return [str(name) for name in group.attrs["column-order"]]
-
-    def table_column(self, key: str, name: str) -> pd.Series:
-        """A column of a table of ``obsm``."""
-        return pd.Series(anndata.io.read_elem(self.root["obsm"][key][name]))
 
     def matrix(self, layer: str | None) -> Element:
         """The values: ``X`` or a layer."""
@@ -227,12 +224,6 @@ class CellStore:
         self._prepare(var, key)
         self._add_to_order(var, key)
         anndata.io.write_elem(var, key, flags)
-
-    def record(self, key: str) -> Entries:
-        """An entry of ``uns``."""
-        with readable(self.path):
-            found: Entries = anndata.io.read_elem(self.root["uns"][key])
-        return found
 
     def add_records(self, entries: Entries, within: str = "") -> None:
         """Set entries of ``uns``, or of one of its records."""

@@ -16,7 +16,6 @@ from fcm_estimators._cells.store import BLOCK, CellStore, open_store
 from fcm_estimators.exceptions import MissingKeyError, ProcessingStateError
 from fcm_estimators.io.opened import OpenedFcs
 from fcm_estimators.io.record import FILE_KEY, UNS_KEY
-from fcm_estimators.io.write import raw_values
 from fcm_estimators.keys import QualityKeys
 from fcm_estimators.quality import flags_by_block
 
@@ -69,8 +68,7 @@ def _ready(model: Any, block: ad.AnnData) -> ad.AnnData:
 def _quality(store: CellStore, first: ad.AnnData, opened: OpenedFcs) -> pd.DataFrame | None:
     """Flag events and count the flags; None where there is nothing to judge."""
     try:
-        raw_values(first)
-        values = store.matrix("raw" if "layers" in store.root else None)
+        values = store.matrix("raw" if "raw" in store.root["layers"] else None)
         flags, table, record = flags_by_block(first, values)
     except (ProcessingStateError, MissingKeyError) as error:
         logger.info("%s: no quality flags. %s", opened.segments[0].path, error)

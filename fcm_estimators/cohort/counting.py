@@ -66,13 +66,20 @@ class InStore:
     """A result in an open store."""
 
     def __init__(self, store: CellStore) -> None:
-        self._store = store
-        self.table_columns, self.table_column = store.table_columns, store.table_column
-        self.record = store.record
+        self._store, self.table_columns = store, store.table_columns
 
     def column(self, key: str) -> pd.Series | None:
         """Column of ``obs``; None if there is none."""
         return self._store.column(key) if key in self._store.root["obs"] else None
+
+    def table_column(self, key: str, name: str) -> pd.Series:
+        """Column of a table of ``obsm``."""
+        return pd.Series(ad.io.read_elem(self._store.root["obsm"][key][name]))
+
+    def record(self, key: str) -> Entries:
+        """Entry of ``uns``."""
+        found: Entries = ad.io.read_elem(self._store.root["uns"][key])
+        return found
 
 
 def sample_rows(
