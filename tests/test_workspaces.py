@@ -665,6 +665,8 @@ def test_gates_are_asked_for_as_they_are_called_there(tmp_path, fcs, asked, labe
     found = raw.obs["cell_type"]
     np.testing.assert_array_equal(found == label, inside)
     assert found.isna().sum() == n_unlabelled * (forward < 50000).sum()
+    with pytest.raises(InvalidInputError, match=r'both with "/" and with "\|"'):
+        LabelSource(gates=str(wsp), classes={"CD4/CD8": "x", "CD4|CD8": "y"})
 
 
 def test_samples_of_one_table_may_have_different_gates(tmp_path):

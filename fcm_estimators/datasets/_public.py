@@ -125,7 +125,7 @@ def fetch_flowjo_example() -> tuple[Path, Path]:
     """FCS file of 100 events, and the workspace in which FlowJo 10.7 gated it.
 
     The gates are ``poly1``, a polygon that holds 50 events, and ``rect1``, a rectangle that holds
-    none. The counts that FlowJo saved with them are 0, because the file was not at hand.
+    none. The counts saved with them are both 0.
 
     Returns
     -------

@@ -83,6 +83,12 @@ class LabelSource:
             return tuple(name.replace("/", "|") for name in names)
 
         classes = dict(zip(renamed(list(self.classes)), self.classes.values(), strict=True))
+        if len(classes) < len(self.classes):
+            raise InvalidInputError(
+                f'classes names a gate both with "/" and with "|" ({listed(self.classes)}); as '
+                '"/" is read as "|", that is one name. Of two such gates in a file the second is '
+                'called "name (2)".'
+            )
         within = None if self.within is None else renamed([self.within])[0]
         changes = {
             "classes": classes,
