@@ -201,7 +201,8 @@ def plane_figure(
         title={"text": title, "font": {"size": 14}, "y": 0.97, "yanchor": "top"},
         font=_FONT,
         height=400,
-        margin={"l": 64, "r": 12, "t": 84, "b": 48},
+        # With dots and outlines the legend has a line more.
+        margin={"l": 64, "r": 12, "t": 112 if dots and outlines else 84, "b": 48},
         legend={"orientation": "h", "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"},
         showlegend=True,
     )
