@@ -387,7 +387,7 @@ def test_annotated_files_become_pages(lab, model, tmp_path):
     assert done.exit_code == 0, done.output
     assert [row["status"] for row in json.loads(done.stdout)] == ["done", "done"]
     names = [f"{path.stem}.html" for path in two]
-    assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == names
+    assert sorted(p.name for p in (tmp_path / "pages").iterdir()) == ["index.html", *names]
     file = tmp_path / "h5ad" / f"{two[0].stem}.h5ad"
     done = call("report", file, "-o", tmp_path / "one.html", *options)
     assert done.exit_code == 0, done.output

@@ -29,9 +29,10 @@ from typer.testing import CliRunner
 from fcm_estimators import ReluFormerClassifier, read_fcs, write_fcs
 from fcm_estimators._files import read_table, remove_leftovers, write_table
 from fcm_estimators.cli import app
-from fcm_estimators.cohort import annotate_files, claims, read_file, read_files, tasks
+from fcm_estimators.cohort import annotate_files, claims, jobs, read_file, read_files
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.exceptions import FcsError, InvalidInputError, ModelFormatError
+from fcm_estimators.io.opened import OpenedFcs
 from fcm_estimators.models import load_model
 from fcm_estimators.preprocessing import LogicleTransform
 
@@ -104,11 +105,11 @@ def test_what_changes_while_it_is_read_has_no_result(lab, tmp_path, monkeypatch,
         return wrapper
 
     if what == "model":
-        monkeypatch.setattr(tasks, "load_model", replacing(tasks.load_model))
+        monkeypatch.setattr(jobs, "load_model", replacing(jobs.load_model))
         with pytest.raises(InvalidInputError, match="replaced meanwhile"):
             annotate_files(tmp_path / "model", file, tmp_path / "out", n_workers=0)
         return
-    monkeypatch.setattr(tasks, "read_file", replacing(tasks.read_file))
+    monkeypatch.setattr(OpenedFcs, "read", replacing(OpenedFcs.read))
     table = annotated(lab, file, tmp_path / "out", gates=gates)
     name = "tube.fcs" if what == "input" else "gates.csv"
     assert table["error"][0].startswith(f"{name} changed while it was read")

@@ -116,10 +116,10 @@ def test_messages_name_options_where_the_command_line_is_used(text, said):
 
 def test_what_the_commands_cannot_do_is_said(capsys):
     with pytest.raises(Exit), errors_as_exit_status():
-        raise InvalidInputError("Pass marker_aliases={'a': 'A'} or markers=[...].")
+        raise InvalidInputError("Pass dataset=1, marker_aliases={'a': 'A'} or markers=[...].")
     said = " ".join(capsys.readouterr().err.split())
-    assert "--markers" in said
-    assert "no option for marker_aliases; use Python" in said
+    assert "--alias 'a=A' or --markers" in said
+    assert "no option for dataset; use Python" in said
 
 
 def test_warnings_are_one_line_in_the_words_of_the_commands(capsys):
