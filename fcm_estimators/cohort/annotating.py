@@ -156,6 +156,7 @@ def annotate_files(
     if not isinstance(model, str | os.PathLike):
         model.save(folder / "model")
         model = folder / "model"
+    model = Path(model).resolve()  # as the jobs name it, so that it is loaded once
     identity = model_checksum(model)
     if errors is not None and errors.model not in ("", identity):
         raise InvalidInputError(
@@ -176,7 +177,7 @@ def annotate_files(
     keys = result_keys(loaded, key_added)
     require_key_name(keys.key)
     job = Job(
-        model=str(Path(model).resolve()),
+        model=str(model),
         model_checksum=identity,
         gates=str(Path(gates).resolve()) if isinstance(gates, str | os.PathLike) else gates,
         gates_checksum=_gates_checksum(gates),
