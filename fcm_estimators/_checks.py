@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -229,3 +229,16 @@ def rows_by_sample(adata: AnnData, sample_key: str | None) -> dict[str, np.ndarr
     require_key(sample_key, adata.obs.columns, "sample_key: the obs column")
     codes, names = sample_codes(adata.obs[sample_key], sample_key)
     return {str(name): np.flatnonzero(codes == i) for i, name in enumerate(names)}
+
+
+def gate_called(name: str, known: Collection[str]) -> str:
+    """Find the name of a gate among those known, in which importers write "|" for "/".
+
+    Examples
+    --------
+    >>> from fcm_estimators._checks import gate_called
+    >>> gate_called("CD4/CD8", ["CD4|CD8"]), gate_called("intact", [])
+    ('CD4|CD8', 'intact')
+    """
+    written = name.replace("/", "|")
+    return written if name not in known and written in known else name

@@ -104,7 +104,7 @@ def test_what_is_shown_says_no_more_than_the_words():
     blank = mrd_of_counts(results, denominator_name="intact", limit_of_blank=0.001)
     shown = course_table(blank.assign(patient="p", day=range(6)))["shown"]
     assert shown.iloc[1] == "within blank"
-    assert shown.iloc[2] == "< 0.1 %, the limit of blank"  # by counting less than 0.004 %
+    assert shown.iloc[2] == "< 0.1 %, limit of blank too high"  # by counting less than 0.004 %
     for text, words in zip(table["shown"], table["words"], strict=True):
         assert text.startswith("<") == words.startswith("No MRD detected above")
 

@@ -438,6 +438,22 @@ STRICT = Protocol("strict", 10, 40, sensitivity=1e-5)
 
 
 @pytest.mark.parametrize(
+    ("n", "options", "why"),
+    [
+        (300_000, {"limit_of_blank": 1e-4}, ""),
+        (300_000, {"limit_of_blank": 2e-4}, "limit of blank too high"),
+        (1000, {}, "too few cells"),
+        (1000, {"limit_of_blank": 0.1}, "too few cells, limit of blank too high"),
+        # This protocol asks for cells and for no sensitivity.
+        (400_000, {"protocol": "eln-aml", "limit_of_blank": 1e-4}, "too few cells"),
+    ],
+)
+def test_why_a_sensitivity_was_not_reached_is_said(n: int, options: dict, why: str) -> None:
+    row = mrd_of(0, n, **options)
+    assert (row["adequacy_why"], row["adequacy"] == "reached") == (why, why == "")
+
+
+@pytest.mark.parametrize(
     ("k", "n", "options", "detection", "adequacy"),
     [
         (50, 300_000, {}, "quantifiable", "reached"),

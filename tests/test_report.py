@@ -590,6 +590,15 @@ def test_reports_of_files_have_the_courses_of_their_patients(sample, course, tmp
     assert "300,000" not in shown["course"]  # that of another patient
     with pytest.raises(InvalidInputError, match="pass sheet="):
         report_files(folder, tmp_path / "pages", pool="visit")
+    # No page without the course that was asked for; a page of somebody else stays.
+    pd.DataFrame({**named, "patient": [None, "Ilse"]}).to_csv(tmp_path / "sheet.csv", index=False)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    with pytest.warns(UserWarning, match="left as it is"):
+        failed = report_files(folder, tmp_path / "site", **options)
+    assert failed["status"].tolist() == ["failed"]
+    assert "no course of" in failed["error"].item()
+    assert (tmp_path / "site" / "index.html").read_text() == "mine"
 
 
 # -- what it withholds --------------------------------------------------------------------------

@@ -47,9 +47,8 @@ def _screen_columns(table: pd.DataFrame) -> pd.DataFrame:
             table[c].map("{:.2g}".format, na_action="ignore") for c in ("ci_low", "ci_high")
         )
         found["95 % interval"] = low + "-" + high
-        few = ~table["limit_of_blank"].astype(float).gt(table["lod"].astype(float))
-        why = few.map({True: ", too few cells", False: ", limit of blank too high"})
-        found["MRD"] = table["detection"] + why.where(table["adequacy"].eq("not reached"), "")
+        why = table["adequacy_why"]
+        found["MRD"] = table["detection"] + (", " + why).where(why != "", "")
         low, high = (
             table[c].map("{:.2g}".format, na_action="ignore")
             for c in ("members_lowest", "members_possible")

@@ -14,7 +14,7 @@ import pandas as pd
 from fcm_estimators._base.files import model_checksum
 from fcm_estimators._base.panels import with_aliases
 from fcm_estimators._cells.results import require_key_name
-from fcm_estimators._checks import listed
+from fcm_estimators._checks import gate_called, listed
 from fcm_estimators._files import made_folder
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor
@@ -226,7 +226,7 @@ def _require_gate(
     from fcm_estimators.cohort.gates import gate_names
 
     known = gate_names(gates)
-    if gate not in known:
+    if gate_called(gate, known) not in known:
         raise InvalidInputError(f"{what} is not among the gates {listed(known)}.")
 
 

@@ -80,13 +80,13 @@ def position_of(
         paths = ", ".join(repr(candidates[i].path or candidates[i].number) for i in found)
         raise MissingKeyError(
             f"{file} has {len(found)} samples {candidates[found[0]].name!r}, with gates of their "
-            f"own: {paths}. Name one with the folder of its file, as in sample='folder/file.fcs', "
-            "or rename one of them in FlowJo."
+            f"own: {paths}. Name the sample with the folder of its file, 'folder/file.fcs', or "
+            "rename one of them in FlowJo."
         )
     if name is None:
         raise MissingKeyError(
             f"{file} has {len(candidates)} samples, {listed(c.name for c in candidates)}, and "
-            "sample=None names none of them."
+            "none of them was named."
         )
     shown = ", ".join(c.described() for c in candidates[:_SHOWN]) or "none"
     rest = f" and {len(candidates) - _SHOWN} more" if len(candidates) > _SHOWN else ""

@@ -308,11 +308,10 @@ def _shown(row: pd.Series) -> str:
         return in_percent(row["fraction"])
     if kind == "few":
         return f"{in_percent(row['fraction'])}, too few cells"
-    end = float(np.nanmax([row["lod"], row["ci_high"], row.get("ci_total_high", np.nan)]))
-    if row.get("limit_of_blank", np.nan) > end:
-        return f"< {in_percent(row['limit_of_blank'])}, the limit of blank"
-    missed = "" if row["adequacy"] == "reached" else ", too few cells"
-    return f"< {in_percent(end)}{missed}"
+    ends = [row[c] for c in ("lod", "ci_high", "ci_total_high", "limit_of_blank") if c in row]
+    why = row.get("adequacy_why")  # NaN if it was empty in a CSV
+    missed = f", {why}" if isinstance(why, str) and why else ""
+    return f"< {in_percent(float(np.nanmax(ends)))}{missed}"
 
 
 def _difference_p(group: pd.DataFrame) -> float:

@@ -81,8 +81,9 @@ def mrd_table(
         the denominator), ``denominator``, ``denominator_name``, ``n_outside`` (positive cells
         outside of the denominator, which the fraction leaves out), ``fraction``, ``ci_low``,
         ``ci_high``, ``lod`` and ``lloq`` (events to detect and to quantify / denominator),
-        ``limit_of_blank`` (NaN if not given), ``detection``, ``adequacy``, ``protocol`` (its name)
-        and ``words``, the result as a sentence. ``detection`` is the first of these that is true:
+        ``limit_of_blank`` (NaN if not given), ``detection``, ``adequacy``, ``adequacy_why`` ("" if
+        reached), ``protocol`` (its name) and ``words``, the result as a sentence. ``detection`` is
+        the first of these that is true:
 
         1. ``not tested``: ``tested`` is False. Cells are counted; the fraction and its interval
            are NaN, because nobody knows how far they could be relied on.
@@ -219,10 +220,13 @@ def mrd_of_counts(
         detection = _detection(k, n, blank, protocol, disputed)
     else:
         detection = np.full(len(k), "not tested", dtype=object)
-    enough = (n > 0) & (n >= protocol.least_denominator)
-    if blank is not None and protocol.sensitivity is not None:
-        enough &= blank <= protocol.sensitivity
-    adequacy = np.where(enough, "reached", "not reached").astype(object)
+    few = (n == 0) | (n < protocol.least_denominator)
+    sensitivity = protocol.sensitivity
+    too_high = blank is not None and sensitivity is not None and blank > sensitivity
+    why = np.where(few, "too few cells", "").astype(object)
+    if too_high:
+        why += np.where(few, ", ", "").astype(object) + "limit of blank too high"
+    adequacy = np.where(why == "", "reached", "not reached").astype(object)
     total = np.full((len(k), 2), np.nan)
     if errors is not None and tested:
         total[:] = [errors.interval(int(i), int(j), confidence) for i, j in zip(k, n, strict=True)]
@@ -253,6 +257,7 @@ def mrd_of_counts(
             "limit_of_blank": np.nan if blank is None else blank,
             "detection": detection,
             "adequacy": adequacy,
+            "adequacy_why": why,
             "protocol": protocol.name,
             "words": words,
         },

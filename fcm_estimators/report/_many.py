@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from fcm_estimators.cohort import course_of_tables, read_results
 from fcm_estimators.cohort.executor import error_text
 from fcm_estimators.cohort.files import PathName, file_names, list_files, read_file
 from fcm_estimators.cohort.tasks import failed_row
-from fcm_estimators.exceptions import FcmError, InvalidInputError
+from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.report._sample import samples_in
 from fcm_estimators.report._write import resource, template, write_report
+
+# What tells our index from another page.
+_TITLE = "<title>Reports of cytometry samples</title>"
 
 
 def report_files(
@@ -86,6 +90,15 @@ def report_files(
         raise InvalidInputError(f"pool={pool!r} is a column of a sheet; pass sheet=... too.")
     names = file_names(paths, None)
     courses = {} if sheet is None else _courses(paths, sheet, pool, options)
+
+    def course_of(name: str | None) -> pd.DataFrame | None:
+        if sheet is not None and name is not None and name not in courses:
+            raise MissingKeyError(
+                f"There is no course of {name!r}: the table beside the file has no count of it, or "
+                "the sheet no patient. Annotate the file again, complete the sheet, or give none."
+            )
+        return courses.get(str(name))
+
     target.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for path, name in zip(paths, names, strict=True):
@@ -99,7 +112,7 @@ def report_files(
                 if not single:
                     target.mkdir(exist_ok=True)
                     page = target / (f"{name}-{i + 1}.html" if len(chosen) > 1 else f"{name}.html")
-                write_report(adata, page, sample=one, course=courses.get(str(one)), **options)
+                write_report(adata, page, sample=one, course=course_of(one), **options)
                 done = {"output": str(page), "status": "done"}
                 rows.append({**failed_row(path, str(one or ""), ""), **done})
         except FcmError as error:
@@ -109,7 +122,7 @@ def report_files(
         if progress is not None:
             progress(rows[-1])
     if target.is_dir() and "index" not in names:
-        _write_index(target, rows, bool(options.get("identifiers", False)))
+        _write_index(target / "index.html", rows, bool(options.get("identifiers", False)))
     return pd.DataFrame(rows)
 
 
@@ -124,8 +137,15 @@ def _courses(
     return {str(sample): course.loc[[patient]] for sample, patient in patients.dropna().items()}
 
 
-def _write_index(folder: Path, rows: list[Entries], identifiers: bool) -> None:
-    """Write index.html, which links the pages and says why a file has none."""
+def _write_index(path: Path, rows: list[Entries], identifiers: bool) -> None:
+    """Write a page that links the pages of this call and says why a file has none."""
+    if path.exists() and _TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+        warnings.warn(
+            f"{path} is not of a report and was left as it is, so there is no index of the pages.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return
     shown = [
         {
             "file": Path(row["file"]).name,
@@ -138,4 +158,4 @@ def _write_index(folder: Path, rows: list[Entries], identifiers: bool) -> None:
     page = template("index.html.j2").render(
         rows=shown, identifiers=identifiers, css=resource("page.css"), version=__version__
     )
-    write_whole(folder / "index.html", page.encode("utf-8"))
+    write_whole(path, page.encode("utf-8"))

@@ -71,6 +71,7 @@ def positive_cells(
     hue = _hue(sample, name)
     near_hue = next(h for h in _NEAR_HUES if h.lower() != hue.lower())
     where = "analysed" if residual.gate is None else f"in {residual.gate}"
+    shown = f"called {name} and their neighbours" if len(positive) else f"most like {name}"
     if len(positive):
         near = _nearest(sample, positive, others)
         over = positive
@@ -104,11 +105,11 @@ def positive_cells(
     for plane in planes:
         if plane["gate"] == residual.gate:
             found.figures.append(gate_figure(sample, plane, dots[-1:]))
-            found.names.append(f"Denominator gate {residual.gate} with the cells called {name}")
+            found.names.append(f"Denominator gate {residual.gate} with the cells {shown}")
     for x, y in pairs:
         title = f"{escaped(y)} and {escaped(x)}"
         found.figures.append(plane_figure(sample, (x, y), background, title=title, dots=dots))
-        found.names.append(f"Cells called {name} and their neighbours on {x} and {y}")
+        found.names.append(f"Cells {shown} on {x} and {y}")
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
-from fcm_estimators._checks import listed
+from fcm_estimators._checks import gate_called, listed
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
@@ -111,9 +111,10 @@ def residual_disease(
     if denominator is not None:
         keys = (sample.keys.expert_gates, sample.keys.gates.membership)
         tables = {k: t for k in keys if (t := sample.membership(k)) is not None}
+        known = list(dict.fromkeys(str(c) for t in tables.values() for c in t))
+        denominator = gate_called(denominator, known)
         found = [k for k, t in tables.items() if denominator in t]
         if not found:
-            known = list(dict.fromkeys(str(c) for t in tables.values() for c in t))
             raise MissingKeyError(
                 f"denominator={denominator!r} is not among the gates {listed(known)}. Name one of "
                 "them, or leave it out to use all analysed cells."
@@ -144,7 +145,7 @@ def residual_disease(
         f"LLOQ ({protocol.events_to_quantify} events)": percent(row["lloq"]),
         "positive outside of the denominator": f"{row['n_outside']:,}",
         "status": str(row["detection"]),
-        "sensitivity asked for": _adequacy(protocol, str(row["adequacy"])),
+        "sensitivity asked for": _adequacy(protocol, row),
         "protocol": " ".join(t for t in (f"{protocol.name}.", protocol.source) if t),
     }
     missing = [str(marker) for marker in sample.run.get("missing_markers", ())]
@@ -178,10 +179,12 @@ def _total(row: pd.Series) -> str:
     return f"{percent(row['ci_total_low'])} to {percent(row['ci_total_high'])}"
 
 
-def _adequacy(protocol: Protocol, adequacy: str) -> str:
+def _adequacy(protocol: Protocol, row: pd.Series) -> str:
     least = protocol.least_denominator
     asked = [] if protocol.sensitivity is None else [percent(protocol.sensitivity)]
-    return f"{adequacy} ({', '.join([*asked, f'{least:,} cells in the denominator'])})"
+    asked.append(f"{least:,} cells in the denominator")
+    why = f", {row['adequacy_why']}" if row["adequacy_why"] else ""
+    return f"{row['adequacy']}{why} (asked for: {', '.join(asked)})"
 
 
 def _members_entries(sample: Annotated) -> dict[str, str]:
