@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import anndata as ad
 import h5py
@@ -13,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import PolygonRegressor, ReluFormerClassifier, read_fcs, write_fcs
 from fcm_estimators._cells.h5ad import write_h5ad, write_h5ad_by_block
-from fcm_estimators.cohort import annotate_files, by_block, memory, tasks
+from fcm_estimators.cohort import annotate_files, by_block, counting, memory, tasks
 from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.io.opened import open_fcs
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
@@ -271,6 +272,79 @@ def test_the_limit_is_a_share_of_what_is_free(monkeypatch, tmp_path):
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("1000000\n")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OF_PROCESS", tmp_path / "none")
     assert memory.free_memory() == 4_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory() > 1 << 26
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_least_of_a_group_and_its_parents_is_free_with_pages_of_files(
+    monkeypatch, tmp_path, version
+):
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    limit, used = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        if version == 1
+        else ("memory.max", "memory.current")
+    )
+    cached = "total_inactive_file" if version == 1 else "inactive_file"
+
+    def group(folder, most, taken, pages):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / limit).write_text(f"{most}\n")
+        (folder / used).write_text(f"{taken}\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{cached} {pages}\nactive_file 7\n")
+
+    group(root / "jobs" / "7", 9_000_000, 8_000_000, 6_000_000)
+    group(root / "jobs", 8_000_000, 5_000_000, 0)
+    group(root / "others", 10, 10, 0)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OF_PROCESS", tmp_path / "cgroup")
+    kinds = "4:cpu,memory" if version == 1 else "0:"
+    (tmp_path / "cgroup").write_text(f"9:name=systemd:/others\n{kinds}:/jobs/7\n")
+    assert memory.free_memory() == 3_000_000
+    group(root / "jobs", 8_000_000, 5_000_000, 4_500_000)
+    assert memory.free_memory() == 7_000_000
+    # A group that is not seen from here: what is mounted in place of the root counts.
+    for path in ("/jobs/8/step", "/../others"):
+        (tmp_path / "cgroup").write_text(f"{kinds}:{path}\n")
+        group(root, 2_000_000, 1_000_000, 0)
+        assert memory.free_memory() == 1_000_000
+
+
+@pytest.mark.parametrize("whole_for", ["gates", "also"])
+def test_a_large_file_that_is_read_whole_is_told(folder, tmp_path, monkeypatch, whole_for):
+    file = folder / "in" / "plain.fcs"
+    settings = {"gates": folder / "gates"}
+    if whole_for == "also":
+        settings = {"also": lambda model, adata, path: {"n_read": adata.n_obs}}
+    wanted = "gates and explanations need all events at once, so the file was read whole."
+    for share, n_told in ((1e9, 0), (0.0, 1)):
+        monkeypatch.setattr(tasks, "SHARE", share)
+        out = tmp_path / f"share {share}"
+        row = annotate_files(folder / "classes", file, out, n_workers=0, **settings).iloc[0]
+        assert row["status"] == "done"
+        assert row["warning"].count(wanted) == n_told
+        assert row["warning"].count("plain.fcs: 2,500 events take about 0.0 GB of ") == n_told
+        assert TOLD not in row["warning"]
+
+
+@pytest.mark.parametrize(
+    ("model", "key"), [("classes", "reluformer_proba"), ("gates", "predicted_gates_membership")]
+)
+@pytest.mark.parametrize("share", [1e9, 0.0])
+def test_a_result_without_its_table_is_not_counted(
+    folder, tmp_path, monkeypatch, model, key, share
+):
+    monkeypatch.setattr(tasks, "SHARE", share)
+
+    def without(result, way):
+        del (result.obsm if isinstance(result, ad.AnnData) else result.root["obsm"])[key]
+        return way(result)
+
+    for way in (counting.InMemory, counting.InStore):
+        monkeypatch.setattr(tasks, way.__name__, partial(without, way=way))
+    row = annotate_files(folder / model, folder / "in" / "plain.fcs", tmp_path, n_workers=0).iloc[0]
+    assert row["status"] == "failed"
+    assert f"The result has no obsm table {key!r}. Annotate the file again." in row["error"]

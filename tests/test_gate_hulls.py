@@ -100,6 +100,24 @@ def test_what_an_expert_has_drawn_of_a_rare_gate_lasts_and_moves_with_the_cells(
     assert set(probes[2].gate) == {1}
 
 
+def test_no_lasting_point_outside_of_a_rare_gate_is_beyond_an_open_end():
+    x, inside, offsets = clouds(0)
+    places = np.random.default_rng(1).uniform(-8, 8, size=(300, 2))
+    mine = Probes(np.zeros(300, int), places, places[:, 1] > 4, np.full(300, DRAWN))
+    is_open, rng = np.zeros((2, 2, 2), dtype=bool), np.random.default_rng(0)
+    is_open[1, 0, 1] = True
+    probes = hull_probes(x, inside, offsets, AXES, is_open, [mine, None, None], rng)
+    highest = x[:, 1].max()
+    for found in probes:
+        mine = found.gate == 0
+        assert (found.stratum[mine] == LASTING).all()
+        beyond = found.place[:, 1] > highest
+        assert (mine & beyond & found.inside).any()
+        assert not (mine & beyond & ~found.inside).any()
+        # At the closed ends they stay.
+        assert (mine & ~found.inside & (found.place[:, 1] < x[:, 1].min())).any()
+
+
 @pytest.mark.parametrize("end", [0, 1])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_gate_is_open_at_an_end_where_its_cells_are(end, axis):

@@ -87,7 +87,8 @@ def hull_probes(
     """Points outside of the room of each gate, for the gates that no expert has drawn.
 
     The room of a gate in a sample is the hull of its cells there and of those in all samples,
-    moved to the mean of the sample. No point is beyond an end of an axis at which the gate is open.
+    moved to the mean of the sample. No point that lasts and is outside of its gate is beyond an end
+    of an axis at which the gate is open.
 
     The hull of a rare gate, with fewer than 1,000 cells inside in all samples together, says little
     about its shape. If experts have drawn it, their points last as long as those around hulls, and
@@ -117,7 +118,7 @@ def hull_probes(
         outlines = [None if p is None else _of_gate(p, g) for p in drawn]
         shape: Probes | None = None
         if sum(map(len, places)) < RARE:
-            outlines = [None if o is None else _lasting(o) for o in outlines]
+            outlines = [None if o is None else _lasting(o, limits[:, g]) for o in outlines]
             shape = _common_shape(outlines, means)
         centred = [p - m for p, m in zip(places, means, strict=True) if m is not None]
         usual = shapely.get_coordinates(hull_of(np.concatenate(centred))) if centred else None
@@ -126,8 +127,9 @@ def hull_probes(
             if outline is not None:
                 found[s].append(outline)
             elif mean is not None and shape is not None:
-                chosen = rng.permutation(len(shape.gate))[:_POINTS]
                 moved = shape._replace(place=(shape.place + mean).astype(x.dtype))
+                moved = _lasting(moved, limits[:, g])
+                chosen = rng.permutation(len(moved.gate))[:_POINTS]
                 found[s].append(Probes(*(part[chosen] for part in moved)))
             elif mean is not None and usual is not None:
                 corners = np.concatenate([usual + mean, shapely.get_coordinates(hull_of(here))])
@@ -149,8 +151,11 @@ def _of_gate(probes: Probes, g: int) -> Probes | None:
     return Probes(*(part[rows] for part in probes)) if rows.any() else None
 
 
-def _lasting(probes: Probes) -> Probes:
-    return probes._replace(stratum=np.full(len(probes.gate), LASTING))
+def _lasting(probes: Probes, limits: np.ndarray) -> Probes:
+    """The points that are inside of the gate or within limits (2, 2), to last."""
+    kept = probes.inside | ((probes.place >= limits[0]) & (probes.place <= limits[1])).all(1)
+    probes = probes._replace(stratum=np.full(len(probes.gate), LASTING))
+    return Probes(*(part[kept] for part in probes))
 
 
 def _common_shape(

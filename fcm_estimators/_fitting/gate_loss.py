@@ -34,9 +34,9 @@ class GateLoss(nn.Module):
     The cross-entropy of cells, and of points in and around an expert's polygon, fades during
     training. Points around the hull of a gate that nobody drew, and those of polygons of rare
     gates, have a cross-entropy of their own, which remains in part and shapes outlines where there
-    are no cells. The outline that Dice uses
-    becomes sharper during training. Validation uses sharp Dice alone, which is bounded. A gate with
-    fewer than 20 cells inside contributes only its cells outside.
+    are no cells. The outline that Dice uses becomes sharper during training. Validation uses sharp
+    Dice alone, which is bounded. A gate with fewer than 20 cells inside contributes only its cells
+    outside.
 
     The loss of a gate covers the cells of the expert's parent. It also covers other cells, weighted
     by their soft membership in the predicted parent, because prediction applies the gate to them.

@@ -132,6 +132,14 @@ def _required(result: Annotated, key: str) -> pd.Series:
     return column
 
 
+def _required_table(result: Annotated, key: str) -> list[str]:
+    """Names of the columns of a table of the result."""
+    columns = result.table_columns(key)
+    if columns is None:
+        raise MissingKeyError(f"The result has no obsm table {key!r}. Annotate the file again.")
+    return columns
+
+
 def _distances(record: Entries) -> pd.Series:
     """Distance from training by sample and marker, as ``annotate`` recorded it."""
     found = record["distance"]
@@ -150,13 +158,13 @@ def _counts(model: Any, result: Annotated, job: Job, keys: ClassKeys | GateKeys)
     table = pd.DataFrame(index=names.rename(None))
     if isinstance(keys, GateKeys):
         analysed, gates = np.ones(len(sample), dtype=bool), dict[str, np.ndarray]()
-        for gate in result.table_columns(keys.membership) or []:
+        for gate in _required_table(result, keys.membership):
             member = result.table_column(keys.membership, gate)
             analysed &= member.notna().to_numpy()
             gates[f"n_{gate}"] = counted(member.fillna(False).to_numpy(dtype=bool))
         return table.assign(n_analysed=counted(analysed), **gates)
     predicted, record = _required(result, keys.label), result.record(keys.record)
-    classes, analysed = result.table_columns(keys.probabilities) or [], np.ones(len(sample), bool)
+    classes, analysed = _required_table(result, keys.probabilities), np.ones(len(sample), bool)
     for name in classes:
         analysed &= result.table_column(keys.probabilities, name).notna().to_numpy()
     table["n_analysed"] = counted(analysed)

@@ -148,20 +148,23 @@ def _annotated(
 
 
 def _is_large(opened: OpenedFcs, job: Job) -> bool:
-    """Whether a file is to be read by block, which is told."""
+    """Whether a file is to be read by block; what is done with a large file is told."""
     n_events, n_channels = sum(opened.n_events), len(opened.var)
     needed, free = needed_memory(n_events, n_channels), free_memory()
-    # Gates and explanations are made of all events at once.
-    if needed <= SHARE * free or job.gates is not None or job.also is not None:
+    if needed <= SHARE * free:
         return False
+    whole = job.gates is not None or job.also is not None
+    name, share = opened.segments[0].path.name, f"{needed / 1e9:.1f} GB of {free / 1e9:.1f} GB"
     warnings.warn(
-        f"{opened.segments[0].path.name}: {n_events:,} events would take {needed / 1e9:.1f} GB of "
-        f"{free / 1e9:.1f} GB of free memory, so they were read and annotated by block. The "
-        "result is the same.",
+        f"{name}: {n_events:,} events take about {share} of free memory; gates and explanations "
+        "need all events at once, so the file was read whole."
+        if whole
+        else f"{name}: {n_events:,} events would take {share} of free memory, so they were read "
+        "and annotated by block. The result is the same.",
         UserWarning,
         stacklevel=2,
     )
-    return True
+    return not whole
 
 
 def _in_memory(

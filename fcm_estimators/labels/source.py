@@ -86,8 +86,8 @@ class LabelSource:
         if len(classes) < len(self.classes):
             raise InvalidInputError(
                 f'classes names a gate both with "/" and with "|" ({listed(self.classes)}); as '
-                '"/" is read as "|", that is one name. Of two such gates in a file the second is '
-                'called "name (2)".'
+                '"/" is read as "|", that is one name. Of two such gates of one parent the second '
+                'is called "name (2)"; those of several parents are called "parent > name".'
             )
         within = None if self.within is None else renamed([self.within])[0]
         changes = {

@@ -215,8 +215,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 "cytometry.org/web/q_view.php?id=258, examples: more than 50 PNH cells are "
                 "quantifiable, more than 20 but less than 50 detectable and not quantifiable. Here "
                 "20 and 50 themselves are enough. Borowitz et al., Cytometry B 78, 211-230 (2010), "
-                "abstract: "
-                "high-sensitivity analysis detects as few as 0.01 %.",
+                "abstract: high-sensitivity analysis detects as few as 0.01 %.",
             ),
         )
     }
