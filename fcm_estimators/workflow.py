@@ -18,6 +18,7 @@ import pandas as pd
 from anndata import AnnData
 
 from fcm_estimators._base.panels import with_aliases
+from fcm_estimators._cells.samples import data_names
 from fcm_estimators._checks import listed
 from fcm_estimators._files import made_folder, replaced_when_complete, write_table
 from fcm_estimators._types import Entries, Progress
@@ -146,6 +147,7 @@ def train_model(
             standard_steps, transform=transform, cofactor=cofactor, compensate=compensate
         ),
         label=labels,
+        marker_aliases=params.get("marker_aliases"),
         max_cells=max_cells,
         client=client,
         n_workers=n_workers,
@@ -288,6 +290,7 @@ def evaluate_files(
         files,
         steps=model if model.preprocessing_ else (),
         label=None if labels is None else _with_gates_of(model, labels),
+        marker_aliases=model.marker_aliases,
         client=client,
         n_workers=n_workers,
         progress=progress,
@@ -404,9 +407,10 @@ class _WriteGates:
     def __call__(self, model: Any, adata: AnnData, path: Path) -> Entries:
         record = result_keys(model, self.key_added).record
         samples = list(dict.fromkeys(map(str, adata.uns[record]["gates"]["sample"])))
+        in_data = data_names(adata.var_names, model.marker_aliases)
         written = []
         for sample in samples:
-            tree = GatingTree.from_adata(adata, key=record, sample=sample)
+            tree = GatingTree.from_adata(adata, key=record, sample=sample).on_axes(in_data)
             name = path.name if len(samples) == 1 else f"{path.name}.{sample}"
             target = path.with_name(f"{name}.xml")
             with replaced_when_complete(target) as temporary:

@@ -21,10 +21,13 @@ from fcm_estimators.cli import app
 from fcm_estimators.datasets import fetch_all494, simulate_cohort
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.gating import GatingTree
+from fcm_estimators.keys import AttentionKeys, ClassKeys, GateKeys, GradientKeys
 from fcm_estimators.metrics import ClassificationErrors
 from fcm_estimators.metrics._total_interval import Spread
 from fcm_estimators.models import load_model
 from fcm_estimators.preprocessing import Compensation
+from fcm_estimators.report._figures import planes
+from fcm_estimators.report._sample import Annotated, Keys
 from fcm_estimators.workflow import LabelSource, evaluate_files, standard_steps, train_model
 from tests import workspaces
 from tests.helpers import data_home, weights_file
@@ -295,15 +298,20 @@ def test_explain_adds_gradients_and_heads(lab, model, tmp_path):
     assert of_one["mean"].item() == pytest.approx(mean, rel=1e-4)
 
 
-def test_gates_are_learnt_predicted_explained_and_exported(lab, raw, tmp_path):
+@pytest.fixture(scope="module")
+def gates_model(lab):
     done = call(
-        "train", lab / "fcs", "-o", tmp_path / "model", "--kind", "gates",
+        "train", lab / "fcs", "-o", lab / "gates_model", "--kind", "gates",
         "--gates", lab / "gates.xml", "--max-epochs", 2, "--json", *ONE_PROCESS,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["gates"] == ["syto", "singlets", "intact", "cd19"]
+    return lab / "gates_model"
+
+
+def test_gates_are_learnt_predicted_explained_and_exported(lab, model, gates_model, tmp_path):
     first = sorted((lab / "fcs").iterdir())[0]
-    done = call("gate", tmp_path / "model", first, "-o", tmp_path / "out", "--json", *ONE_PROCESS)
+    done = call("gate", gates_model, first, "-o", tmp_path / "out", "--json", *ONE_PROCESS)
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)
     assert row["gatingml"] == f"{first.stem}.xml"
@@ -315,17 +323,44 @@ def test_gates_are_learnt_predicted_explained_and_exported(lab, raw, tmp_path):
         # An event on an edge may fall on the other side of it in the text of the file.
         assert (tree.apply(compensated)[gate].to_numpy() != membership[gate].to_numpy()).sum() <= 2
     done = call(
-        "explain", tmp_path / "model", first, "-o", tmp_path / "why", "--gate", "cd19",
+        "explain", gates_model, first, "-o", tmp_path / "why", "--gate", "cd19",
         "--json", *ONE_PROCESS,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    done = call(
-        "evaluate", tmp_path / "model", lab / "fcs", "--gates", lab / "gates.xml", *ONE_PROCESS
-    )
+    done = call("evaluate", gates_model, lab / "fcs", "--gates", lab / "gates.xml", *ONE_PROCESS)
     assert done.exit_code == 0, done.output
     assert "singlets" in done.stdout
-    done = call("gate", lab / "model", first, "-o", tmp_path / "x", *ONE_PROCESS)
+    done = call("gate", model, first, "-o", tmp_path / "x", *ONE_PROCESS)
     assert done.exit_code == 2
+
+
+def test_an_alias_reaches_gates_their_file_and_their_picture(
+    lab, model, gates_model, raw, tmp_path
+):
+    name = "patient1_d0"
+    renamed = raw[raw.obs["sample"] == name].copy()
+    renamed.var["marker"] = renamed.var["marker"].replace("CD19", "our marker")
+    file = tmp_path / f"{name}.fcs"
+    write_fcs(renamed, file)
+    alias = ["--alias", "our marker=CD19", *ONE_PROCESS]
+    first = call("gate", gates_model, lab / "fcs" / file.name, "-o", tmp_path / "a", *ONE_PROCESS)
+    second = call("gate", gates_model, file, "-o", tmp_path / "b", *alias)
+    assert first.exit_code == second.exit_code == 0, second.output
+    # The channels are the same, whatever the marker is called.
+    written = [(tmp_path / out / f"{name}.xml").read_text() for out in "ab"]
+    assert written[0] == written[1]
+    usual, other = (ad.read_h5ad(tmp_path / out / f"{name}.h5ad") for out in "ab")
+    keys = Keys(ClassKeys(), GateKeys(), "gates", GradientKeys(), AttentionKeys())
+    drawn = [planes(Annotated(adata, name, keys)) for adata in (usual, other)]
+    assert [plane["gate"] for plane in drawn[0]] == [plane["gate"] for plane in drawn[1]]
+    axes = [{plane[axis] for plane in each for axis in "xy"} for each in drawn]
+    assert axes[1] ^ axes[0] == {"CD19", "our marker"}
+    # A model of gates as --gates reads the same names as the classifier.
+    done = call("annotate", model, file, "-o", tmp_path / "c", "--gates", gates_model, *alias)
+    assert done.exit_code == 0, done.output
+    found = ad.read_h5ad(tmp_path / "c" / f"{name}.h5ad").obsm["gates"]
+    expected = usual.obsm["predicted_gates_membership"]
+    assert (found.to_numpy() == expected.to_numpy()).all()
 
 
 @pytest.mark.filterwarnings("ignore:The members of the model")
@@ -523,17 +558,16 @@ def test_an_alias_reads_a_marker_that_has_another_name(lab, model, raw, tmp_path
     counts = [json.loads(d.stdout)[0]["n_blast"] for d in (done, usual)]
     assert counts[0] == counts[1] > 0
     table = ["--gates", lab / "tables", "--class", "blast=blast", "--within", "intact"]
-    found = call(
-        "evaluate", model, tmp_path / "patient1_d0.fcs", *table, *alias, "--event-column", "event",
-        *ONE_PROCESS,
-    )  # fmt: skip
+    mixed = [lab / "fcs" / "patient2_d0.fcs", tmp_path / "patient1_d0.fcs"]
+    found = call("evaluate", model, *mixed, *table, *alias, "--event-column", "event", *ONE_PROCESS)
     assert found.exit_code == 0, found.output
 
 
 def test_a_marker_of_the_training_may_hold_a_comma_and_another_name(lab, raw, tmp_path):
     (tmp_path / "fcs").mkdir()
-    names = {"CD19": "CD19, clone x", "CD34": "stem"}
-    for sample in ("patient1_d0", "patient2_d0"):
+    # Files of one training may spell a marker in several ways.
+    for sample, stem in (("patient1_d0", "CD34"), ("patient2_d0", "stem")):
+        names = {"CD19": "CD19, clone x", "CD34": stem}
         one = raw[raw.obs["sample"] == sample].copy()
         one.var["marker"] = one.var["marker"].replace(names)
         write_fcs(one, tmp_path / "fcs" / f"{sample}.fcs")

@@ -14,7 +14,7 @@ from lxml import etree
 
 from fcm_estimators import FcmError, read_fcs
 from fcm_estimators.datasets import fetch_flowjo_example, simulate_cohort
-from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError, MissingKeyError
 from fcm_estimators.gating import (
     BooleanGate,
     EllipsoidGate,
@@ -201,6 +201,15 @@ def test_flowkit_finds_the_same_cells_in_what_is_written(tmp_path):
     for gate in ("syto", "cd19", "blast_cd45_cd10"):
         theirs = report.get_gate_membership(gate)
         assert np.array_equal(theirs, adata.obsm["gates"][gate].to_numpy()), gate
+
+
+def test_a_gate_on_a_marker_that_the_data_lack_is_not_written(tmp_path):
+    adata = simulate_cohort(n_samples=1, n_cells=500)
+    tree = GatingTree.from_adata(adata, sample="patient1_d0")
+    other = adata[:, adata.var_names != "CD19"]
+    with pytest.raises(MarkerMismatchError, match="'CD19', which the data of channels= lack"):
+        tree.to_gatingml(tmp_path / "gates.xml", channels=other)
+    assert not (tmp_path / "gates.xml").exists()
 
 
 def test_compensated_gates_compensate_raw_values_themselves(tmp_path):

@@ -241,6 +241,12 @@ def model_names(names: Iterable[object], aliases: Mapping[str, str] | None) -> l
     return [(aliases or {}).get(str(name), str(name)) for name in names]
 
 
+def data_names(names: Iterable[object], aliases: Mapping[str, str] | None) -> dict[str, str]:
+    """Names in the data by their names in the model."""
+    own = [str(name) for name in names]
+    return dict(zip(model_names(own, aliases), own, strict=True))
+
+
 def column(data: Any, key: Hashable, what: str) -> np.ndarray:
     """One column of ``obs``, of a table or of an array, as an array."""
     if isinstance(data, AnnData):

@@ -10,6 +10,7 @@ from typing import Any
 import anndata as ad
 
 from fcm_estimators._base.files import model_checksum
+from fcm_estimators._base.panels import with_aliases
 from fcm_estimators._files import checksum
 from fcm_estimators.cohort.files import PathName
 from fcm_estimators.cohort.jobs import Job, cached_model, is_model, require_unchanged
@@ -29,6 +30,9 @@ def add_gates(adata: ad.AnnData, job: Job, model: Any) -> None:
     path = Path(str(job.gates))
     if is_model(path):
         regressor = cached_model(str(path), job.gates_checksum)
+        # The aliases of the run are of markers of its model; this one may not have all of them.
+        known = {a: b for a, b in job.marker_aliases.items() if b in regressor.markers_}
+        regressor = with_aliases(regressor, known)
         ready = adata if regressor.is_prepared(adata) else regressor.prepare(adata)
         adata.obsm[EXPERT_GATES] = regressor.predict_membership(ready)
         return

@@ -13,6 +13,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from fcm_estimators._cells.samples import data_names, model_names
 from fcm_estimators._checks import listed
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort.executor import Call, executor, in_turn
@@ -41,6 +42,7 @@ def read_files(
     *,
     steps: Any = (),
     label: Callable[[ad.AnnData], None] | None = None,
+    marker_aliases: Mapping[str, str] | None = None,
     max_cells: int | None = None,
     keep_raw: bool = False,
     sample_names: Sequence[str] | None = None,
@@ -67,6 +69,9 @@ def read_files(
     label : callable, optional
         Called with the raw AnnData of each file, which it labels in place. For worker processes it
         must be a function of a module.
+    marker_aliases : mapping, optional
+        Name in the model of names of markers in the files. Files that differ only in these names
+        are joined: markers get the names of the first file, after ``label``.
     max_cells : int, optional
         Keep a random subset of this many cells of each sample. The subset ignores labels, so the
         share of a rare population stays about the same and its number of cells falls.
@@ -98,7 +103,7 @@ def read_files(
     ------
     InvalidInputError
         There are no files, names repeat, no file can be read, or one cannot be read and
-        ``on_error="raise"``.
+        ``on_error="raise"``; an alias gives two markers of a file the same name.
     PanelMismatchError
         Files differ in markers or in preprocessing.
     """
@@ -108,8 +113,11 @@ def read_files(
         raise InvalidInputError(f"max_cells is {max_cells}; expected at least 1.")
     paths = list_files(files)
     named = file_names(paths, sample_names)
-    fitted, first = _fitted(steps, paths[0], named[0])
-    reading = Reading(fitted, label, max_cells, keep_raw, random_state)
+    fitted, first = _fitted(steps, paths[0], named[0], read=bool(marker_aliases))
+    markers = [] if first is None else [str(name) for name in first.var_names]
+    reading = Reading(
+        fitted, label, max_cells, keep_raw, random_state, dict(marker_aliases or {}), markers
+    )
     parts: list[ad.AnnData | None] = [None] * len(paths)
     errors = [""] * len(paths)
 
@@ -120,7 +128,7 @@ def read_files(
 
     n_done = 0
     if first is not None:
-        # It was read to fit the steps and need not be read again.
+        # It was read for the steps and the names, and need not be read again.
         for _, part, error in in_turn([(functools.partial(prepare_part, reading), (first,))]):
             done(0, part, error)
         n_done = 1
@@ -156,10 +164,10 @@ def _by_cause(failed: list[tuple[str, str]]) -> str:
     return " | ".join([*texts[:10], *more])
 
 
-def _fitted(steps: Any, path: Path, name: str) -> tuple[Any, ad.AnnData | None]:
-    """Fit transformers on the first file; return them, and that file where it was read."""
+def _fitted(steps: Any, path: Path, name: str, *, read: bool) -> tuple[Any, ad.AnnData | None]:
+    """Fit transformers on the first file; return them, and that file if it was or shall be read."""
     if hasattr(steps, "prepare") or (not callable(steps) and not list(steps)):
-        return steps, None
+        return steps, read_file(path, name=name) if read else None
     first = adata = read_file(path, name=name)
     fitted = []
     for step in steps(first) if callable(steps) else steps:
@@ -177,6 +185,8 @@ class Reading:
     max_cells: int | None
     keep_raw: bool
     seed: int
+    aliases: Mapping[str, str]
+    markers: list[str]
 
 
 def read_part(reading: Reading, path: Path, name: str) -> ad.AnnData:
@@ -188,6 +198,8 @@ def prepare_part(reading: Reading, adata: ad.AnnData) -> ad.AnnData:
     """Label, subsample and preprocess one file that was read."""
     if reading.label is not None:
         reading.label(adata)
+    if reading.aliases and set(adata.var_names) != set(reading.markers):
+        adata.var_names = _as_in_first(reading, adata.var_names.astype(str).tolist())
     if reading.max_cells is not None:
         adata = _subsampled(adata, reading.max_cells, reading.seed)
     if hasattr(reading.steps, "prepare"):
@@ -198,6 +210,19 @@ def prepare_part(reading: Reading, adata: ad.AnnData) -> ad.AnnData:
     if not reading.keep_raw:
         adata.layers.pop("raw", None)
     return adata
+
+
+def _as_in_first(reading: Reading, names: list[str]) -> list[str]:
+    """Markers of a file by the names of the first file that mean the same to the model."""
+    first = data_names(reading.markers, reading.aliases)
+    pairs = zip(names, model_names(names, reading.aliases), strict=True)
+    renamed = [first.get(meant, name) for name, meant in pairs]
+    if repeated := sorted({name for name in renamed if renamed.count(name) > 1}):
+        raise InvalidInputError(
+            f"marker_aliases={dict(reading.aliases)!r} give several markers the name "
+            f"{listed(repeated)}. The markers are {listed(names)}; each needs a name of its own."
+        )
+    return renamed
 
 
 def _subsampled(adata: ad.AnnData, max_cells: int, seed: int) -> ad.AnnData:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
-from fcm_estimators._checks import require_key
-from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators._checks import listed, require_key
+from fcm_estimators.exceptions import InvalidInputError, MarkerMismatchError
 from fcm_estimators.gating._kinds import DrawnGate, Gate
 from fcm_estimators.gating._shapes import EllipsoidGate, RectangleGate
 from fcm_estimators.gating.coordinates import column_of, is_time, time_steps
@@ -36,11 +36,27 @@ class Channels:
             require_key("channel", self.adata.var, "the column of adata.var")
 
     def of(self, marker: str) -> str:
-        """Channel of a marker; without one, the name of the marker."""
+        """Channel of the marker of an axis; without data or an entry, the name of the marker.
+
+        Raises
+        ------
+        MarkerMismatchError
+            The data lack the marker.
+        """
+        if self.adata is not None and column_of(self.adata, marker) is None:
+            raise MarkerMismatchError(
+                f"A gate is on {marker!r}, which the data of channels= lack; they have "
+                f"{listed(self.adata.var_names)}. Pass the data of these gates, or a mapping of "
+                "marker to channel."
+            )
+        return self.of_detector(marker)
+
+    def of_detector(self, name: str) -> str:
+        """Channel of a detector of a matrix; one that the data lack keeps its name."""
         if self.adata is None:
-            return self._known.get(marker, marker)
-        column = column_of(self.adata, marker)
-        return marker if column is None else str(self.adata.var["channel"].iloc[column])
+            return self._known.get(name, name)
+        column = column_of(self.adata, name)
+        return name if column is None else str(self.adata.var["channel"].iloc[column])
 
     def ratio(self, marker: str) -> Ratio | None:
         """Ratio of channels that an axis shows; None for a marker."""
@@ -65,7 +81,9 @@ class Channels:
             return gate
         for axis, marker in enumerate(gate.markers):
             scale = parse_transform(gate.transforms[axis])
-            if is_time(self.of(marker)) and not isinstance(scale, Seconds):
+            if isinstance(scale, Seconds) or self.ratio(marker) is not None:
+                continue
+            if is_time(self.of(marker)):
                 gate = self._in_seconds(gate, axis)
         return gate
 

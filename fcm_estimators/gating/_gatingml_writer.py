@@ -159,7 +159,7 @@ class _Document:
             return "uncompensated"
         if state == "fcs" or self.spillover is None:
             return "FCS"
-        detectors = {self.channels.of(str(name)) for name in self.spillover.columns}
+        detectors = {self.channels.of_detector(str(name)) for name in self.spillover.columns}
         if not detectors & set(names):
             return "uncompensated"
         self._uses_matrix = True
@@ -182,7 +182,7 @@ class _Document:
     def _matrix(self, spillover: pd.DataFrame) -> Element:
         element = Element(_in("transforms", "spectrumMatrix"))
         element.set(_in("transforms", "id"), _MATRIX)
-        names = [self.channels.of(str(name)) for name in spillover.columns]
+        names = [self.channels.of_detector(str(name)) for name in spillover.columns]
         for part in ("fluorochromes", "detectors"):
             group = SubElement(element, _in("transforms", part))
             for name in names:

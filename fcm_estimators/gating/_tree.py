@@ -134,19 +134,17 @@ class GatingTree(TreeFiles):
             spillover=self.spillover,
         )
 
-    def on_markers(self, adata: AnnData) -> GatingTree:
-        """Return the tree with axes named by marker instead of channel ($PnN).
-
-        Other software names the channels of a gate; AnnData and models name markers.
+    def on_axes(self, names: Mapping[str, str]) -> GatingTree:
+        """Return the tree with other names of its axes, such as those of markers in a file.
 
         Parameters
         ----------
-        adata : AnnData
-            With ``var["channel"]``. Axes that are not in the data keep their names.
+        names : mapping
+            Name of an axis to its new name. Axes without an entry keep their names.
         """
 
         def new(name: str) -> str:
-            return on_data(adata, name)
+            return names.get(name, name)
 
         gates: list[Gate] = []
         for gate in self:
@@ -157,6 +155,19 @@ class GatingTree(TreeFiles):
             else:
                 gates.append(replace(gate, markers=tuple(map(new, gate.markers))))
         return GatingTree(gates, spillover=self.spillover)
+
+    def on_markers(self, adata: AnnData) -> GatingTree:
+        """Return the tree with axes named by marker instead of channel ($PnN).
+
+        Other software names the channels of a gate; AnnData and models name markers.
+
+        Parameters
+        ----------
+        adata : AnnData
+            With ``var["channel"]``. Axes that are not in the data keep their names.
+        """
+        drawn = [gate for gate in self if not isinstance(gate, BooleanGate)]
+        return self.on_axes({m: on_data(adata, m) for gate in drawn for m in gate.markers})
 
     def apply(self, adata: AnnData) -> pd.DataFrame:
         """Find the cells inside each gate and inside its parent.

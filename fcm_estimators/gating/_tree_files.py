@@ -173,6 +173,8 @@ class TreeFiles:
         InvalidInputError
             More than 0.1 % of the cells of ``channels`` would change sides of a gate, ``cytobank``
             is set and there is a boolean gate other than "and", or the ``$TIMESTEP`` is unknown.
+        MarkerMismatchError
+            The data of ``channels`` lack a marker of a gate.
 
         Warns
         -----

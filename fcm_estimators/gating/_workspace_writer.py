@@ -93,7 +93,7 @@ def _strategy(fk: Any, tree: TreeFiles, names: Channels, adata: AnnData) -> Any:
     drawn = [gate for gate in tree if not isinstance(gate, BooleanGate)]
     states = {s for gate in drawn for s in axis_states(gate.compensation, len(gate.markers))}
     if matrix is not None and states - {"none"}:
-        detectors = [names.of(str(name)) for name in matrix.columns]
+        detectors = [names.of_detector(str(name)) for name in matrix.columns]
         strategy.add_comp_matrix(_MATRIX, fk.Matrix(matrix.to_numpy(), detectors, detectors))
     paths: dict[str, tuple[str, ...]] = {ROOT: ()}
     for gate in tree:

@@ -44,6 +44,9 @@ def line_of(name: str) -> dict[str, str]:
 def planes(sample: Annotated) -> list[Entries]:
     """Name, parent, markers and outlines, in the units of ``X``, of each polygon gate."""
     predicted = _tree(sample, sample.keys.gates.record)
+    if predicted is not None:
+        run = sample.record(sample.keys.gates.record)
+        predicted = predicted.on_axes(sample.names_in_data(run))
     drawn = _tree(sample, sample.keys.expert_gates)
     tree = predicted or drawn
     found = []

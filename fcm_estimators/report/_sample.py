@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from fcm_estimators._cells.samples import data_names
 from fcm_estimators._checks import listed
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
@@ -126,9 +127,13 @@ class Annotated:
     def markers(self) -> list[str]:
         """Markers that both the model and the data have."""
         names = [str(m) for m in self.run.get("markers", [])]
-        aliases = self.params.get("marker_aliases") or {}
-        present = {str(aliases.get(v, v)): str(v) for v in self.adata.var_names}
+        present = self.names_in_data(self.run)
         return [present[m] for m in names if m in present]
+
+    def names_in_data(self, run: Entries) -> dict[str, str]:
+        """Name of each marker in the data, by its name in the model of a run record."""
+        params = json_table(run.get("params", "{}"), "params")
+        return data_names(self.adata.var_names, params.get("marker_aliases"))
 
     @property
     def quality(self) -> list[str]:
