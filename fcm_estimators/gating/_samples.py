@@ -86,7 +86,7 @@ def position_of(
     if name is None:
         raise MissingKeyError(
             f"{file} has {len(candidates)} samples, {listed(c.name for c in candidates)}, and "
-            "none of them was named."
+            "none of them was named. Give the name of one."
         )
     shown = ", ".join(c.described() for c in candidates[:_SHOWN]) or "none"
     rest = f" and {len(candidates) - _SHOWN} more" if len(candidates) > _SHOWN else ""
