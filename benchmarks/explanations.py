@@ -74,6 +74,7 @@ def influence(seeds, n_samples=3):
                         "influence": found.agreement,
                         "twins": found.twins.mean(),
                         "distance": found.distance,
+                        "shift": found.shift,
                         "size": found.size,
                         "correct": found.correct,
                         "seconds": seconds,

@@ -43,9 +43,10 @@ class Removal:
     twins : ndarray
         Rank correlation of the influence in untrained twins with the actual change in the model.
         For AnyChange not a control, since large and distant groups change any net most.
-    distance, size : float
-        Rank correlation of the groups' mean distance from the mean of the sample, and of their
-        size, with the size of the actual change.
+    distance, shift, size : float
+        Rank correlation with the size of the actual change of what needs no model: the distances
+        of a group's cells from the mean of the sample, summed; how far the mean of the sample
+        moves without the group; the number of its cells.
     signed : bool
         Whether the target has a direction.
     """
@@ -57,6 +58,7 @@ class Removal:
     agreement: float
     twins: np.ndarray
     distance: float
+    shift: float
     size: float
     signed: bool
 
@@ -64,10 +66,10 @@ class Removal:
     def correct(self) -> bool:
         """Whether the influence ranks the groups as hiding them does.
 
-        The rank correlation must be 0.9 or more, above that of distance and size, and for targets
-        with a direction that of untrained twins must be below 0.5 on average.
+        The rank correlation must be 0.9 or more, above those of distance, shift and size, and for
+        targets with a direction that of untrained twins must be below 0.5 on average.
         """
-        better = self.agreement > max(self.distance, self.size)
+        better = self.agreement > max(self.distance, self.shift, self.size)
         specific = not self.signed or self.twins.mean() < _MOST_OF_TWINS
         return bool(self.agreement >= _LEAST_AGREEMENT and better and specific)
 
@@ -127,7 +129,8 @@ def removal(
         n_cells = np.bincount(own)
         table = pd.DataFrame({name: found[s] for name, found in columns.items()})
         table["sample"], table["share"] = s, n_cells / len(own)
-        table["distance"] = np.bincount(own, far[start:stop]) / np.maximum(n_cells, 1)
+        table["distance"] = np.bincount(own, far[start:stop])
+        table["shift"] = _shift_without(samples.x[start:stop], own)
         tables.append(table[n_cells > 0])
     table = pd.concat(tables, ignore_index=True).dropna()
     size = table["actual"].abs()
@@ -146,9 +149,18 @@ def removal(
         agreement=agreement("predicted", table["actual"]),
         twins=np.array([agreement(f"twin{i}", table["actual"]) for i in range(n_untrained)]),
         distance=agreement("distance", size),
+        shift=agreement("shift", size),
         size=agreement("share", size),
         signed=signed,
     )
+
+
+def _shift_without(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """How far the mean of a sample moves without each group, in SD of the sample, shape (G,)."""
+    z = (x.astype(np.float64) - x.mean(0)) / np.maximum(x.std(0), 1e-12)
+    n_cells = np.bincount(group)
+    sums = np.stack([np.bincount(group, column) for column in z.T], axis=1)
+    return np.asarray(np.linalg.norm(sums, axis=1) / np.maximum(len(x) - n_cells, 1))
 
 
 def clusters_of(samples: Samples, n_groups: int, seed: int) -> np.ndarray:

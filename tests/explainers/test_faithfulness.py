@@ -20,6 +20,7 @@ from explainers import (
     specialisation,
 )
 from explainers.attention import Received
+from explainers.faithfulness._removal import _shift_without
 from explainers.faithfulness.controls import beyond_twins
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
@@ -280,10 +281,20 @@ class _Explained(InfluenceExplainer):
 def test_influence_is_what_hiding_groups_changes(target, of, clf, cohort):
     explainer = InfluenceExplainer(clf, target, of=of)
     result = faithfulness.removal(explainer, cohort, n_groups=20)
-    assert result.correct, (result.agreement, result.twins, result.distance, result.size)
+    trivial = max(result.distance, result.shift, result.size)
+    assert result.correct, (result.agreement, result.twins, trivial)
+    assert result.agreement > trivial
     assert len(result.frame()) == 4 * 20
     twin = InfluenceExplainer(clf.untrained_twin(7), target, of=None)
     assert faithfulness.removal(twin, cohort, n_groups=20).agreement > 0.9  # true of any net
+
+
+def test_the_shift_of_a_group_is_how_far_the_mean_moves_without_it():
+    rng = np.random.default_rng(0)
+    x, group = rng.normal(size=(50, 3)), rng.integers(4, size=50)
+    z = (x - x.mean(0)) / x.std(0)
+    moved = [np.linalg.norm(z[group != g].mean(0)) for g in range(4)]
+    np.testing.assert_allclose(_shift_without(x, group), moved, rtol=1e-9)
 
 
 def test_twins_are_of_both_kinds_and_five_or_more(clf, train, twins):
