@@ -7,8 +7,13 @@ cohorts.
 
 from __future__ import annotations
 
+import io
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
 from functools import cache
 
 import numpy as np
@@ -459,25 +464,44 @@ def _alike(name, train, test, seed):
     show(table[[c for c in columns if c in table]].astype(float), name)
 
 
-PARTS = (
-    unknown,
-    members,
-    performance,
-    probabilities,
-    rivals,
-    thresholds,
-    one,
-    few,
-    patients,
-    panels,
+# Parts that share models are one job. The longest come first.
+JOBS = (
+    (thresholds,),
+    (members,),
+    (performance, probabilities, rivals),
+    (one,),
+    (panels,),
+    (few,),
+    (patients,),
+    (unknown,),
 )
 
 
 def trust(part=None):
-    """Print every table, or those of one part."""
-    for function in PARTS:
-        if part in (None, function.__name__):
-            print(f"\n== {function.__name__}: {function.__doc__}", flush=True)
-            start = time.perf_counter()
-            function()
-            print(f"({time.perf_counter() - start:.0f} s)", flush=True)
+    """Print every table, by two processes of one thread each, or that of one part."""
+    if part is not None:
+        _shown([f for job in JOBS for f in job if f.__name__ == part])
+        return
+    start = time.perf_counter()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(_printed, job) for job in JOBS]):
+            print(done.result(), flush=True)
+    print(f"({(time.perf_counter() - start) / 60:.0f} minutes in all)")
+
+
+def _shown(job):
+    """Print the tables of some parts, and their time."""
+    for function in job:
+        print(f"\n== {function.__name__}: {function.__doc__}", flush=True)
+        start, cpu = time.perf_counter(), time.process_time()
+        function()
+        wall, used = time.perf_counter() - start, time.process_time() - cpu
+        print(f"({wall:.0f} s, {used:.0f} s of CPU)", flush=True)
+
+
+def _printed(job):
+    """What :func:`_shown` prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        _shown(job)
+    return out.getvalue()

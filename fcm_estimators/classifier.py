@@ -180,7 +180,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         samples, or a single patient: no patient is held out, and the last weights are kept.
     threshold : "f1" or float, default "f1"
         Probability of ``pos_label``, before calibration, from which a cell is positive. "f1" is
-        0.5 unless the samples of the held-out patients show, by more than the standard error,
+        0.5 unless the samples of the held-out patients show, by more than two standard errors,
         that another threshold has a better mean F1.
     false_positive_rate : float, default None
         Replaces ``threshold``: the threshold is chosen so that at most this share of the negative

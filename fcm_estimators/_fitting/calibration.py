@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 _GRID = np.round(np.arange(-12, 12.05, 0.05), 2)  # log-odds
-_NEGLIGIBLE = 1e-3  # difference in F1
+# Differences in F1 that are nothing, and the standard errors beyond which one is clear.
+_NEGLIGIBLE, _CLEAR = 1e-3, 2
 # Held-out cells that are no better than chance would make the temperature extreme.
 _HIGHEST = math.log(10)
 
@@ -111,9 +112,10 @@ def called(logits: np.ndarray, threshold: float | None, positive: int) -> np.nda
 def best_f1_threshold(log_odds: np.ndarray, positive: np.ndarray, sample: np.ndarray) -> float:
     """Threshold of log-odds nearest to 0 whose mean F1 is not clearly below the best mean F1.
 
-    The mean is over samples. A difference is clear if it exceeds both its standard error over
-    samples and 0.001. A few held-out samples seldom show that another threshold is better than
-    even odds. If they do not, even odds are kept, which suit a calibrated model.
+    The mean is over samples. A difference is clear if it exceeds both 0.001 and twice its standard
+    error over samples. A few held-out samples seldom show that another threshold is better than
+    even odds. If they do not, even odds are kept, which suit a calibrated model: nets that were
+    trained without the samples have seen less than the net that the threshold is for.
 
     Parameters
     ----------
@@ -142,7 +144,7 @@ def best_f1_threshold(log_odds: np.ndarray, positive: np.ndarray, sample: np.nda
     best = int(mean.argmax())
     loss = table[:, [best]] - table
     error = loss.std(0, ddof=1) / np.sqrt(len(table)) if len(table) > 1 else np.zeros(len(_GRID))
-    allowed = _GRID[loss.mean(0) <= np.maximum(error, _NEGLIGIBLE)]
+    allowed = _GRID[loss.mean(0) <= np.maximum(_CLEAR * error, _NEGLIGIBLE)]
     return float(allowed[np.abs(allowed).argmin()])
 
 
