@@ -325,6 +325,23 @@ def test_series_gives_recovery_and_slope(recovery: float, power: float):
     )  # fmt: skip
 
 
+def test_slope_of_a_series_and_its_interval_are_certified():
+    # Norris, calibration of ozone monitors, with the certified slope and its standard error:
+    # itl.nist.gov/div898/strd/lls/data/Norris.shtml. Taken as log10 fractions of a thousandth.
+    x = [0.2, 337.4, 118.2, 884.6, 10.1, 226.5, 666.3, 996.3, 448.6, 777.0, 558.2, 0.4]
+    x += [0.6, 775.5, 666.9, 338.0, 447.5, 11.6, 556.0, 228.1, 995.8, 887.6, 120.2, 0.3]
+    x += [0.3, 556.8, 339.1, 887.2, 999.0, 779.0, 11.1, 118.3, 229.2, 669.1, 448.9, 0.5]
+    y = [0.1, 338.8, 118.1, 888.0, 9.2, 228.1, 668.5, 998.5, 449.1, 778.9, 559.2, 0.3]
+    y += [0.1, 778.1, 668.8, 339.3, 448.9, 10.8, 557.7, 228.3, 998.0, 888.8, 119.6, 0.3]
+    y += [0.6, 557.6, 339.3, 888.0, 998.5, 778.9, 10.2, 117.6, 228.9, 668.4, 449.2, 0.2]
+    expected, observed = (10 ** (np.array(v) / 1000 - 1) for v in (x, y))
+    found = dilution_series(expected, observed, lloq=0.01)
+    assert found.slope == pytest.approx(1.00211681802045, abs=1e-12)
+    t = stats.t.ppf(0.975, 34)
+    assert (found.slope_high - found.slope) / t == pytest.approx(4.29796848199937e-4, rel=1e-9)
+    assert found.slope - found.slope_low == pytest.approx(found.slope_high - found.slope)
+
+
 def test_levels_below_the_lloq_are_not_fitted():
     expected = np.repeat([1e-1, 1e-2, 1e-3, 1e-4, 1e-5], 2)
     observed = expected.copy()

@@ -803,6 +803,22 @@ def test_pages_of_many_files_fail_one_by_one(sample, tmp_path):
     assert "<td>a/b</td>" in (tmp_path / "named" / "index.html").read_text(encoding="utf-8")
     with pytest.raises(InvalidInputError, match="3 files do not fit on one page"):
         report_files(folder, tmp_path / "page.html")
+    # A further call keeps the pages of the first in the index, and the names where they are known.
+    (folder / "two.zarr").rename(tmp_path / "two.zarr")
+    for name in ("one", "two"):
+        (folder / f"{name}.h5ad").write_bytes(b"nothing")
+    (tmp_path / "named" / "mine.html").write_text("<title>Reports of cytometry samples</title>")
+    report_files(folder, tmp_path / "named", identifiers=True)
+    index = (tmp_path / "named" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<a href="(.*?)">', index) == ["one.html", "two-1.html", "two-2.html"]
+    assert "<td>a/b</td>" in index
+    assert index.count("<td>of an earlier call; now: ") == 3
+    assert index.count("no report: ") == 1  # that of broken.h5ad
+    report_files(tmp_path / "two.zarr", tmp_path / "named")
+    index = (tmp_path / "named" / "index.html").read_text(encoding="utf-8")
+    assert index.count("<a href=") == 3
+    assert "a/b" not in index
+    assert "no report" not in index
 
 
 def test_without_a_place_one_sample_is_a_page_and_several_are_a_directory(
@@ -820,6 +836,9 @@ def test_without_a_place_one_sample_is_a_page_and_several_are_a_directory(
     assert Path("reports/index.html").exists()
     # The page of a file is not replaced by the list of pages.
     report_files("index.h5ad", "other")
+    assert "plotly" in Path("other/index.html").read_text(encoding="utf-8")
+    with pytest.warns(UserWarning, match="no index of reports and was left as it is"):
+        report_files("two.h5ad", "other")
     assert "plotly" in Path("other/index.html").read_text(encoding="utf-8")
 
 

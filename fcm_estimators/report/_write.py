@@ -24,6 +24,8 @@ from fcm_estimators.report._course import course_of
 from fcm_estimators.report._positive import positive_cells
 from fcm_estimators.report._sample import Annotated, Keys, one_sample
 
+# What tells a report from another page.
+GENERATOR = "fcm-estimators report"
 # Number of cells of a UMAP that is computed for the report.
 _EMBEDDED = 10_000
 
@@ -170,6 +172,7 @@ def write_report(
     ]
     page = template().render(
         title="Report of a cytometry sample",
+        generator=GENERATOR,
         result="" if residual is None else residual.words,
         review=_sentences.review(found, residual),
         facts=_facts(
