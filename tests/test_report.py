@@ -565,6 +565,24 @@ def test_the_course_is_that_of_the_same_result(sample, course, tmp_path):
     refused("course lacks", course.reset_index(), MissingKeyError, **here)
 
 
+def test_the_course_knows_the_errors_of_the_report(sample, course, tmp_path):
+    rates = Spread(-11.0, 0.5, 20), Spread(1.5, 0.5, 20)
+    for why in ("", "9 patients without positive cells; 10 of either are needed"):
+        errors = ClassificationErrors(*rates, why)
+        known = course_table(
+            pool_tubes(course.reset_index().assign(tube=range(3)), "tube", errors=errors)
+        )
+        known["tubes"] = course["tubes"].to_numpy()
+        here = {"denominator": "cd19", "course": known}
+        write_report(sample, tmp_path / "r.html", errors=errors, **here)
+        shown = said(tmp_path / "r.html")["course"]
+        assert ("the thin ones know wrongly classified cells too" in shown) == (not why)
+        assert f"not estimable: {errors.why}." in shown if why else known["shown_total"].iloc[0] in shown
+        for other in (None, ClassificationErrors(rates[0], Spread(0.0, 0.5, 20))):
+            with pytest.raises(InvalidInputError, match="course and report differ in errors="):
+                write_report(sample, tmp_path / "r.html", errors=other, **here)
+
+
 def test_tubes_that_differ_are_told(sample, course, tmp_path):
     apart = course.assign(n_tubes=2, tubes=f"a, {NAME}", tubes_p=[1e-9, 0.5, np.nan])
     write_report(sample, tmp_path / "r.html", denominator="cd19", course=apart)

@@ -135,7 +135,7 @@ def _courses(
 ) -> dict[str, pd.DataFrame]:
     """Course of the patient of each sample, from the tables beside the files."""
     tables = list(dict.fromkeys(path.parent for path in paths))
-    wanted = {k: options[k] for k in ("limit_of_blank", "protocol") if k in options}
+    wanted = {k: options[k] for k in ("limit_of_blank", "protocol", "errors") if k in options}
     course = course_of_tables(tables, sheet, pool=pool, **wanted)
     patients = read_results(tables, sheet, same_panel=False)["patient"]
     return {str(sample): course.loc[[patient]] for sample, patient in patients.dropna().items()}
