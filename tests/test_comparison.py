@@ -22,6 +22,7 @@ from fcm_estimators.metrics import (
     mrd_of_counts,
 )
 from fcm_estimators.metrics._agreement import agreement_at, bland_altman, passing_bablok
+from fcm_estimators.metrics._counting import clopper_pearson
 
 # Bland and Altman, Lancet 327, 307-310 (1986), table 1: peak expiratory flow rate in l/min of 17
 # subjects, first measurement of each meter.
@@ -30,6 +31,38 @@ WRIGHT = np.array(
 )
 MINI = np.array(
     [512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 259, 350, 451.0]
+)
+# Sen, J. Am. Stat. Assoc. 63, 1379-1389 (1968): slope 4, interval of 93 % 26/7 to 35/8. All slopes
+# are positive, so Passing and Bablok's line is Sen's; so the tests of the R package deming (CRAN)
+# have them, with intercept 6.
+SEN_X = np.array([1, 2, 3, 4, 10, 12, 18.0])
+SEN_Y = np.array([9, 15, 19, 20, 45, 55, 78.0])
+# Data TD41 of the tests of the R package mcr (CRAN, inst/unitTests/runit.mcPaBa.R), with the
+# results of the program CALANAS: intercept -1.74861851923587, slope 0.996354386947289, interval of
+# the slope 0.92273624446357 to 1.12979173135459.
+TD41_X = np.array(
+    [51.2645749891018, 25.057888623163, 87.7627598051843, 62.7082431751683, 80.1505333459012]
+    + [4.62656604009068, 33.8310555651344, 32.0639233133885, 55.2077551040875, 88.0356768073631]
+    + [26.4910934056359, 46.2676105006161, 67.5309426729014, 69.4845641448515, 99.6168230345125]
+    + [29.8740565635394, 76.4074905899151, 40.4037427291051, 102.582022432525, 77.2420615775276]
+    + [54.4091160177792, 31.6670196474807, 35.3688444029188, 48.4596331809692, 27.2766177138551]
+    + [16.8936814075242, 21.978946351695, 31.8737570958866, 65.2811331882764, 11.4235216747994]
+    + [26.5759954950747, 89.7483619905396, 70.8540190812346, 81.722195686426, 88.8717635815042]
+    + [69.8842397333777, 41.3339139273995, 46.7715712147959, 7.2758706475883, 107.885815963472]
+    + [72.476537675172, 5.47829692782881, 54.7122861461908, 100.774725860614, 58.9921395982599]
+    + [26.0127119387814, 52.4842022010358, 20.4930187951634, 19.2251154457486, 15.6062233212609]
+)
+TD41_Y = np.array(
+    [57.5184652931192, 20.8590706998877, 108.803321969406, 61.9186963049216, 66.3660888378279]
+    + [4.45211496523264, 32.5230480583973, 35.6080901524917, 53.8918711450082, 60.4588280634825]
+    + [26.36826855427, 41.3684710045443, 64.2210938093771, 56.4507675239752, 104.375984642575]
+    + [27.1349756417984, 94.57022726837, 29.4173054011996, 65.8469193441376, 72.8808353078608]
+    + [52.3451209927057, 29.9746067384427, 41.473958110454, 42.6744860392878, 36.4560529958421]
+    + [16.3614420035519, 25.0786009186081, 23.9554024584609, 71.1179574648198, 10.0486986665957]
+    + [19.0607414061787, 71.7842138052182, 126.559037624235, 94.0881361451604, 87.2145942516959]
+    + [89.5887499202462, 48.5784251203412, 35.6846235173564, 7.12184193955352, 100.323182519431]
+    + [69.23017359012, 3.82672858010298, 49.4382345176691, 77.5738341281733, 52.4666442933717]
+    + [14.6409084616032, 49.8976536701488, 21.1546025964904, 12.5229666712546, 13.2198613541858]
 )
 
 
@@ -64,6 +97,35 @@ def test_bland_altman_gives_the_published_figures():
     half = (found.lower_high - found.lower_low) / 2
     assert half == pytest.approx((114.3 - 45.1) / 2, abs=0.6)
     assert found.upper_high - found.upper == pytest.approx(half)
+
+
+def test_the_line_of_sens_data_has_the_published_interval():
+    line = passing_bablok(SEN_X, SEN_Y, confidence=0.93)
+    assert (line.slope, line.intercept) == pytest.approx((4, 6))
+    assert (line.slope_low, line.slope_high) == pytest.approx((26 / 7, 35 / 8))
+
+
+def test_the_line_through_scattered_pairs_is_that_of_another_program():
+    line = passing_bablok(TD41_X, TD41_Y)
+    assert line.slope == pytest.approx(0.996354386947289, abs=1e-13)
+    assert line.intercept == pytest.approx(-1.74861851923587, abs=1e-12)
+    # Of the 1225 slopes, 51 are below -1 and shifted. The paper rounds the rank of the lower end,
+    # (1225 - 234.3) / 2 = 495.3, to 495; that program takes the middle of ranks as for a median,
+    # which is rank 496. Its interval ends one slope inside.
+    i, j = np.triu_indices(50, 1)
+    slopes = np.sort((TD41_Y[j] - TD41_Y[i]) / (TD41_X[j] - TD41_X[i]))
+    theirs = np.searchsorted(slopes, [0.92273624446357 - 1e-12, 1.12979173135459 - 1e-12])
+    ours = np.searchsorted(slopes, [line.slope_low, line.slope_high])
+    assert (ours - theirs).tolist() == [-1, 1]
+
+
+@given(st.permutations(range(12)))
+def test_the_order_of_the_pairs_does_not_matter_with_ties_either(order: list[int]):
+    x = np.array([1, 1, 2, 2, 3, 3, 4, 5, 5, 6, 7, 8.0])
+    y = np.array([1, 2, 2, 1, 3, 4, 4, 6, 5, 6, 8, 8.0])
+    line, turned = passing_bablok(x, y), passing_bablok(x[order], y[order])
+    assert turned.slope == line.slope
+    assert (turned.slope_low, turned.slope_high) == (line.slope_low, line.slope_high)
 
 
 @given(st.integers(0, 10**6))
@@ -137,6 +199,24 @@ def test_agreement_is_of_the_manual_samples_with_wilsons_interval():
     none = agreement_at(np.zeros(3, bool), np.zeros(3, bool)).loc["positive"]
     assert none["n"] == 0
     assert np.isnan(none["share"])
+
+
+def test_intervals_of_agreement_are_the_published_ones():
+    # Newcombe, Statistics in Medicine 17, 857-872 (1998), table I, score method: 81 of 263.
+    manual = np.ones(263, dtype=bool)
+    table = agreement_at(manual, np.arange(263) < 81)
+    found = table.loc["positive", ["ci_low", "ci_high"]].tolist()
+    assert found == pytest.approx([0.2553, 0.3662], abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(87, 88, 93.83, 99.97), (85, 85, 95.75, 100), (88, 88, 95.89, 100), (76, 85, 80.85, 95.04)],
+)
+def test_exact_intervals_are_the_published_ones(k: int, n: int, low: float, high: float):
+    # Agreement of three PCR tests, in percent: pmc.ncbi.nlm.nih.gov/articles/PMC7825913, table 1.
+    found = clopper_pearson(k, n)
+    assert (100 * found[0], 100 * found[1]) == pytest.approx((low, high), abs=0.005)
 
 
 # --- comparison
@@ -243,6 +323,23 @@ def test_series_gives_recovery_and_slope(recovery: float, power: float):
         found.table["recovery"], np.clip(recovery * found.table.index**power, 0, 1)
         / found.table.index
     )  # fmt: skip
+
+
+def test_slope_of_a_series_and_its_interval_are_certified():
+    # Norris, calibration of ozone monitors, with the certified slope and its standard error:
+    # itl.nist.gov/div898/strd/lls/data/Norris.shtml. Taken as log10 fractions of a thousandth.
+    x = [0.2, 337.4, 118.2, 884.6, 10.1, 226.5, 666.3, 996.3, 448.6, 777.0, 558.2, 0.4]
+    x += [0.6, 775.5, 666.9, 338.0, 447.5, 11.6, 556.0, 228.1, 995.8, 887.6, 120.2, 0.3]
+    x += [0.3, 556.8, 339.1, 887.2, 999.0, 779.0, 11.1, 118.3, 229.2, 669.1, 448.9, 0.5]
+    y = [0.1, 338.8, 118.1, 888.0, 9.2, 228.1, 668.5, 998.5, 449.1, 778.9, 559.2, 0.3]
+    y += [0.1, 778.1, 668.8, 339.3, 448.9, 10.8, 557.7, 228.3, 998.0, 888.8, 119.6, 0.3]
+    y += [0.6, 557.6, 339.3, 888.0, 998.5, 778.9, 10.2, 117.6, 228.9, 668.4, 449.2, 0.2]
+    expected, observed = (10 ** (np.array(v) / 1000 - 1) for v in (x, y))
+    found = dilution_series(expected, observed, lloq=0.01)
+    assert found.slope == pytest.approx(1.00211681802045, abs=1e-12)
+    t = stats.t.ppf(0.975, 34)
+    assert (found.slope_high - found.slope) / t == pytest.approx(4.29796848199937e-4, rel=1e-9)
+    assert found.slope - found.slope_low == pytest.approx(found.slope_high - found.slope)
 
 
 def test_levels_below_the_lloq_are_not_fitted():

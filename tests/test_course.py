@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fcm_estimators.cli._commands import app
 from fcm_estimators.exceptions import FcmError
-from fcm_estimators.metrics import CourseDisplay, course_table, mrd_of_counts, pool_tubes
+from fcm_estimators.metrics import (
+    ClassificationErrors,
+    CourseDisplay,
+    course_table,
+    mrd_of_counts,
+    pool_tubes,
+)
 
 
 def tubes_of(counts: list[tuple[int, int]], **columns) -> pd.DataFrame:
     names = [f"t{i}" for i in range(len(counts))]
     table = pd.DataFrame(counts, index=names, columns=["numerator", "denominator"])
     return mrd_of_counts(table, denominator_name="intact").assign(**columns)
+
+
+def errors_of(
+    n_patients: int = 20, model: str = "", found: tuple[float, float] = (40, 10)
+) -> ClassificationErrors:
+    """About 1e-5 of the other cells are called; shares of the positive ones are beta-distributed."""
+    rng = np.random.default_rng(0)
+    n_positive = np.repeat([0, 1000], n_patients)
+    table = pd.DataFrame({"n_cells": 500_000, "n_positive": n_positive})
+    table["n_true_positives"] = rng.binomial(n_positive, rng.beta(*found, len(table)))
+    table["n_false_positives"] = rng.poisson(rng.gamma(5, 1, len(table)))
+    return ClassificationErrors.from_table(table, model=model)
 
 
 # --- pools
@@ -50,6 +69,32 @@ def test_counts_are_added_and_fractions_not_averaged():
     # Two tubes below the LOD can be above it together.
     assert same["detection"] == "detected, not quantifiable"
     assert np.isnan(pool_tubes(tubes_of([(10, 100)], visit="v"), "visit")["tubes_p"].item())
+
+
+@given(st.lists(st.integers(0, 300), min_size=2, max_size=4))
+@settings(max_examples=10)
+def test_the_interval_with_wrongly_classified_cells_is_that_of_the_added_counts(counts: list):
+    errors = errors_of()
+    n = 250_000 * len(counts)
+    tubes = tubes_of([(k, 250_000) for k in counts], visit="v")
+    pooled = pool_tubes(tubes, "visit", errors=errors).iloc[0]
+    ends = (pooled["ci_total_low"], pooled["ci_total_high"])
+    assert ends == errors.interval(sum(counts), n)
+    # Not that of means: the rates of a patient are the same in all tubes.
+    assert ends[1] >= pooled["ci_high"]
+    assert f"{sum(counts):,} of {n:,}" in pooled["words"]
+
+
+def test_errors_of_another_model_are_refused_and_lost_intervals_are_told(tmp_path):
+    tubes = tubes_of([(300, 250_000)] * 2, visit="v", model_sha256="m")
+    errors_of(model="m").write(tmp_path / "errors.json")
+    assert pool_tubes(tubes, "visit", errors=tmp_path / "errors.json")["ci_total_low"].notna().all()
+    with pytest.raises(FcmError, match="those of another model"):
+        pool_tubes(tubes, "visit", errors=errors_of(model="other"))
+    known = mrd_of_counts(tubes, denominator_name="intact", errors=errors_of()).assign(visit="v")
+    with pytest.warns(UserWarning, match=r"cannot be added. Pass errors="):
+        pooled = pool_tubes(known, "visit")
+    assert "ci_total_low" not in pooled
 
 
 @pytest.mark.parametrize("state", ["not tested", "members disagree"])
@@ -140,6 +185,32 @@ def test_picture_joins_only_what_was_detected():
         CourseDisplay.from_table(table, "q")
 
 
+def test_courses_show_the_interval_with_wrongly_classified_cells_or_why_there_is_none():
+    results = tubes_of(STATES, patient="p", day=[0, 15, 33, 78, 106, 134], tube=range(6))
+    pooled = pool_tubes(results, "tube", errors=errors_of(found=(10, 40)))
+    table = course_table(pooled)
+    assert table["shown_total"].iloc[-1] == "no result"
+    assert table["shown_total"].str.fullmatch(r"[\d.]+-[\d.]+ %").sum() == 5
+    # "Less than" is never less than what may be there with missed cells.
+    bound = float(table["shown"].iloc[2].removeprefix("< ").removesuffix(" %")) / 100
+    assert bound == pytest.approx(table["ci_total_high"].iloc[2], rel=0.06)
+    assert bound > table["ci_high"].iloc[2]
+    display = CourseDisplay.from_table(table, "p").plot()
+    thin, thick = display.ax_.collections[:2]
+    assert thin.get_label() == "95 % with wrongly\nclassified cells"
+    for bars, end in ((thin, "ci_total_high"), (thick, "ci_high")):
+        assert [bar[1][1] for bar in bars.get_segments()] == table[end].iloc[:5].tolist()
+    lines = {line.get_label(): line for line in display.ax_.lines}
+    assert lines["less than"].get_ydata()[0] == pytest.approx(table["ci_total_high"].iloc[2])
+    plt.close(display.figure_)
+    few = course_table(pool_tubes(results, "tube", errors=errors_of(9)))
+    assert (few["shown_total"] == "not estimable").all()
+    assert few["shown"].equals(course_table(pool_tubes(results, "tube"))["shown"])
+    none = CourseDisplay.from_table(few, "p").plot()
+    assert len(none.ax_.collections) == len(display.ax_.collections) - 1
+    plt.close(none.figure_)
+
+
 def test_the_command_writes_a_table_and_a_picture_per_patient(tmp_path):
     counts = [(300, 500_000), (320, 500_000), (2, 500_000), (3, 500_000), (90, 400_000)]
     results = tubes_of(counts, model_sha256="m").rename_axis("sample").reset_index()
@@ -168,6 +239,16 @@ def test_the_command_writes_a_table_and_a_picture_per_patient(tmp_path):
         "course-2.png",
         "course.csv",
     ]
+    for n_patients, told, text in (
+        (20, "", r"\d-0\.\d+ %"),
+        (9, "knows wrongly classified cells: 9 patients without", "not estimable"),
+    ):
+        errors_of(n_patients, "m").write(tmp_path / "errors.json")
+        options = ["--pool", "visit", "--errors", str(tmp_path / "errors.json")]
+        shown = CliRunner().invoke(app, [*arguments, *options])
+        assert shown.exit_code == 0, shown.output
+        assert told in " ".join(shown.stderr.split())
+        assert len(re.findall(text, shown.stdout)) >= 3
     apart = CliRunner().invoke(app, arguments)
     assert apart.exit_code == 2
     assert "Pool tubes first" in apart.stderr

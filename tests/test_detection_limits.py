@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from fcm_estimators.cli._commands import app
 from fcm_estimators.cohort import limits_of_tables, read_results
 from fcm_estimators.exceptions import InvalidInputError
-from fcm_estimators.metrics import blank_of_counts, detection_limits
+from fcm_estimators.metrics import Protocol, blank_of_counts, detection_limits
 
 N = 500_000
 
@@ -33,7 +33,63 @@ def design(n_patients: int, seed: int = 0, mean: float = 5.0) -> pd.DataFrame:
     return counts_of(rng.poisson(rates), lot=lots, day=days)
 
 
+# CLSI EP17-A2 (2012), appendix A: 60 blank results in pg/ml of each of two lots, 12 of each of five
+# samples; data and results as in github.com/laurenmock/sherloq, tests/testthat/test-LoB.R.
+EP17_LOT_1 = """
+    2.6 -.8 5.5 6.0 4.5 .6 -2.3 3.4 5.9 7.6 4.1 -1.4 1.0 2.9 4.9 8.0 6.9 5.0 3.4 1.2 6.5 5.6 -2.2
+    2.3 -4.4 -3.4 7.0 6.9 4.3 3.2 -1.4 4.2 5.9 7.6 3.8 5.8 1.5 -1.9 5.1 5.7 4.1 4.5 -.6 .5 5.4 7.6
+    4.4 6.6 1.2 -.7 6.1 5.1 4.8 3.3 -2.8 -1.4 8.7 3.6 5.1 3.5"""
+EP17_LOT_2 = """
+    4.6 4.1 1.6 3.7 2.2 .7 4.6 2.6 1.1 -4.4 .9 .7 9.2 8.3 4.8 5.4 4.8 6.3 5.4 9.6 7.7 3.1 6.1 10.0
+    6.1 3.2 3.9 1.4 3.1 4.1 1.0 3.4 .1 .4 2.9 -1.6 4.0 11.5 4.5 3.6 4.4 6.8 7.1 4.2 3.7 3.7 5.3 4.5
+    4.0 6.2 -.2 2.3 1.6 2.6 6.4 5.7 4.2 3.7 1.4 1.5"""
+
+
+def ep17_counts(lots: tuple[int, ...]) -> pd.DataFrame:
+    """The results as counts of tenths of pg/ml above -10; limits follow shifts and scales."""
+    values = [np.array(text.split(), dtype=float) for text in (EP17_LOT_1, EP17_LOT_2)]
+    chosen = np.concatenate([values[lot - 1] for lot in lots])
+    return counts_of(np.round(10 * (chosen + 10)), 1000, lot=np.repeat(lots, 60))
+
+
+def pg_per_ml(fraction: float) -> float:
+    return 100 * fraction - 10
+
+
 # --- blank
+
+
+def test_limits_of_blank_are_those_of_the_example_of_ep17():
+    limits = {1: 7.6, 2: 9.4}
+    for lot, expected in limits.items():
+        blank = blank_of_counts(ep17_counts((lot,)), warn=False)
+        assert pg_per_ml(blank.value) == pytest.approx(expected)
+    both = blank_of_counts(ep17_counts((1, 2)), warn=False)
+    assert {k: pg_per_ml(v) for k, v in both.by_lot.items()} == pytest.approx(limits)
+    assert both.value == both.by_lot[2]  # the largest is taken
+    # Put together: 8.15.
+    together = blank_of_counts(ep17_counts((1, 2)).drop(columns="lot"), warn=False)
+    assert pg_per_ml(together.value) == pytest.approx(8.15)
+    assert together.by_lot == {}
+
+
+def test_parametric_limits_of_blank_are_those_of_the_example_of_ep17():
+    # 8.718 and 8.599 with c of 60 results - 5 samples; with c of 60 patients - 1 smaller by 0.002.
+    both = blank_of_counts(ep17_counts((1, 2)), method="parametric", warn=False)
+    found = [pg_per_ml(v) for v in both.by_lot.values()]
+    assert found == pytest.approx([8.718, 8.599], abs=0.003)
+    assert pg_per_ml(both.value) == found[0]
+
+
+def test_lots_that_are_too_small_or_unknown_are_put_together_and_told():
+    for lots, text in (
+        ([1] * 56 + [2] * 4, "Lot 2 has 4 patient(s)"),
+        ([1] * 30 + [2] * 29 + [None], "1 results have no lot"),
+    ):
+        blank = blank_of_counts(design(60).assign(lot=lots), warn=False)
+        assert blank.by_lot == {}
+        assert blank.value == blank_of_counts(design(60).assign(lot=range(60)), warn=False).value
+        assert [text in told for told in blank.shortfalls] == [True]
 
 
 @pytest.mark.parametrize(("n", "confidence"), [(20, 0.64), (58, 0.949), (59, 0.95)])
@@ -61,11 +117,11 @@ def test_upper_bound_covers_the_percentile_in_19_of_20_studies():
 def test_parametric_limit_is_that_of_the_formula_and_tells_when_it_does_not_hold():
     rng = np.random.default_rng(1)
     normal = counts_of(np.round(rng.normal(1000, 100, 60)), lot=[1, 2] * 30, day=[1, 2, 3] * 20)
-    blank = blank_of_counts(normal, method="parametric", warn=False)
+    together = blank_of_counts(normal.assign(lot=1), method="parametric", warn=False)
     x = normal["numerator"] / N
     c = 1.645 / (1 - 1 / (4 * 59))
-    assert blank.value == pytest.approx(x.mean() + c * x.std(), rel=1e-4)
-    assert blank.shortfalls == ()
+    assert together.value == pytest.approx(x.mean() + c * x.std(), rel=1e-4)
+    assert blank_of_counts(normal, method="parametric").shortfalls == ()
     skewed = counts_of([0] * 55 + [500, 800, 40, 90, 9], lot=[1, 2] * 30, day=[1, 2, 3] * 20)
     told = blank_of_counts(skewed, method="parametric", warn=False).shortfalls
     assert len(told) == 1
@@ -113,6 +169,20 @@ def test_limit_of_detection_is_the_smallest_fraction_that_is_called_in_19_of_20(
     called = binom.sf(limits.events - 1, n, limits.limit_of_detection)
     assert called == pytest.approx(0.95, abs=1e-6)
     assert limits.limit_of_quantitation >= limits.limit_of_detection
+
+
+@pytest.mark.parametrize(("events", "probability"), [(4, 0.96), (5, 0.90)])
+def test_probability_of_detection_is_the_published_one(events: int, probability: float):
+    # Of 800 cells, of which 1 % are cancer cells, more than 0.4 % (3.2 cells) are found with a
+    # probability of 96 %, more than 0.6 % (4.8 cells) with 90 %:
+    # pmc.ncbi.nlm.nih.gov/articles/PMC7657187, figure 5.
+    blank = blank_of_counts(counts_of([0] * 60), warn=False)
+    protocol = Protocol("figure", events, events, sensitivity=0.01)
+    for p, sign in ((probability - 0.005, 1), (probability + 0.005, -1)):
+        limits = detection_limits(
+            blank, n_cells=800, protocol=protocol, probability=p, warn=False
+        )
+        assert sign * (0.01 - limits.limit_of_detection) > 0
 
 
 def test_twenty_events_are_reached_with_certainty_only_from_about_28():

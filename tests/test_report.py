@@ -565,6 +565,24 @@ def test_the_course_is_that_of_the_same_result(sample, course, tmp_path):
     refused("course lacks", course.reset_index(), MissingKeyError, **here)
 
 
+def test_the_course_knows_the_errors_of_the_report(sample, course, tmp_path):
+    rates = Spread(-11.0, 0.5, 20), Spread(1.5, 0.5, 20)
+    for why in ("", "9 patients without positive cells; 10 of either are needed"):
+        errors = ClassificationErrors(*rates, why)
+        known = course_table(
+            pool_tubes(course.reset_index().assign(tube=range(3)), "tube", errors=errors)
+        )
+        known["tubes"] = course["tubes"].to_numpy()
+        here = {"denominator": "cd19", "course": known}
+        write_report(sample, tmp_path / "r.html", errors=errors, **here)
+        shown = said(tmp_path / "r.html")["course"]
+        assert ("the thin ones know wrongly classified cells too" in shown) == (not why)
+        assert f"not estimable: {errors.why}." in shown if why else known["shown_total"].iloc[0] in shown
+        for other in (None, ClassificationErrors(rates[0], Spread(0.0, 0.5, 20))):
+            with pytest.raises(InvalidInputError, match="course and report differ in errors="):
+                write_report(sample, tmp_path / "r.html", errors=other, **here)
+
+
 def test_tubes_that_differ_are_told(sample, course, tmp_path):
     apart = course.assign(n_tubes=2, tubes=f"a, {NAME}", tubes_p=[1e-9, 0.5, np.nan])
     write_report(sample, tmp_path / "r.html", denominator="cd19", course=apart)
@@ -803,6 +821,22 @@ def test_pages_of_many_files_fail_one_by_one(sample, tmp_path):
     assert "<td>a/b</td>" in (tmp_path / "named" / "index.html").read_text(encoding="utf-8")
     with pytest.raises(InvalidInputError, match="3 files do not fit on one page"):
         report_files(folder, tmp_path / "page.html")
+    # A further call keeps the pages of the first in the index, and the names where they are known.
+    (folder / "two.zarr").rename(tmp_path / "two.zarr")
+    for name in ("one", "two"):
+        (folder / f"{name}.h5ad").write_bytes(b"nothing")
+    (tmp_path / "named" / "mine.html").write_text("<title>Reports of cytometry samples</title>")
+    report_files(folder, tmp_path / "named", identifiers=True)
+    index = (tmp_path / "named" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<a href="(.*?)">', index) == ["one.html", "two-1.html", "two-2.html"]
+    assert "<td>a/b</td>" in index
+    assert index.count("<td>of an earlier call; now: ") == 3
+    assert index.count("no report: ") == 1  # that of broken.h5ad
+    report_files(tmp_path / "two.zarr", tmp_path / "named")
+    index = (tmp_path / "named" / "index.html").read_text(encoding="utf-8")
+    assert index.count("<a href=") == 3
+    assert "a/b" not in index
+    assert "no report" not in index
 
 
 def test_without_a_place_one_sample_is_a_page_and_several_are_a_directory(
@@ -820,6 +854,9 @@ def test_without_a_place_one_sample_is_a_page_and_several_are_a_directory(
     assert Path("reports/index.html").exists()
     # The page of a file is not replaced by the list of pages.
     report_files("index.h5ad", "other")
+    assert "plotly" in Path("other/index.html").read_text(encoding="utf-8")
+    with pytest.warns(UserWarning, match="no index of reports and was left as it is"):
+        report_files("two.h5ad", "other")
     assert "plotly" in Path("other/index.html").read_text(encoding="utf-8")
 
 

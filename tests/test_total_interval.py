@@ -196,7 +196,9 @@ def test_words_and_tables_hold_both_intervals(tmp_path):
     assert said == pytest.approx(missed.interval(3, N)[1], rel=0.06)
     assert "ci_total_low" not in mrd_of_counts(counts, denominator_name="intact")
     tubes = table.assign(visit="v")
-    assert pool_tubes(tubes, "visit")["numerator"].item() == 63
+    pooled = pool_tubes(tubes, "visit", errors=errors).iloc[0]
+    assert pooled["numerator"] == 63
+    assert (pooled["ci_total_low"], pooled["ci_total_high"]) == errors.interval(63, 2 * N)
 
 
 @pytest.mark.parametrize(

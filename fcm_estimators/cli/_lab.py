@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from fcm_estimators._files import made_folder, write_table
-from fcm_estimators.cli._options import Json, LimitOfBlank, Pool, ProtocolOption, Sheet
+from fcm_estimators.cli._options import (
+    Errors,
+    Json,
+    LimitOfBlank,
+    Pool,
+    ProtocolOption,
+    Sheet,
+)
 from fcm_estimators.cli._output import plain_values, print_record, print_table
 from fcm_estimators.cli._running import errors_as_exit_status
 
@@ -130,6 +137,7 @@ def course(
     pool: Pool = None,
     limit_of_blank: LimitOfBlank = None,
     protocol: ProtocolOption = "20/50 events",
+    errors: Errors = None,
     identifiers: Annotated[
         bool, typer.Option("--identifiers", help="Show the names of patients in the pictures.")
     ] = False,
@@ -143,7 +151,11 @@ def course(
         from fcm_estimators.metrics import CourseDisplay, Protocol
 
         table = course_of_tables(
-            tables, sheet, pool=pool, limit_of_blank=limit_of_blank, protocol=protocol
+            *(tables, sheet),
+            pool=pool,
+            limit_of_blank=limit_of_blank,
+            protocol=protocol,
+            errors=errors,
         )
         write_table(made_folder(out) / "course.csv", table.reset_index())
         cut_offs = Protocol.read(protocol).cut_offs
@@ -158,6 +170,11 @@ def course(
             print_record({"course": plain_values(rows)}, as_json)
             return
         columns = ["patient", "day", "numerator", "denominator", "shown", "detection", "adequacy"]
+        if errors is not None:
+            columns.append("shown_total")
+            for why in filter(None, rows["ci_total_why"].unique()):
+                text = f"Warning: No interval knows wrongly classified cells: {why}."
+                typer.secho(text, fg="yellow", err=True)
         print_table(rows[[*columns, "n_tubes"]], "")
 
 

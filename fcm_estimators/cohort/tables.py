@@ -203,6 +203,7 @@ def course_of_tables(
     pool: str | None = None,
     limit_of_blank: float | None = None,
     protocol: Protocol | PathName = DEFAULT_PROTOCOL,
+    errors: ClassificationErrors | PathName | None = None,
 ) -> pd.DataFrame:
     """Arrange results by patient and day, with tubes that belong together pooled.
 
@@ -216,6 +217,8 @@ def course_of_tables(
         Column of the sheet that names the pool of each tube. Default: no tubes are pooled.
     limit_of_blank, protocol
         As in :func:`~fcm_estimators.metrics.mrd_table`; the counts are read anew.
+    errors
+        As in :func:`~fcm_estimators.metrics.pool_tubes`.
 
     Returns
     -------
@@ -233,7 +236,9 @@ def course_of_tables(
         # Every tube is a pool of its own.
         pool = "tube"
         results[pool] = results.index
-    pooled = pool_tubes(results, pool, limit_of_blank=limit_of_blank, protocol=protocol)
+    pooled = pool_tubes(
+        results, pool, limit_of_blank=limit_of_blank, protocol=protocol, errors=errors
+    )
     return course_table(pooled)
 
 

@@ -98,6 +98,10 @@ def bland_altman(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Blan
 def passing_bablok(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> PassingBablok:
     """Fit a line by the shifted median of all slopes between two pairs.
 
+    The ranks of the ends of the interval of the slope are rounded, as in the paper. Programs that
+    take the mean of neighbours where a rank lies between them, such as the R package mcr, give
+    ends up to a slope away.
+
     References
     ----------
     Passing, Bablok, J. Clin. Chem. Clin. Biochem. 21, 709-720 (1983).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,6 +27,8 @@ Method = Literal["nonparametric", "parametric"]
 _RULE_OF_THREE = 3.0
 # Confidence of the upper bound.
 _CONFIDENCE = 0.95
+# Up to so many lots have limits of their own.
+_LOTS_APART = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,9 @@ class LimitOfBlank:
         A row per patient, with ``n_results``, ``numerator``, ``denominator`` and ``fraction``.
     shortfalls : tuple of str
         What the design of EP17 asks for and the samples lack.
+    by_lot : dict of object to float
+        Limit of each lot, of which ``value`` is the largest; empty where the lots were put
+        together.
 
     Examples
     --------
@@ -72,6 +77,7 @@ class LimitOfBlank:
     method: str
     table: pd.DataFrame
     shortfalls: tuple[str, ...] = ()
+    by_lot: dict[Hashable, float] = field(default_factory=dict)
 
     @property
     def n_patients(self) -> int:
@@ -102,6 +108,9 @@ def blank_of_counts(
     say how the count varies within these, not how the next patient differs. Blanks should be like
     the samples that will be measured, so regenerating marrows for residual disease.
 
+    Of 2 or 3 lots of reagents, the largest of the limits of the lots is taken, as EP17-A2 has it;
+    more are put together.
+
     Parameters
     ----------
     counts : DataFrame of shape (results, 2 or more)
@@ -113,6 +122,7 @@ def blank_of_counts(
         Non-parametric: the value at rank 0.5 + patients x percentile / 100, interpolated.
         Parametric: mean + c SD with c = z / (1 - 1 / (4 (patients - 1))), z the standard normal
         quantile; it holds only for normally distributed fractions, which counts near 0 are not.
+        EP17-A2 has results - samples for patients - 1; the patients here have one result each.
     population : label, optional
         Class whose false positives were counted.
     warn : bool, default True
@@ -133,7 +143,8 @@ def blank_of_counts(
     -----
     UserWarning
         There are fewer than 60 results or than 59 patients, lots or days are fewer than 2 and 3 or
-        not given, or the fractions are not normal although the method is parametric.
+        not given, 2 or 3 lots are put together because one has fewer than 5 patients or results
+        have no lot, or the fractions are not normal although the method is parametric.
 
     References
     ----------
@@ -160,19 +171,19 @@ def blank_of_counts(
             "and CLSI EP17 asks for 60 results. Repeats of a patient count as one."
         )
     missing = shortfalls(counts, table, "patients without disease")
+    by_lot = _by_lot(counts, share, method, missing)
+    value = max(by_lot.values()) if by_lot else _percentile(values, share, method)
     upper = float("nan")
     if method == "parametric":
-        z = stats.norm.ppf(share)
-        value = float(values.mean() + z / (1 - 1 / (4 * (n - 1))) * values.std(ddof=1))
         if np.ptp(values) == 0 or stats.shapiro(values).pvalue < 0.05:
             missing.append(
                 "The fractions are not normally distributed (Shapiro and Wilk, p < 0.05), so the "
                 "parametric limit does not hold; use the non-parametric one."
             )
     else:
-        value = float(np.quantile(values, share, method="hazen"))
         bound = stats.quantile_test(values, p=share, alternative="less")
-        upper = float(bound.confidence_interval(_CONFIDENCE).high)
+        # NaN, where there are too few patients, stays.
+        upper = float(np.maximum(bound.confidence_interval(_CONFIDENCE).high, value))
     confidence = float(1 - share**n)
     if confidence < _CONFIDENCE:
         missing.append(
@@ -189,8 +200,49 @@ def blank_of_counts(
     if missing and warn:
         warnings.warn("Limit of blank: " + " ".join(missing), UserWarning, stacklevel=2)
     return LimitOfBlank(
-        value, upper, confidence, population, float(percentile), method, table, tuple(missing)
+        value=value,
+        upper=upper,
+        confidence=confidence,
+        population=population,
+        percentile=float(percentile),
+        method=method,
+        table=table,
+        shortfalls=tuple(missing),
+        by_lot=by_lot,
     )
+
+
+def _percentile(values: np.ndarray, share: float, method: Method) -> float:
+    """Percentile of fractions of patients, by ranks or as of a normal distribution."""
+    if method == "parametric":
+        c = stats.norm.ppf(share) / (1 - 1 / (4 * (len(values) - 1)))
+        return float(values.mean() + c * values.std(ddof=1))
+    return float(np.quantile(values, share, method="hazen"))
+
+
+def _by_lot(
+    counts: pd.DataFrame, share: float, method: Method, missing: list[str]
+) -> dict[Hashable, float]:
+    """Limits of 2 or 3 lots; empty, with a reason in ``missing``, if a lot is too small for one."""
+    if "lot" not in counts or not 2 <= counts["lot"].nunique() <= _LOTS_APART:
+        return {}
+    rule = f"EP17-A2 takes the largest of the limits of {counts['lot'].nunique()} lots"
+    unknown = int(counts["lot"].isna().sum())
+    if unknown:
+        missing.append(f"{unknown} results have no lot; {rule}, but here they are put together.")
+        return {}
+    fractions = {
+        lot: counts_per_patient(part, "blanks")["fraction"].to_numpy()
+        for lot, part in counts.groupby("lot")
+    }
+    for lot, values in fractions.items():
+        if len(values) < LEAST_PATIENTS:
+            missing.append(
+                f"Lot {lot} has {len(values)} patient(s), fewer than {LEAST_PATIENTS}; {rule}, but "
+                "here they are put together."
+            )
+            return {}
+    return {lot: _percentile(values, share, method) for lot, values in fractions.items()}
 
 
 def limit_of_blank(

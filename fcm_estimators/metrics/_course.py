@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,8 +14,9 @@ from scipy import stats
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.metrics._mrd import mrd_of_counts
-from fcm_estimators.metrics._mrd_words import in_percent
+from fcm_estimators.metrics._mrd_words import in_percent, interval_in_percent
 from fcm_estimators.metrics._protocol import DEFAULT_PROTOCOL, Protocol
+from fcm_estimators.metrics._total_interval import ClassificationErrors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,12 +39,14 @@ def pool_tubes(
     *,
     limit_of_blank: float | None = None,
     protocol: Protocol | str | os.PathLike[str] = DEFAULT_PROTOCOL,
+    errors: ClassificationErrors | str | os.PathLike[str] | None = None,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Add the counts of tubes that belong together, and read the sums.
 
-    Counts are added, fractions never averaged. A pool in which a tube was not tested, or the
-    members of the model disagree on one, is not tested or disagreed on.
+    Counts are added, fractions and intervals never: all are computed anew from the sums. A pool in
+    which a tube was not tested, or the members of the model disagree on one, is not tested or
+    disagreed on.
 
     Parameters
     ----------
@@ -53,6 +57,9 @@ def pool_tubes(
         Column that names the pool of each tube, such as a visit of a patient.
     limit_of_blank, protocol, confidence
         As in :func:`mrd_table`, for the pools.
+    errors : ClassificationErrors or path, optional
+        As in :func:`mrd_table`. The tubes of a pool are of one patient, so one false-positive rate
+        and one sensitivity hold for their sum.
 
     Returns
     -------
@@ -68,7 +75,14 @@ def pool_tubes(
         There is no column ``by``.
     InvalidInputError
         A pool has several denominators, models, panels (``missing_markers``, ``panel``), patients
-        or days, a tube has no pool, or counts are missing or impossible.
+        or days, a tube has no pool, counts are missing or impossible, or ``errors`` are those of
+        another model.
+
+    Warns
+    -----
+    UserWarning
+        The tubes have intervals with wrongly classified cells, and there are no ``errors`` to
+        compute those of the pools.
 
     Examples
     --------
@@ -101,6 +115,7 @@ def pool_tubes(
     names = results["denominator_name"].unique()
     if len(names) > 1:
         raise InvalidInputError(f"The pools have several denominators: {listed(names)}.")
+    errors = _errors_of(results, errors)
     state = results["detection"] if "detection" in results else pd.Series("", results.index)
     counts = pools[["numerator", "denominator"]].sum()
 
@@ -118,6 +133,7 @@ def pool_tubes(
             uncertain=uncertain,
             tested=not unknown,
             protocol=protocol,
+            errors=errors,
             confidence=confidence,
         )
         for unknown in (False, True)
@@ -132,6 +148,27 @@ def pool_tubes(
         if column in results and column != by:
             table[column] = pools[column].first()
     return table
+
+
+def _errors_of(
+    results: pd.DataFrame, errors: ClassificationErrors | str | os.PathLike[str] | None
+) -> ClassificationErrors | None:
+    """Read the errors, and make sure that they are those of the model that counted."""
+    if errors is None:
+        if "ci_total_low" in results:
+            warnings.warn(
+                "The tubes have intervals with wrongly classified cells, which cannot be added. "
+                "Pass errors=..., the file of fcm evaluate --errors, for those of the pools.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return None
+    if not isinstance(errors, ClassificationErrors):
+        errors = ClassificationErrors.read(errors)
+    models = set(results["model_sha256"].dropna().astype(str)) if "model_sha256" in results else ()
+    if errors.model and any(model != errors.model for model in models):
+        raise InvalidInputError("errors=... are those of another model than annotated the tubes.")
+    return errors
 
 
 def course_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +186,8 @@ def course_table(results: pd.DataFrame) -> pd.DataFrame:
         Index ``patient`` and ``day``, ascending in days, patients in order of first appearance.
         The columns of ``results`` and ``shown``: the fraction in percent; ``< x %`` where nothing
         was detected, x as in ``words``; "too few cells" where these say so; else the state, such as
-        "members disagree".
+        "members disagree". With ``ci_total_low`` also ``shown_total``, this interval in percent;
+        "not estimable" or "no result" where there is none.
 
     Raises
     ------
@@ -176,6 +214,8 @@ def course_table(results: pd.DataFrame) -> pd.DataFrame:
         raise InvalidInputError(f"day: {listed(wrong)} are no numbers; expected days, such as 15.")
     order = {p: i for i, p in enumerate(results["patient"].unique())}
     table = results.assign(day=day, shown=[_shown(row) for _, row in results.iterrows()])
+    if "ci_total_low" in results:
+        table["shown_total"] = [_shown_total(row) for _, row in results.iterrows()]
     table = table.sort_values(
         ["patient", "day"], key=lambda c: c.map(order) if c.name == "patient" else c
     ).set_index(["patient", "day"])
@@ -194,7 +234,8 @@ class CourseDisplay:
     Attributes
     ----------
     table : DataFrame
-        Index ``day``: ``fraction``, ``ci_low``, ``ci_high``, ``lod``, ``detection``, ``shown``.
+        Index ``day``: ``fraction``, ``ci_low``, ``ci_high``, ``lod``, ``detection``, ``shown``;
+        ``ci_total_low`` and ``ci_total_high`` if they are known.
     title : str
     cut_offs : tuple of float
         Fractions at which decisions are made, drawn as lines.
@@ -239,8 +280,8 @@ class CourseDisplay:
     def plot(self, ax: Axes | None = None) -> Self:
         """Draw the course; sets ``ax_`` and ``figure_``.
 
-        Full points are detected, with the counting interval; a dotted line joins those that follow
-        each other. Open points are cells that were seen, too few to say more. An open triangle
+        Full points are detected, with the counting interval and, as a thin bar, that with wrongly
+        classified cells; a dotted line joins those that follow each other. Open points are cells that were seen, too few to say more. An open triangle
         stands for "less than", at the upper end of what may be there. Crosses at the bottom are
         results on which nothing can be said. The grey band is below the LOD or, if it is known and
         higher, the limit of blank.
@@ -263,8 +304,17 @@ class CourseDisplay:
         label = "below LOD" if np.isnan(blank).all() else "below LOD or limit of blank"
         ax.stairs(unseen, edges, baseline=floor, fill=True, color="#DDDDDD", label=label)
         known = kind != "none"
-        ax.vlines(days[known], np.maximum(low, floor)[known], high[known], color=_HUE, lw=1.2)
-        at = np.select([kind == "less", known], [np.fmax(unseen, high), values], floor * 1.5)
+        lowest, highest = (
+            self.table.get(f"ci_total_{end}", pd.Series(np.nan, self.table.index)).to_numpy(float)
+            for end in ("low", "high")
+        )
+        total = known & ~np.isnan(lowest)
+        if total.any():
+            ax.vlines(days[total], np.maximum(lowest, floor)[total], highest[total], color=_HUE,
+                      lw=0.7, label="95 % with wrongly\nclassified cells")  # fmt: skip
+        ax.vlines(days[known], np.maximum(low, floor)[known], high[known], color=_HUE, lw=2.4)
+        most = np.fmax(high, highest)
+        at = np.select([kind == "less", known], [np.fmax(unseen, most), values], floor * 1.5)
         for i in range(len(days) - 1):
             if kind[i] == kind[i + 1] == "seen":
                 ax.plot(days[i : i + 2], at[i : i + 2], color=_HUE, lw=0.8, ls=":")
@@ -273,7 +323,7 @@ class CourseDisplay:
                 hue = _WARNING if name == "none" else _HUE
                 ax.plot(days[kind == name], at[kind == name], marker, mfc=face or hue, mec=hue,
                         ls="none", label=label)  # fmt: skip
-        top = np.where(known, np.fmax(at, high), at)
+        top = np.where(known, np.fmax(at, most), at)
         for day, text, height in zip(days, self.table["shown"], top, strict=True):
             ax.annotate(text.replace(", ", ",\n"), (day, height), (0, 6), ha="center",
                         textcoords="offset points", fontsize="x-small")  # fmt: skip
@@ -312,6 +362,13 @@ def _shown(row: pd.Series) -> str:
     why = row.get("adequacy_why")  # NaN if it was empty in a CSV
     missed = f", {why}" if isinstance(why, str) and why else ""
     return f"< {in_percent(float(np.nanmax(ends)))}{missed}"
+
+
+def _shown_total(row: pd.Series) -> str:
+    if np.isnan(row["ci_total_low"]):
+        why = row["ci_total_why"]  # NaN if it was empty in a CSV
+        return "not estimable" if isinstance(why, str) and why else "no result"
+    return interval_in_percent(row["ci_total_low"], row["ci_total_high"])
 
 
 def _difference_p(group: pd.DataFrame) -> float:

@@ -57,9 +57,10 @@ class DetectionLimits:
 
     def entries(self) -> dict[str, object]:
         """The limits and what they rest on, for a table or JSON."""
-        low = self.table
+        low, by_lot = self.table, self.blank.by_lot
         return {
             "limit_of_blank": self.blank.value,
+            **{f"limit_of_blank_lot_{lot}": limit for lot, limit in by_lot.items()},
             "limit_of_blank_upper": self.blank.upper,
             "blank_patients": self.blank.n_patients,
             "blank_results": self.blank.n_results,

@@ -22,6 +22,18 @@ def in_percent(value: float) -> str:
     return f"{digits} %"
 
 
+def interval_in_percent(low: float, high: float) -> str:
+    """Both ends of an interval in percent.
+
+    Examples
+    --------
+    >>> from fcm_estimators.metrics._mrd_words import interval_in_percent
+    >>> interval_in_percent(4e-5, 0.015)
+    '0.004-1.5 %'
+    """
+    return f"{in_percent(low).removesuffix(' %')}-{in_percent(high)}"
+
+
 def in_words(
     k: int,
     n: int,
@@ -64,11 +76,9 @@ def in_words(
     low, high = interval
     of = _denominator(gate, protocol)
     share = in_percent(k / n)
-    lowest, highest = in_percent(low).removesuffix(" %"), in_percent(high)
-    whole = f"{counted}; {confidence:.3g} % interval {lowest}-{highest}, counting only"
+    whole = f"{counted}; {confidence:.3g} % interval {interval_in_percent(low, high)}, counting only"
     if not np.isnan(total[0]):
-        ends = f"{in_percent(total[0]).removesuffix(' %')}-{in_percent(total[1])}"
-        whole += f"; {ends} with wrongly classified cells"
+        whole += f"; {interval_in_percent(*total)} with wrongly classified cells"
     missed = " The sensitivity asked for was not reached." if adequacy == "not reached" else ""
     passed = [c for c in protocol.cut_offs if low > c]
     above = f"; lower bound above the cut-off {in_percent(max(passed))}" if passed else ""

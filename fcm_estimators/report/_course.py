@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from fcm_estimators._checks import listed
@@ -31,6 +32,10 @@ _NEEDED = (
     "n_tubes",
     "tubes",
     "tubes_p",
+)
+_OTHER_ERRORS = (
+    "course and report differ in errors=..., by which intervals know wrongly classified cells. Give "
+    "the same to both, or none."
 )
 # How results without a denominator gate are called.
 _ALL_CELLS = ("analysed", "analysed cells")
@@ -63,8 +68,8 @@ def course_of(
     Raises
     ------
     InvalidInputError
-        The sample has no residual disease; the course is of several patients, another denominator
-        or another protocol; or it lacks this sample or holds other counts of it.
+        The sample has no residual disease; the course is of several patients, another denominator,
+        another protocol or other errors; or it lacks this sample or holds other counts of it.
     MissingKeyError
         The course lacks a column.
     """
@@ -72,6 +77,7 @@ def course_of(
     days = course.reset_index(level="patient", drop=True)
     # Without a title: the name of a patient stays out.
     display = CourseDisplay(days, cut_offs=protocol.cut_offs)
+    has_total = "shown_total" in days
     rows = []
     for day, row in days.iterrows():
         rows.append(
@@ -79,13 +85,24 @@ def course_of(
                 f"{day:g}",
                 str(row["shown"]),
                 f"{row['numerator']:,} of {row['denominator']:,}",
+                *([str(row["shown_total"])] if has_total else []),
                 str(row["detection"]),
                 str(row["adequacy"]),
                 f"{row['n_tubes']:,}",
             ]
         )
-    columns = ["day", "result", "positive cells", "status", "sensitivity asked for", "tubes"]
-    notes = ["The intervals are of counting alone."]
+    total = ["95 % interval with wrongly classified cells"] if has_total else []
+    columns = ["day", "result", "positive cells", *total, "status", "sensitivity asked for"]
+    columns.append("tubes")
+    why = [text for text in days["ci_total_why"].unique() if text] if has_total else []
+    notes = ["The bars in the picture are 95 % intervals of counting alone."]
+    if why:
+        notes.append(f"Intervals with wrongly classified cells are not estimable: {why[0]}.")
+    elif has_total:
+        notes = [
+            "The thick bars in the picture are 95 % intervals of counting alone; the thin ones know "
+            "wrongly classified cells too."
+        ]
     if (days["n_tubes"] > 1).any():
         notes.append("Counts of the tubes of a day are added, never averaged.")
     apart = days.index[days["tubes_p"] < _DIFFERENT_TUBES]
@@ -131,6 +148,8 @@ def _require_same(
             f"course was read by another protocol than the report's, {protocol.name!r}. Use the "
             "same one for both."
         )
+    if ("shown_total" in course) != (residual.total is not None):
+        raise InvalidInputError(_OTHER_ERRORS)
     # Without a column of samples the name of this one is not known.
     if sample.name != "all" and not any(f", {sample.name}," in f", {t}," for t in course["tubes"]):
         raise InvalidInputError("course has no result of this sample; it is of another patient.")
@@ -143,6 +162,9 @@ def _require_same(
                 f"the file {counts[0]:,} of {counts[1]:,}. The table is of another run: annotate "
                 "again."
             )
+        ends = () if residual.total is None else (row.ci_total_low, row.ci_total_high)
+        if not np.allclose(ends, residual.total or (), equal_nan=True):
+            raise InvalidInputError(_OTHER_ERRORS)
 
 
 def _drawn(display: CourseDisplay) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from fcm_estimators.cohort.files import PathName, file_names, list_files, read_f
 from fcm_estimators.cohort.tasks import failed_row
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
 from fcm_estimators.report._sample import samples_in
-from fcm_estimators.report._write import resource, template, write_report
+from fcm_estimators.report._write import GENERATOR, resource, template, write_report
 
-# What tells our index from another page.
-_TITLE = "<title>Reports of cytometry samples</title>"
+# What tells an index of reports from another page.
+_INDEX = f"{GENERATOR}s, index"
+# The metadata of a page are within so many characters.
+_HEAD = 4096
 
 
 def report_files(
@@ -44,8 +48,8 @@ def report_files(
     out : path, optional
         A page (.html or .htm) for one sample of one file, or a directory. The directory gets
         ``{name}.html`` for each file, or ``{name}-1.html``, ``{name}-2.html`` and so on if the file
-        has several samples, and ``index.html``, which links all pages of this call, unless a file
-        has this name. ``name`` is the name of the file, also without ``identifiers``. Default:
+        has several samples, and ``index.html``, which links all reports of the directory, also those
+        of earlier calls, unless a file or a page that is no such index has this name. ``name`` is the name of the file, also without ``identifiers``. Default:
         report.html for one sample, the directory reports for several.
     sample : str, optional
         Report only this sample.
@@ -122,7 +126,7 @@ def report_files(
         if progress is not None:
             progress(rows[-1])
     if target.is_dir() and "index" not in names:
-        _write_index(target / "index.html", rows, bool(options.get("identifiers", False)))
+        _write_index(target, rows, bool(options.get("identifiers", False)))
     return pd.DataFrame(rows)
 
 
@@ -131,31 +135,62 @@ def _courses(
 ) -> dict[str, pd.DataFrame]:
     """Course of the patient of each sample, from the tables beside the files."""
     tables = list(dict.fromkeys(path.parent for path in paths))
-    wanted = {k: options[k] for k in ("limit_of_blank", "protocol") if k in options}
+    wanted = {k: options[k] for k in ("limit_of_blank", "protocol", "errors") if k in options}
     course = course_of_tables(tables, sheet, pool=pool, **wanted)
     patients = read_results(tables, sheet, same_panel=False)["patient"]
     return {str(sample): course.loc[[patient]] for sample, patient in patients.dropna().items()}
 
 
-def _write_index(path: Path, rows: list[Entries], identifiers: bool) -> None:
-    """Write a page that links the pages of this call and says why a file has none."""
-    if path.exists() and _TITLE not in path.read_text(encoding="utf-8", errors="replace"):
+def _write_index(folder: Path, rows: list[Entries], identifiers: bool) -> None:
+    """Write a page that links all reports of a directory and says why a file has none."""
+    path = folder / "index.html"
+    if path.exists() and _metadata(path).get("generator") != _INDEX:
         warnings.warn(
-            f"{path} is not of a report and was left as it is, so there is no index of the pages.",
+            f"{path} is no index of reports and was left as it is, so there is no index of the "
+            "pages.",
             UserWarning,
             stacklevel=3,
         )
         return
-    shown = [
-        {
-            "file": Path(row["file"]).name,
-            "sample": row["sample"] if identifiers else "",
-            "page": Path(row["output"]).name,
-            "error": row["error"],
-        }
-        for row in rows
+    failed = {row["sample"]: row for row in rows if row["status"] != "done"}
+    written = {Path(row["output"]).name for row in rows if row["status"] == "done"}
+    pages = []
+    for page in sorted(folder.glob("*.html")):
+        about = _metadata(page) if page.is_file() else {}
+        if about.get("generator") == GENERATOR:
+            # name.html, name-1.html and so on are of the file of this name.
+            name = page.stem if page.stem in failed else re.sub(r"-\d+$", "", page.stem)
+            note = ""
+            if name in failed and page.name not in written:
+                note = f"of an earlier call; now: {failed[name]['error']}"
+            sample = about.get("sample", "")
+            pages.append({"name": name, "page": page.name, "sample": sample, "note": note})
+    missing = [
+        {"file": Path(row["file"]).name, "note": f"no report: {row['error']}"}
+        for name, row in failed.items()
+        if name not in {page["name"] for page in pages}
     ]
-    page = template("index.html.j2").render(
-        rows=shown, identifiers=identifiers, css=resource("page.css"), version=__version__
+    text = template("index.html.j2").render(
+        rows=[*missing, *pages],
+        failed=bool(failed),
+        identifiers=identifiers,
+        generator=_INDEX,
+        css=resource("page.css"),
+        version=__version__,
     )
-    write_whole(path, page.encode("utf-8"))
+    write_whole(path, text.encode("utf-8"))
+
+
+def _metadata(page: Path) -> dict[str, str]:
+    """Names and contents of the ``meta`` elements at the beginning of a page."""
+    found: dict[str, str] = {}
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            entry = dict(attrs)
+            if tag == "meta" and entry.get("name"):
+                found[str(entry["name"])] = entry.get("content") or ""
+
+    with page.open(encoding="utf-8", errors="replace") as file:
+        Reader().feed(file.read(_HEAD))
+    return found

@@ -62,6 +62,9 @@ class Residual:
         Whether the gate is the expert's.
     n_unclear : int
         Cells of which the gate does not say whether they are inside. They count as outside.
+    total : tuple of float or None
+        Ends of the interval with wrongly classified cells, NaN if it is not estimable; None if the
+        errors of the model were not given.
     """
 
     words: str
@@ -71,6 +74,7 @@ class Residual:
     gate: str | None
     drawn: bool
     n_unclear: int
+    total: tuple[float, float] | None = None
 
 
 def percent(value: float) -> str:
@@ -101,11 +105,7 @@ def residual_disease(
     if positive is None:
         return None
     annotated_by = str(sample.run.get("model_sha256", ""))
-    if (
-        errors is not None
-        and "" not in (errors.model, annotated_by)
-        and errors.model != annotated_by
-    ):
+    if errors is not None and errors.model not in ("", annotated_by) and annotated_by:
         raise InvalidInputError("errors=... are those of another model than annotated the sample.")
     inside, name, source = sample.analysed, "analysed cells", ""
     if denominator is not None:
@@ -170,6 +170,7 @@ def residual_disease(
         gate=denominator,
         drawn=source == sample.keys.expert_gates,
         n_unclear=sample.n_unclear(source, name) if source else 0,
+        total=None if errors is None else (row["ci_total_low"], row["ci_total_high"]),
     )
 
 

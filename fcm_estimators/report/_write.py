@@ -24,6 +24,8 @@ from fcm_estimators.report._course import course_of
 from fcm_estimators.report._positive import positive_cells
 from fcm_estimators.report._sample import Annotated, Keys, one_sample
 
+# What tells a report from another page.
+GENERATOR = "fcm-estimators report"
 # Number of cells of a UMAP that is computed for the report.
 _EMBEDDED = 10_000
 
@@ -88,8 +90,8 @@ def write_report(
         it.
     course : DataFrame, optional
         Course of the sample's patient over days, as
-        :func:`~fcm_estimators.cohort.course_of_tables` returns it, with the same denominator and
-        protocol. It is shown as a table and a picture.
+        :func:`~fcm_estimators.cohort.course_of_tables` returns it, with the same denominator,
+        protocol and errors. It is shown as a table and a picture.
     umap : bool, default False
         Compute a UMAP of at most 10,000 cells on the model's markers if the data have none.
     max_cells : int, default 100,000
@@ -107,7 +109,7 @@ def write_report(
         ``adata`` is not an AnnData or has no cells, there are several samples and none is chosen,
         ``max_cells`` is below 1, there is no such protocol, the errors are those of
         another model, a run record is damaged, or the course is of several patients, of another
-        denominator or protocol, or lacks this sample or has other counts of it.
+        denominator, protocol or errors, or lacks this sample or has other counts of it.
     MissingKeyError
         A model has not annotated the data, the sample or the gate is not there, or the course
         lacks a column.
@@ -170,6 +172,7 @@ def write_report(
     ]
     page = template().render(
         title="Report of a cytometry sample",
+        generator=GENERATOR,
         result="" if residual is None else residual.words,
         review=_sentences.review(found, residual),
         facts=_facts(
@@ -183,6 +186,7 @@ def write_report(
         },
         sections=sections,
         mrd=mrd,
+        total=residual is not None and residual.total is not None,
         tables=shown,
         cells_note=note,
         positive=positive,
