@@ -184,6 +184,16 @@ def test_a_file_by_block_is_the_file_of_the_whole(tmp_path):
             assert getattr(a[name], "dtype", None) == getattr(b[name], "dtype", None)
 
 
+def test_names_of_cells_are_written_once_for_all_tables(tmp_path):
+    adata = simulate_cohort(1, 100, random_state=0)
+    adata.obsm["own"] = pd.DataFrame({"a": np.arange(100.0)}, index=adata.obs_names)
+    write_h5ad(adata, tmp_path / "a.h5ad")
+    found = ad.read_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(found.obsm["own"], adata.obsm["own"])
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        assert file["obsm/own/_index"] == file["obs/_index"]
+
+
 def both_ways(folder, tmp_path, monkeypatch, model, file):
     """The row of a file in memory, and that by block."""
     rows = []

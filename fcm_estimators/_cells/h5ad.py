@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.experimental import write_dispatched
 
 from fcm_estimators._files import reserve
 
@@ -22,7 +23,7 @@ _PER_TEXT = 48
 
 
 def write_h5ad(adata: AnnData, path: Path) -> None:
-    """Write a new h5ad file, without compression.
+    """Write a new h5ad file, without compression, the names of cells once for all tables.
 
     Raises
     ------
@@ -33,9 +34,17 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     parts = [getattr(adata, n) for n in ("layers", "obsm", "varm", "obsp", "varp", "uns")]
     raw = [] if adata.raw is None else [adata.raw.X]
     needed = sum(map(_n_bytes, [adata.X, *raw, adata.obs, adata.var, *map(dict, parts)]))
+    names, place = adata.obs_names.to_numpy(), f"/obs/{adata.obs_names.name or '_index'}"
+
+    def linked(write: Any, group: h5py.Group, key: str, element: Any, **options: Any) -> None:
+        if element is names and key != place:
+            group[key] = group.file[place]  # a hard link to the same values
+        else:
+            write(group, key, element, dataset_kwargs=options["dataset_kwargs"])
+
     with h5py.File(path, "w") as file:
         reserve(file.id.get_vfd_handle(), needed + needed // 10 + MARGIN)
-        anndata.io.write_elem(file, "/", adata)
+        write_dispatched(file, "/", adata, linked)
     trim(path)
 
 

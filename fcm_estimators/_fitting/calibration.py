@@ -230,7 +230,8 @@ def mean_keeping_shift(blocks: Callable[[], Iterable[Tensor]], temperature: floa
 
 def calibrated(logits: Tensor, temperature: float, shift: Tensor) -> Tensor:
     """Probabilities ``softmax(z / T + b)``, shape (n, C)."""
-    return torch.softmax(logits / temperature + shift.to(logits), 1)
+    # Columns of cells are several times as fast as rows of a few classes.
+    return torch.softmax((logits / temperature + shift.to(logits)).T, 0).T
 
 
 def _expected_cells(

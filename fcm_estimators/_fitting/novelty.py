@@ -170,15 +170,17 @@ class Novelty:
         centroids = self.centroids.to(z)
         half = 0.5 / self.bandwidth
         constant = self.log_weight.to(z) - half * centroids.square().sum(1)
-        towards = (2 * half) * centroids.T
-        found, buffer = z.new_empty(len(z)), z.new_empty(_ROWS, len(centroids))
+        towards = (2 * half) * centroids
+        found, buffer = z.new_empty(len(z)), z.new_empty(len(centroids), _ROWS)
         for start in range(0, len(z), _ROWS):
             part = z[start : start + _ROWS]
-            terms = torch.addmm(constant, part, towards, out=buffer[: len(part)])
-            largest = terms.amax(1, keepdim=True)
+            # A column per cell: sums over rows are faster than sums within them.
+            into = buffer[:, : len(part)]
+            terms = torch.addmm(constant[:, None], towards, part.T, out=into)
+            largest = terms.amax(0)
             # Smaller terms add nothing, and processors are slow with the smallest of all numbers.
             terms.sub_(largest).clamp_min_(-80).exp_()
-            log_density = terms.sum(1).log_() + largest[:, 0]
+            log_density = terms.sum(0).log_() + largest
             found[start : start + _ROWS] = half * part.square().sum(1) - log_density
         return found
 

@@ -106,7 +106,6 @@ def processed_copy(
     InvalidInputError
         A value is not finite, before or after.
     """
-    _require_finite_values(adata, markers)
     out = copied(adata)
     process(out, markers, parts, transforms=transforms, compensated=compensated)
     return out
