@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import pandas as pd
-from _rivals import Boosting, Induced, PerCell, Trained, all_three, codes_of, raw, read
+from _rivals import Boosting, all_three, raw, trained
 from _trusted import KEYS, NAMED, PREPARE, blast_f1, cytof, macro, quietly, samples_of, show
+from nets import PerCell, SetTransformer
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import ReluFormerClassifier
@@ -23,30 +23,27 @@ def one(numbers=(1, 4, 9, 12), seed=0):
     rows = []
     for number in numbers:
         train = samples_of(cytof(), [number])
-        clf = ReluFormerClassifier(**KEYS, n_members=0, max_epochs=25, random_state=seed)
-        quietly(clf.fit, train)
-        samples = read(train)
-        codes = codes_of(train, samples, clf.classes_)
-        rivals = {
+        models = {
+            "ReluFormer": ReluFormerClassifier(
+                **KEYS, n_members=0, max_epochs=25, random_state=seed
+            ),
             "LightGBM, all three, distorted": Boosting(all_three, True, seed),
-            "per-cell net, distorted": Trained(PerCell, True, seed),
-            "set transformer, distorted": Trained(Induced, True, seed),
+            "per-cell net, distorted": trained(PerCell, seed),
+            "set transformer, distorted": trained(SetTransformer, seed),
         }
-        for rival in rivals.values():
-            rival.fit(samples, codes)
+        for model in models.values():
+            quietly(model.fit, train)
         batches = {"same": range(1, 9), "other": range(9, 17)}
         if number > 8:
             batches = {"same": range(9, 17), "other": range(1, 9)}
         for batch, chosen in batches.items():
             test = samples_of(cytof(), [n for n in chosen if n != number])
-            predicted = {"ReluFormer": clf.predict(test)}
-            for name, rival in rivals.items():
-                predicted[name] = clf.classes_[rival.logits(read(test)).argmax(1)]
             truth = test.obs["cell_type"].astype(str).to_numpy()
-            for model, found in predicted.items():
+            for name, model in models.items():
+                found = model.predict(test)
                 rows.append(
                     {
-                        "model": model,
+                        "model": name,
                         "sample": number,
                         "batch": batch,
                         "macro_f1": macro(test, found),
@@ -90,22 +87,15 @@ def few(seeds=(0,)):
 
 def _found(train, test, seed):
     """Labels by each model."""
-    clf = ReluFormerClassifier(**KEYS, n_members=0, validation_fraction=None, random_state=seed)
-    found = {"ReluFormer": quietly(clf.fit, train).predict(test)}
-    rivals = {
+    models = {
+        "ReluFormer": trained(None, seed),
         "LightGBM": Boosting(raw, False, seed),
         "LightGBM, distorted": Boosting(raw, True, seed),
         "LightGBM, all three, distorted": Boosting(all_three, True, seed),
-        "per-cell net, distorted": Trained(PerCell, True, seed),
-        "set transformer, distorted": Trained(Induced, True, seed),
+        "per-cell net, distorted": trained(PerCell, seed),
+        "set transformer, distorted": trained(SetTransformer, seed),
     }
-    samples, new = read(train, None, clf.markers_), read(test, None, clf.markers_)
-    codes = codes_of(train, samples, clf.classes_)
-    for name, rival in rivals.items():
-        labels = np.empty(test.n_obs, dtype=object)
-        labels[new.rows] = clf.classes_[rival.fit(samples, codes).logits(new).argmax(1)]
-        found[name] = labels
-    return found
+    return {name: quietly(model.fit, train).predict(test) for name, model in models.items()}
 
 
 # -- how many patients ----------------------------------------------------------------------------
@@ -157,13 +147,11 @@ def panels(seeds=(0, 1, 2)):
         for model in (plain, able):
             quietly(model.fit, train)
         markers = able.markers_
-        samples = read(train, "patient", markers)
-        trees = Boosting(raw, False, seed, tuple(hideable(markers)))
-        trees.fit(samples, codes_of(train, samples, ["other", "blast"]))
+        trees = Boosting(raw, False, seed, tuple(hideable(markers)), "patient").fit(train)
         found = {
             "ReluFormer": blast_f1(test, plain.predict(test)),
             "ReluFormer that can do without": blast_f1(test, able.predict(test)),
-            "LightGBM with NaN": blast_f1(test, _boosted(trees, test, markers)),
+            "LightGBM with NaN": blast_f1(test, trees.predict(test)),
         }
         whole.append({"seed": seed, **found})
         for marker in (markers[i] for i in hideable(markers)):
@@ -172,7 +160,7 @@ def panels(seeds=(0, 1, 2)):
                 "missing": marker,
                 "seed": seed,
                 "ReluFormer that can do without": blast_f1(test, quietly(able.predict, less)),
-                "LightGBM with NaN": blast_f1(test, _boosted(trees, test, markers, marker)),
+                "LightGBM with NaN": blast_f1(test, trees.predict(test, marker)),
             }
             if seed == seeds[0]:
                 other = train[:, less.var_names].copy()
@@ -182,13 +170,3 @@ def panels(seeds=(0, 1, 2)):
     show(pd.DataFrame(whole).set_index("seed"), "The whole panel: F1 of blasts, mean over patients")
     table = pd.DataFrame(rows).groupby("missing", sort=False).mean().drop(columns="seed")
     show(table, f"One marker missing, mean over seeds {seeds}; trained without: seed {seeds[0]}")
-
-
-def _boosted(trees, data, markers, missing=None):
-    """Labels by the trees, with a marker that is NaN."""
-    samples = read(data, "patient", markers)
-    if missing is not None:
-        samples.x[:, markers.index(missing)] = np.nan
-    found = np.empty(data.n_obs, dtype=object)
-    found[samples.rows] = np.array(["other", "blast"])[trees.logits(samples).argmax(1)]
-    return found

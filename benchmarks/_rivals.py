@@ -1,31 +1,32 @@
 """Rivals of the classifier, with its distortions, its draws and its way to choose a threshold.
 
-Each has ``fit(samples, codes)`` and ``logits(samples)``. Nothing is chosen on test samples.
+Each has ``fit(data)``, ``predict(data)`` and ``decision_function(data)``, as the classifier has.
+Nothing is chosen on test samples.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import torch
-from _peers import InducedSetTransformer
+from _trusted import KEYS, quietly
 from lightgbm import LGBMClassifier, early_stopping
+from nets import PerCell
 from scipy.stats import rankdata
 from sklearn.cluster import KMeans
-from torch import nn
 
 from fcm_estimators import ReluFormerClassifier
+from fcm_estimators._base.members import against_rest
 from fcm_estimators._cells.samples import Source, read_samples
 from fcm_estimators._fitting.augmentation import Augmentation
-from fcm_estimators._fitting.class_loss import CellLoss
+from fcm_estimators._fitting.calibration import best_f1_threshold
 from fcm_estimators._fitting.class_targets import class_presence
-from fcm_estimators._fitting.draws import DrawPlan, SampleDraws
+from fcm_estimators._fitting.draws import DrawPlan
 from fcm_estimators._fitting.scale import marker_scale
 from fcm_estimators._fitting.split import patient_folds, split_patients
-from fcm_estimators._fitting.trainer import TrainingPlan, train_net
 
 # Trees see this many cells of each training sample, in so many distorted copies.
 _CELLS, _COPIES = 20_000, 16
@@ -131,35 +132,45 @@ class Boosting:
         of a net that can do without markers; there are 20 copies then.
     """
 
-    def __init__(self, prepare, distorted, seed=0, may_hide=()):
+    def __init__(self, prepare, distorted, seed=0, may_hide=(), patient_key=None):
         self.prepare, self.distorted, self.seed = prepare, distorted, seed
-        self.may_hide = may_hide
+        self.may_hide, self.patient_key = may_hide, patient_key
 
-    def fit(self, samples, codes):
+    def fit(self, data):
+        samples = read(data, self.patient_key)
+        self.markers_, self.classes_ = samples.markers, np.unique(data.obs["cell_type"].astype(str))
+        codes = codes_of(data, samples, self.classes_)
         if self.prepare is Aligned:
             self.prepare = Aligned(samples)
-        present = class_presence(codes, samples.offsets, int(codes.max()) + 1)
+        present = class_presence(codes, samples.offsets, len(self.classes_))
         train, valid = split_patients(samples, 0.25, self.seed, present)
         self.n_trees = _USUAL_TREES
         if valid:
             model = self._model(_MOST_TREES)
             held_out = self._rows(samples, codes, valid)
             stop = early_stopping(_PATIENCE, verbose=False)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model.fit(*self._rows(samples, codes, train), eval_set=[held_out], callbacks=[stop])
+            rows = self._rows(samples, codes, train)
+            quietly(model.fit, *rows, eval_set=[held_out], callbacks=[stop])
             self.n_trees = model.best_iteration_ or _MOST_TREES
         everything = range(len(samples.names))
         self.model = self._model(self.n_trees).fit(*self._rows(samples, codes, everything))
         return self
 
-    def logits(self, samples):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shares = [
-                self.model.predict_proba(self.prepare(samples.x[i:j])) for i, j in samples.spans()
-            ]
-        return np.log(np.clip(np.concatenate(shares), 1e-12, None))
+    def predict(self, data, missing=None):
+        """Labels; a marker that is missing is NaN."""
+        return self.classes_[self._log_shares(data, missing).argmax(1)]
+
+    def decision_function(self, data):
+        """Log-odds of the second of two classes."""
+        return against_rest(self._log_shares(data))[:, 1]
+
+    def _log_shares(self, data, missing=None):
+        samples = read(data, self.patient_key, self.markers_)
+        if missing is not None:
+            samples.x[:, self.markers_.index(missing)] = np.nan
+        parts = [self.prepare(samples.x[i:j]) for i, j in samples.spans()]
+        shares = np.concatenate([quietly(self.model.predict_proba, part) for part in parts])
+        return samples.scatter(np.log(np.clip(shares, 1e-12, None)), np.nan)
 
     def _model(self, n_trees):
         jobs = torch.get_num_threads()
@@ -190,131 +201,41 @@ def _spans(samples):
     return list(samples.spans())
 
 
-# -- nets, trained as the classifier trains its own ----------------------------------------------
-
-
-class Trained:
-    """A net with the draws, optimiser, schedule, length and distortions of the classifier.
-
-    Parameters
-    ----------
-    make : callable
-        Makes the net from the numbers of markers and classes.
-    """
-
-    def __init__(self, make, distorted=True, seed=0):
-        self.make, self.distorted, self.seed = make, distorted, seed
-
-    def fit(self, samples, codes):
-        own = ReluFormerClassifier()
-        n_classes = int(codes.max()) + 1
-        scale = marker_scale(samples)
-        torch.manual_seed(self.seed)
-        self.net = self.make(samples.x.shape[1], n_classes)
-        self.net.mean.copy_(torch.from_numpy(scale.mean))
-        self.net.scale.copy_(torch.from_numpy(scale.sd))
-        augmentation = Augmentation() if self.distorted else None
-        draws = SampleDraws(
-            samples.x,
-            codes,
-            samples.offsets,
-            scale=scale,
-            n_classes=n_classes,
-            plan=DrawPlan(own.steps_per_epoch, 4, own.cells_per_sample, 0.1, augmentation),
-            seed=self.seed,
-        )
-        plan = TrainingPlan("cpu", own.learning_rate, own.max_epochs, own.steps_per_epoch)
-        train_net(self.net, CellLoss(torch.ones(n_classes)), plan, draws, None, None)
-        return self
-
-    @torch.no_grad()
-    def logits(self, samples):
-        found = [
-            self.net(torch.from_numpy(samples.x[i:j]), [0, j - i], context_weight=torch.ones(j - i))
-            for i, j in samples.spans()
-        ]
-        return torch.cat(found).numpy()
-
-
-class _PackedNet(nn.Module):
-    """A net that the package's trainer can train: packed samples, with a weight per cell."""
-
-    def __init__(self, n_markers):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n_markers))
-        self.register_buffer("scale", torch.ones(n_markers))
-
-    def forward(self, x, offsets, *, context_weight):
-        """Logits of all cells; cells of weight 0 are not part of the sample."""
-        parts = zip(
-            ((x - self.mean) / self.scale).split(np.diff(offsets).tolist()),
-            (context_weight > 0).split(np.diff(offsets).tolist()),
-            strict=True,
-        )
-        return torch.cat([self.of_sample(z, inside) for z, inside in parts])
-
-
-class PerCell(_PackedNet):
-    """A perceptron with the width and depth of the classifier's net, on each cell by itself."""
-
-    def __init__(self, n_markers, n_classes, z_scored=False):
-        super().__init__(n_markers)
-        width, self.z_scored = ReluFormerClassifier().hidden_dim, z_scored
-        layers = []
-        for i in range(ReluFormerClassifier().n_layers):
-            layers += [
-                nn.Linear(width if i else n_markers, width),
-                nn.ReLU(),
-                nn.Linear(width, width),
-                nn.LayerNorm(width),
-                nn.ReLU(),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, n_classes))
-
-    def of_sample(self, z, inside):
-        """Logits of the cells of one sample."""
-        if self.z_scored:
-            some = z[inside]
-            z = (z - some.mean(0)) / some.std(0).clamp_min(1e-6)
-        return self.layers(z)
+# -- nets, trained by the classifier ---------------------------------------------------------------
 
 
 class PerCellZ(PerCell):
-    """The same on per-sample z-scores."""
+    """The perceptron on per-sample z-scores."""
 
-    def __init__(self, n_markers, n_classes):
-        super().__init__(n_markers, n_classes, z_scored=True)
+    def forward(self, x, offsets, context_weight):
+        parts = [(x[i:j], x[i:j][context_weight[i:j] > 0]) for i, j in pairwise(offsets)]
+        z = [(x - some.mean(0)) / some.std(0).clamp_min(1e-6) for x, some in parts]
+        return super().forward(torch.cat(z), offsets, context_weight)
 
 
-class Induced(_PackedNet):
-    """A set transformer with inducing points."""
-
-    def __init__(self, n_markers, n_classes):
-        super().__init__(n_markers)
-        own = ReluFormerClassifier()
-        self.net = InducedSetTransformer(
-            n_markers, n_classes, own.hidden_dim, own.n_heads, own.n_layers
-        )
-
-    def of_sample(self, z, inside):
-        """Logits of the cells of one sample."""
-        h = self.net.embed(z)
-        for block in self.net.blocks:
-            h = block.spread(h, block.gather(block.points, h[inside]))
-        return self.net.output(h)
+def trained(module, seed=0):
+    """A classifier with another net, without members; it keeps the weights of the last epoch."""
+    return ReluFormerClassifier(
+        **KEYS, module=module, n_members=0, validation_fraction=None, random_state=seed
+    )
 
 
 # -- thresholds -----------------------------------------------------------------------------------
 
 
-def out_of_fold(rival, samples, codes, seed=0):
-    """Logits of every sample by a rival that was trained without its patient."""
-    n_classes = int(codes.max()) + 1
-    present = class_presence(codes, samples.offsets, n_classes)
-    n_folds = ReluFormerClassifier().n_members
-    found = np.empty((len(samples.x), n_classes))
-    for fold in patient_folds(samples, n_folds, seed, present):
-        rest = sorted(set(range(len(samples.names))) - set(fold))
-        trained = copy.deepcopy(rival).fit(samples.take(rest), codes[samples.cells_of(rest)])
-        found[samples.cells_of(fold)] = trained.logits(samples.take(fold))
-    return found
+def blast_log_odds(model, data):
+    """Log-odds of "blast" against "other"."""
+    return -model.decision_function(data)
+
+
+def out_of_fold_threshold(model, data, patient_key, seed=0):
+    """Threshold of best F1 of the blasts in samples whose patient the model did not see."""
+    samples = read(data, patient_key)
+    codes = codes_of(data, samples, ["other", "blast"])
+    present = class_presence(codes, samples.offsets, 2)
+    found = np.empty(data.n_obs)
+    for fold in patient_folds(samples, ReluFormerClassifier().n_members, seed, present):
+        held_out = data.obs["sample"].isin(samples.names[fold]).to_numpy()
+        again = quietly(copy.deepcopy(model).fit, data[~held_out].copy())
+        found[held_out] = blast_log_odds(again, data[held_out].copy())
+    return best_f1_threshold(found[samples.rows], codes == 1, samples.sample_of_cell)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
 
+from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.datasets import fetch_multicenter_cytof
 from fcm_estimators.metrics import classification_table
 from fcm_estimators.preprocessing import (
@@ -29,6 +30,15 @@ def cytof():
     data = ArcsinhTransform(cofactor=5.0).fit_transform(fetch_multicenter_cytof())
     data.obs["number"] = data.obs["sample"].astype(str).str.removeprefix("sample").astype(int)
     return data
+
+
+@cache
+def trained_on(source):
+    """A default model of one CyTOF batch, that batch, and the other one."""
+    train, test = (
+        cytof()[(cytof().obs["batch"] == source).to_numpy() == same].copy() for same in (1, 0)
+    )
+    return quietly(ReluFormerClassifier(**KEYS).fit, train), train, test
 
 
 def samples_of(data, numbers):

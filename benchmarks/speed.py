@@ -24,7 +24,8 @@ import lightgbm
 import numpy as np
 import pandas as pd
 import torch
-from _peers import InducedSetTransformer, PublishedReluFormer, SoftmaxTransformer
+from _peers import PublishedReluFormer, SoftmaxTransformer
+from nets import SetTransformer
 
 from explainers import AttentionExplainer, GradientExplainer
 from fcm_estimators import ReluFormerClassifier
@@ -57,23 +58,16 @@ def predictors():
     x = rng.normal(size=(20_000, N_MARKERS))
     trees = lightgbm.LGBMClassifier(n_estimators=150, verbose=-1, random_state=0)
     trees.fit(x, x[:, 0] * x[:, 1] > 0)
+    induced = SetTransformer(N_MARKERS, N_CLASSES).eval()
     peers = {
         "published": PublishedReluFormer(net),
-        "set transformer": InducedSetTransformer(N_MARKERS, N_CLASSES).eval(),
+        "set transformer": lambda x: induced(x, [0, len(x)], x.new_ones(len(x))),
         "softmax": SoftmaxTransformer(net),
     }
-    found = {name: _without_gradient(peer) for name, peer in peers.items()}
+    found = {name: torch.no_grad()(peer) for name, peer in peers.items()}
     found["LightGBM"] = lambda x: trees.booster_.predict(x.numpy())
     found["streamed"] = lambda x: streamed(net, x).outputs
     return found
-
-
-def _without_gradient(module):
-    def predict(x):
-        with torch.no_grad():
-            return module(x)
-
-    return predict
 
 
 def interleaved(tasks, repeats):

@@ -11,7 +11,6 @@ import io
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from functools import cache
@@ -19,23 +18,10 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import torch
+from _beside import rivals, thresholds
 from _few import few, one, panels, patients
-from _rivals import (
-    Aligned,
-    Boosting,
-    Induced,
-    PerCell,
-    PerCellZ,
-    Trained,
-    all_three,
-    codes_of,
-    out_of_fold,
-    ranks,
-    raw,
-    read,
-    z_scores,
-)
-from _trusted import KEYS, NAMED, PREPARE, cytof, macro, quietly, samples_of, show
+from _rivals import codes_of
+from _trusted import KEYS, NAMED, PREPARE, cytof, macro, quietly, samples_of, show, trained_on
 from scipy.special import expit, logit
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
@@ -44,11 +30,11 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 
 from fcm_estimators import ReluFormerClassifier
-from fcm_estimators._base.members import against_rest
-from fcm_estimators._fitting.calibration import best_f1_threshold, false_positive_threshold
-from fcm_estimators.datasets import fetch_all494, simulate_cohort
+from fcm_estimators._base.running import outputs_of
+from fcm_estimators._fitting.calibration import false_positive_threshold
+from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.inference import fitted_net, read_samples
-from fcm_estimators.metrics import classification_table, mrd_error, summarize
+from fcm_estimators.metrics import classification_table, mrd_error
 
 # -- cells of a population that was not in training -----------------------------------------------
 
@@ -236,7 +222,7 @@ def performance():
         show(clf.performance_.mrd, f"seed {seed}: residual disease on held-out patients")
         show(mrd_error(share["true"], share["called"]), f"seed {seed}: on unseen patients")
     for source in ("batch1", "batch2"):
-        clf, test = trained_on(source)
+        clf, _, test = trained_on(source)
         rows += _promised(f"CyTOF, {source}", clf)
         rows.append(
             {
@@ -260,13 +246,6 @@ def _promised(name, clf):
     return [{"data": name, "on": f"{clf.performance_.n_patients} held-out patients", **found}]
 
 
-@cache
-def trained_on(source):
-    """A default model of one CyTOF batch, and the other batch."""
-    train, test = (cytof()[(cytof().obs["batch"] == source).to_numpy() == same] for same in (1, 0))
-    return quietly(ReluFormerClassifier(**KEYS).fit, train.copy()), test.copy()
-
-
 # -- probabilities and thresholds -----------------------------------------------------------------
 
 
@@ -274,10 +253,10 @@ def probabilities():
     """Expected over true numbers by power of ten of the probability, and calibration error."""
     rows, errors = [], []
     models = {f"simulated {seed}": unseen_patients(seed) for seed in (10, 11)}
-    models["CyTOF, other batch"] = trained_on("batch1")
+    models["CyTOF, other batch"] = trained_on("batch1")[::2]
     for name, (clf, test) in models.items():
         samples = read_samples(clf, test)
-        z = torch.from_numpy(_logits(clf, samples)).double()
+        z = torch.from_numpy(outputs_of(fitted_net(clf), samples)).double()
         codes = codes_of(test, samples, clf.classes_)
         # A temperature that the model did not take would be 1; 1.2 shows what it does.
         temperature = clf.temperature_ if clf.temperature_ != 1 else 1.2
@@ -318,13 +297,6 @@ def probabilities():
     _rates()
 
 
-def _logits(clf, samples):
-    """Outputs of the net, before calibration."""
-    from fcm_estimators._base.running import outputs_of
-
-    return outputs_of(fitted_net(clf), samples)
-
-
 def _rates(n_models=500, rate=1e-3):
     """Synthetic models with confident negatives: how many exceed the promised rate."""
     rng = np.random.default_rng(0)
@@ -340,128 +312,6 @@ def _rates(n_models=500, rate=1e-3):
             logit(probability)
         )
     print(f"\nModels of {n_models} whose false-positive rate of {rate:g} is exceeded: {exceeded}")
-
-
-# -- rivals ---------------------------------------------------------------------------------------
-
-
-def rivals(seed=0):
-    """CyTOF, trained on one batch and shown the other: macro-F1, mean over samples."""
-    models: dict[str, Callable] = {
-        "LightGBM": lambda: Boosting(raw, False, seed),
-        "LightGBM, z-scores": lambda: Boosting(z_scores, False, seed),
-        "LightGBM, ranks": lambda: Boosting(ranks, False, seed),
-        "LightGBM, aligned": lambda: Boosting(Aligned, False, seed),
-        "LightGBM, distorted": lambda: Boosting(raw, True, seed),
-        "LightGBM, all three, distorted": lambda: Boosting(all_three, True, seed),
-        "per-cell net, distorted": lambda: Trained(PerCell, True, seed),
-        "per-cell net, z-scores, distorted": lambda: Trained(PerCellZ, True, seed),
-        "set transformer, distorted": lambda: Trained(Induced, True, seed),
-    }
-    rows = []
-    for source in ("batch1", "batch2"):
-        clf, test = trained_on(source)
-        train = cytof()[(cytof().obs["batch"] == source).to_numpy()].copy()
-        samples, new = read(train), read(test)
-        codes = codes_of(train, samples, clf.classes_)
-        for name, make in models.items():
-            start = time.perf_counter()
-            logits = make().fit(samples, codes).logits(new)
-            found = clf.classes_[logits.argmax(1)]
-            rows.append(_row(name, source, macro(test, found), start))
-        start = time.perf_counter()
-        plain = ReluFormerClassifier(**KEYS, augmentation=0, n_members=0, random_state=seed)
-        quietly(plain.fit, train)
-        rows.append(
-            _row("ReluFormer, not distorted", source, macro(test, plain.predict(test)), start)
-        )
-        rows.append(_row("ReluFormer", source, macro(test, clf.predict(test)), None))
-        rows += _swapped(clf, source, train, test)
-        done = pd.DataFrame([r for r in rows if r["trained on"] == source])
-        show(done.set_index("model"), f"Trained on {source}")
-    table = pd.DataFrame(rows).pivot_table(index="model", columns="trained on", values="macro_f1")
-    show(table.assign(mean=table.mean(axis=1)).sort_values("mean"), "Macro-F1")
-
-
-def _row(name, source, score, start):
-    seconds = np.nan if start is None else time.perf_counter() - start
-    return {"model": name, "trained on": source, "macro_f1": score, "seconds": seconds}
-
-
-def _swapped(clf, source, train, test):
-    """The same net with the contexts of other samples."""
-    net = fitted_net(clf)
-    samples, own = read_samples(clf, test), read_samples(clf, train)
-    parts = [torch.from_numpy(samples.x[i:j]) for i, j in samples.spans()]
-    first = own.x[slice(*next(own.spans()))]
-    given = {
-        "contexts of the next sample of the batch": parts[1:] + parts[:1],
-        "contexts of a training sample": [torch.from_numpy(first)] * len(parts),
-    }
-    rows = []
-    for name, others in given.items():
-        with torch.no_grad():
-            z = torch.cat(
-                [net(x, contexts=net.contexts(o)) for x, o in zip(parts, others, strict=True)]
-            )
-        found = clf.classes_[z.numpy().argmax(1)]
-        rows.append(_row(f"ReluFormer, {name}", source, macro(test, found), None))
-    return rows
-
-
-# -- thresholds chosen alike ----------------------------------------------------------------------
-
-
-def thresholds(seed=0):
-    """Simulated unseen patients, and unseen cells of one marrow; thresholds by held-out F1."""
-    cohort = make_pipeline(*PREPARE).fit_transform(
-        simulate_cohort(n_samples=60, n_cells=10_000, random_state=13)
-    )
-    patients = list(pd.unique(cohort.obs["patient"]))
-    is_train = cohort.obs["patient"].isin(patients[: 2 * len(patients) // 3]).to_numpy()
-    marrow = fetch_all494()
-    marrow = marrow[marrow.obsm["gates"]["intact"].to_numpy()].copy()
-    marrow = make_pipeline(*PREPARE).fit_transform(marrow)
-    half = np.random.default_rng(seed).random(marrow.n_obs) < 0.5
-    _alike("simulated, unseen patients", cohort[is_train].copy(), cohort[~is_train].copy(), seed)
-    _alike("one marrow, unseen cells", marrow[half].copy(), marrow[~half].copy(), seed)
-
-
-def _alike(name, train, test, seed):
-    keys = {"patient_key": "patient"} if train.obs["sample"].nunique() > 1 else {}
-    clf = ReluFormerClassifier(**KEYS, **keys, pos_label="blast", random_state=seed)
-    quietly(clf.fit, train)
-    found = {"ReluFormer": clf.predict(test) == "blast"}
-    train, test = train[:, clf.markers_].copy(), test[:, clf.markers_].copy()
-    samples, new = read(train, *keys.values()), read(test)
-    codes = codes_of(train, samples, ["other", "blast"])
-    models = {
-        "LightGBM": Boosting(raw, False, seed),
-        "LightGBM, z-scores": Boosting(z_scores, False, seed),
-        "LightGBM, distorted": Boosting(raw, True, seed),
-        "per-cell net, distorted": Trained(PerCell, True, seed),
-        "set transformer, distorted": Trained(Induced, True, seed),
-    }
-    for model, rival in models.items():
-        threshold = 0.0
-        if keys:
-            log_odds = against_rest(out_of_fold(rival, samples, codes, seed))[:, 1]
-            threshold = best_f1_threshold(log_odds, codes == 1, samples.sample_of_cell)
-        logits = rival.fit(samples, codes).logits(new)
-        found[model] = against_rest(logits)[:, 1] >= threshold
-    truth = test.obs["cell_type"].astype(str).to_numpy()
-    rows = {}
-    for model, called in found.items():
-        table = classification_table(
-            truth,
-            np.where(called, "blast", "other"),
-            groups=test.obs["sample"].astype(str),
-            pos_label="blast",
-        )
-        rows[model] = summarize(table)
-    columns = ["f1_mean", "f1_median", "false_positives_per_million_negative_samples"]
-    table = pd.DataFrame(rows).T
-    show(table[[c for c in columns if c in table]].astype(float), name)
 
 
 # Parts that share models are one job. The longest come first.

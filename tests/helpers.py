@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -85,3 +86,12 @@ def packed(*blocks):
     offsets = [0, *np.cumsum([len(block) for block in blocks]).tolist()]
     markers = [f"m{j}" for j in range(x.shape[1])]
     return Samples(x, offsets, names, names, markers, np.arange(len(x)), len(x))
+
+
+def benchmark(name):
+    """Module of the folder benchmarks, which is not a package."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -195,6 +195,9 @@ def test_the_page_on_the_paper_runs_as_it_stands(training, capsys):
 
 def test_the_page_on_own_nets_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    nets = "\n\n".join(blocks_of("howto/own-net.md")[:2])
+    whole = (DOCS.parent / "benchmarks" / "nets.py").read_text(encoding="utf-8")
+    assert nets.split() == whole[whole.index("from itertools") :].split()
     names: dict[str, object] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # members of so short a training may not agree

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
 import json
 import shutil
 import tracemalloc
@@ -24,19 +23,12 @@ import fcm_estimators
 from fcm_estimators import FcmError, ReluFormerClassifier, read_fcs
 from fcm_estimators.exceptions import FcsError, ModelFormatError
 from fcm_estimators.models import load_model
-from tests.helpers import toy_cohort, weights_file
+from tests.helpers import benchmark, toy_cohort, weights_file
 
 ROOT = Path(__file__).parents[1]
 
 
-def fuzz_module():
-    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "benchmarks" / "fuzz.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-fuzz = fuzz_module()
+fuzz = benchmark("fuzz")
 
 
 def read_or_refused(path):

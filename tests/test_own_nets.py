@@ -20,8 +20,18 @@ from fcm_estimators import PolygonRegressor, ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError, ModelFormatError
 from fcm_estimators.models import load_model
 from fcm_estimators.nn import ReluFormer
-from tests.helpers import toy_cohort
-from tests.own_nets import PerCell, SetTransformer
+from tests.helpers import benchmark, toy_cohort
+
+# The trained peers of the benchmarks, which the page on such nets shows.
+nets = benchmark("nets")
+SetTransformer = nets.SetTransformer
+
+
+class PerCell(nets.PerCell):
+    """The perceptron with a forward that takes no weights of cells."""
+
+    def forward(self, x, offsets):
+        return super().forward(x, offsets, None)
 
 
 def quick(module, **kwargs):
@@ -46,12 +56,12 @@ def cohort():
 
 @pytest.fixture(scope="module", params=[SetTransformer, PerCell])
 def fitted(request, cohort):
-    return quick(request.param, module__width=12).fit(cohort)
+    return quick(request.param, module__width=12, module__n_layers=1, max_epochs=8).fit(cohort)
 
 
 @pytest.fixture(scope="module")
 def of_sets(cohort):
-    return quick(SetTransformer).fit(cohort)
+    return quick(SetTransformer, module__n_layers=1).fit(cohort)
 
 
 def test_it_learns_has_members_and_a_threshold(fitted, cohort):
@@ -100,7 +110,9 @@ def test_annotate_writes_what_predict_gives_and_the_members(fitted, cohort, tmp_
     stored = anndata.read_h5ad(path)
     assert list(stored.obs["reluformer"]) == list(data.obs["reluformer"])
     cards = json.loads(data.uns["reluformer"]["cards"])
-    assert cards["Model card"]["Model"]["net"].startswith(f"{fitted.module.__name__}, width=12; ")
+    assert cards["Model card"]["Model"]["net"].startswith(
+        f"{fitted.module.__name__}, width=12, n_layers=1; "
+    )
 
 
 def test_a_saved_model_needs_the_class_and_predicts_the_same(fitted, cohort, tmp_path):
@@ -112,7 +124,7 @@ def test_a_saved_model_needs_the_class_and_predicts_the_same(fitted, cohort, tmp
     back = ReluFormerClassifier.load(tmp_path, module=fitted.module, device="cpu")
     np.testing.assert_array_equal(back.predict_proba(cohort), fitted.predict_proba(cohort))
     assert back.get_params() == fitted.get_params()
-    message = r"ReluFormer\(4, 2, width=12\) failed.*Pass the class"
+    message = r"ReluFormer\(4, 2, width=12, n_layers=1\) failed.*Pass the class"
     with pytest.raises(ModelFormatError, match=message):
         ReluFormerClassifier.load(tmp_path, module=ReluFormer)
     description = json.loads((tmp_path / "model.json").read_text())
@@ -286,10 +298,15 @@ def test_a_set_module_keeps_streaming_attention_and_own_gradients(cohort):
     np.testing.assert_allclose(parts[0] + parts[1], parts[2], atol=1e-5)
 
 
+class Drops(PerCell):
+    def __init__(self, n_markers, n_outputs, dropout=0.0):
+        super().__init__(n_markers, n_outputs)
+        self.layers.insert(-1, nn.Dropout(dropout))
+
+
 def test_equal_seeds_give_equal_models_with_dropout_and_twins_differ(cohort):
     first, again = (
-        quick(SetTransformer, module__dropout=0.3, n_members=0, max_epochs=2).fit(cohort)
-        for _ in range(2)
+        quick(Drops, module__dropout=0.3, n_members=0, max_epochs=2).fit(cohort) for _ in range(2)
     )
     np.testing.assert_array_equal(first.predict_proba(cohort), again.predict_proba(cohort))
     twin = first.untrained_twin(1)
@@ -360,9 +377,5 @@ def test_callbacks_that_cannot_be_used_are_refused(cohort, tmp_path):
 
 
 def test_cells_have_no_influence_on_a_net_that_reads_each_by_itself(cohort):
-    class Accepts(PerCell):
-        def forward(self, x, offsets, context_weight):
-            return super().forward(x, offsets)
-
-    clf = quick(Accepts, n_members=0, max_epochs=1).fit(cohort)
+    clf = quick(nets.PerCell, n_members=0, max_epochs=1).fit(cohort)
     assert not InfluenceExplainer(clf, "blast").attribute(cohort).any()
