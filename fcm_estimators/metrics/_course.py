@@ -312,7 +312,8 @@ class CourseDisplay:
         if total.any():
             ax.vlines(days[total], np.maximum(lowest, floor)[total], highest[total], color=_HUE,
                       lw=0.7, label="95 % with wrongly\nclassified cells")  # fmt: skip
-        ax.vlines(days[known], np.maximum(low, floor)[known], high[known], color=_HUE, lw=2.4)
+        width = 2.4 if total.any() else 1.2
+        ax.vlines(days[known], np.maximum(low, floor)[known], high[known], color=_HUE, lw=width)
         most = np.fmax(high, highest)
         at = np.select([kind == "less", known], [np.fmax(unseen, most), values], floor * 1.5)
         for i in range(len(days) - 1):
