@@ -200,10 +200,13 @@ class Trained:
     ----------
     make : callable
         Makes the net from the numbers of markers and classes.
+    callbacks : sequence of skorch.callbacks.Callback
+        Called while it is trained.
     """
 
-    def __init__(self, make, distorted=True, seed=0):
+    def __init__(self, make, distorted=True, seed=0, callbacks=()):
         self.make, self.distorted, self.seed = make, distorted, seed
+        self.callbacks = callbacks
 
     def fit(self, samples, codes):
         own = ReluFormerClassifier()
@@ -224,7 +227,8 @@ class Trained:
             seed=self.seed,
         )
         plan = TrainingPlan("cpu", own.learning_rate, own.max_epochs, own.steps_per_epoch)
-        train_net(self.net, CellLoss(torch.ones(n_classes)), plan, draws, None, None)
+        loss = CellLoss(torch.ones(n_classes))
+        train_net(self.net, loss, plan, draws, None, None, self.callbacks)
         return self
 
     @torch.no_grad()
