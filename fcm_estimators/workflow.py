@@ -19,7 +19,7 @@ from anndata import AnnData
 
 from fcm_estimators._base.panels import with_aliases
 from fcm_estimators._cells.samples import data_names
-from fcm_estimators._checks import listed
+from fcm_estimators._checks import gate_called, listed
 from fcm_estimators._files import made_folder, replaced_when_complete, write_table
 from fcm_estimators._types import Entries, Progress
 from fcm_estimators.cohort import annotate_files, read_files
@@ -186,9 +186,11 @@ def _with_gates_of(model: Any, labels: LabelSource) -> LabelSource:
 
 def _with_subset(labels: LabelSource, subset: object) -> LabelSource:
     """Let the source read the gate whose cells a model reads, if its file has it."""
-    if not isinstance(subset, str) or labels.gates is None or subset not in labels.gate_names():
+    if not isinstance(subset, str) or labels.gates is None:
         return labels
-    return replace(labels, also=(*labels.also, subset))
+    known = labels.gate_names()
+    gate = gate_called(subset, known)
+    return replace(labels, also=(*labels.also, gate)) if gate in known else labels
 
 
 def _require_labels(adata: AnnData, key: str) -> None:

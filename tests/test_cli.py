@@ -279,6 +279,33 @@ def test_labels_of_the_deepest_gate_need_no_list_of_classes(lab, raw, wsp, tmp_p
     assert "name them with --gate." in " ".join(odd.stderr.split())
 
 
+def test_a_subset_whose_name_has_a_slash_is_read_from_the_gates(lab, raw, tmp_path):
+    """Importers write "|" for "/", and --gate alone would leave the subset out."""
+    forward = raw.var["channel"][raw.var["kind"] == "scatter"].iloc[0]
+    low, middle = np.quantile(raw[:, raw.var["channel"] == forward].X, [0.2, 0.5])
+    upper = workspaces.population("up/per", workspaces.box(**{forward: (middle, None)}))
+    subset = workspaces.population("in/tact", workspaces.box(**{forward: (low, None)}))
+    files = sorted((lab / "fcs").iterdir())[:2]
+    wsp = workspaces.write_workspace(
+        tmp_path / "lab.wsp", *(workspaces.sample(f.name, upper, subset) for f in files)
+    )
+    gates = ["--gates", wsp, "--gate", "up/per"]
+    done = call(
+        "train", *files, "-o", tmp_path / "m", *gates, "--class", "up/per=upper",
+        "--subset", "in/tact", "--max-epochs", 1, *ONE_PROCESS,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for command, chosen in (("annotate", gates), ("annotate", gates[:2]), ("explain", gates[:2])):
+        out = tmp_path / f"{command}{len(chosen)}"
+        done = call(command, tmp_path / "m", files[0], "-o", out, *chosen, *ONE_PROCESS)
+        assert done.exit_code == 0, done.output
+        called = ad.read_h5ad(next(out.glob("*.h5ad")))
+        inside = called[:, called.var["channel"] == forward].layers["raw"].ravel() >= low
+        assert ((called.obs["reluformer"] != "not analysed").to_numpy() == inside).all()
+        again = load_model(tmp_path / "m").annotate(called, copy=True)
+        assert list(again.obs["reluformer"]) == list(called.obs["reluformer"])
+
+
 def test_explain_adds_gradients_and_heads(lab, model, tmp_path):
     first = sorted((lab / "fcs").iterdir())[0]
     done = call(

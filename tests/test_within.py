@@ -185,3 +185,32 @@ def test_files_are_read_with_the_gate_of_their_labels(cohort, clf, tmp_path):
         )  # fmt: skip
     table = annotate_files(clf, tmp_path / "c.h5ad", tmp_path / "o", gates=tree, n_workers=0)
     assert table["n_analysed"].tolist() == [int(tree.apply(parts[0])["intact"].sum())]
+
+
+@pytest.fixture(scope="module")
+def slashed(cohort):
+    """The data with the gate as importers of gates write a name with "/"."""
+    data = cohort.copy()
+    del data.uns["labelled_within"], data.obs["cell_type"]
+    data.obsm["gates"] = pd.DataFrame(data.obsm["gates"]).rename(columns={"intact": "CD4|CD8"})
+    return data
+
+
+@pytest.mark.parametrize("asked", [{"within": "CD4/CD8"}, {"subset_key": "CD4/CD8"}])
+def test_a_gate_is_found_by_its_name_with_a_slash(cohort, clf, slashed, asked, tmp_path):
+    data = slashed.copy()
+    labels_from_gates(data, {"blast": "blast"}, within=asked.get("within"))
+    model = ReluFormerClassifier(**PARAMS, subset_key=asked.get("subset_key")).fit(data)
+    np.testing.assert_array_equal(model.predict(data), clf.predict(cohort))
+    model.save(tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    for form in READ:
+        path = tmp_path / f"cells.{form}"
+        getattr(slashed.copy(), f"write_{form}")(path)
+        model.annotate(path)
+        assert READ[form](path).obs["reluformer"].tolist() == clf.predict(cohort).tolist()
+    for store in (slashed, tmp_path / "cells.h5ad"):
+        part = ad.read_h5ad(store) if store is not slashed else store.copy()
+        part.obsm["gates"] = pd.DataFrame(part.obsm["gates"])[["blast"]]
+        with pytest.raises(MissingKeyError, match="CD4/CD8"):
+            model.annotate(part)

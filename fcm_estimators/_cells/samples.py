@@ -23,6 +23,7 @@ from fcm_estimators._cells.defaults import (
 from fcm_estimators._cells.within import Within
 from fcm_estimators._checks import (
     as_flags,
+    gate_called,
     listed,
     marker_positions,
     require_finite,
@@ -300,8 +301,9 @@ def _subset(data: Any, source: Source) -> np.ndarray | None:
     if key is None:
         return within
     gates = data.obsm.get(EXPERT_GATES) if isinstance(data, AnnData) else None
-    if isinstance(gates, pd.DataFrame) and key not in data.obs and key in gates:
-        inside = gates[key].to_numpy()
+    gate = gate_called(str(key), gates) if isinstance(gates, pd.DataFrame) else None
+    if isinstance(gates, pd.DataFrame) and key not in data.obs and gate in gates:
+        inside = gates[gate].to_numpy()
     else:
         inside = column(data, key, "subset_key")
     flags = as_flags(inside, f"subset_key={key!r}")

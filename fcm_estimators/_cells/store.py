@@ -24,6 +24,7 @@ from fcm_estimators._cells.samples import model_names
 from fcm_estimators._cells.stored_values import Rows, StoredValues, readable
 from fcm_estimators._checks import (
     as_flags,
+    gate_called,
     listed,
     marker_positions,
     require_key,
@@ -33,6 +34,7 @@ from fcm_estimators._files import reserve
 from fcm_estimators._types import Element, Entries, Group
 from fcm_estimators.colours import named
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.keys import EXPERT_GATES
 
 # Number of rows that are read from a store at once.
 BLOCK = 65_536
@@ -106,15 +108,19 @@ class CellStore:
             )
         return found
 
-    def flags(self, key: object) -> np.ndarray:
-        """A column of True and False for all cells; all True if ``key`` is None."""
+    def flags(self, key: object, what: str = "cells") -> np.ndarray:
+        """A column of ``obs``, or of ``obsm["gates"]``, of True and False; all True for None."""
         if key is None:
             return np.ones(self.n_obs, dtype=bool)
         if not isinstance(key, str):
             raise InvalidInputError(
                 f"Choose cells of a store by a column of obs, not by {type(key).__name__}."
             )
-        self.require_column(key, "cells")
+        gates = self.table_columns(EXPERT_GATES) or []
+        if key not in self.root["obs"] and (gate := gate_called(key, gates)) in gates:
+            inside = anndata.io.read_elem(self.root["obsm"][EXPERT_GATES][gate])
+            return as_flags(inside, f"Membership in the gate {gate!r}")
+        self.require_column(key, what)
         return as_flags(self.column(key), f"The obs column {key!r}")
 
     def table(self, key: str) -> pd.DataFrame | None:
@@ -367,7 +373,7 @@ def sample_rows(
     ----------
     store : CellStore
     sample_key, subset_key : str or None
-        Columns of ``obs``.
+        Columns of ``obs``; the subset may also be a gate of ``obsm["gates"]``.
     chosen : ndarray of bool, shape (n_obs,), optional
         Cells to analyse among those of ``subset_key``.
 
@@ -385,13 +391,12 @@ def sample_rows(
     """
     if store.n_obs == 0:
         raise InvalidInputError(f"Found 0 cells in {store.path}, and at least one is needed.")
-    for key, what in ((sample_key, "sample_key"), (subset_key, "subset_key")):
-        if key is not None:
-            store.require_column(key, what)
+    if sample_key is not None:
+        store.require_column(sample_key, "sample_key")
     codes, names = np.zeros(store.n_obs, dtype=np.int8), pd.Index([0])
     if sample_key is not None:
         codes, names = sample_codes(store.column(str(sample_key)), sample_key)
-    kept = store.flags(subset_key)
+    kept = store.flags(subset_key, "subset_key")
     if chosen is not None:
         kept &= chosen
     found: dict[Hashable, list[Rows]] = {}

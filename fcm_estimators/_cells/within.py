@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from fcm_estimators._checks import listed, nullable_flags
+from fcm_estimators._checks import gate_called, listed, nullable_flags
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.keys import EXPERT_GATES, LABELLED_WITHIN
 
@@ -83,8 +83,8 @@ class Within:
         for table in tables:
             if not isinstance(table, pd.DataFrame):
                 continue
-            if self.gate in table:
-                flags = nullable_flags(table[self.gate], f"Membership in the gate {self.gate!r}")
+            if (gate := gate_called(self.gate, table)) in table:
+                flags = nullable_flags(table[gate], f"Membership in the gate {gate!r}")
                 return np.asarray(flags.to_numpy(dtype=bool, na_value=False))
             found += [str(name) for name in table]
         raise MissingKeyError(

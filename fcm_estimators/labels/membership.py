@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._checks import nullable_flags, rows_by_sample
+from fcm_estimators._checks import gate_called, nullable_flags, rows_by_sample
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
 from fcm_estimators.io.decode import decode
 from fcm_estimators.io.record import UNS_KEY, sample_row
@@ -198,7 +198,8 @@ def membership(
             "per gate."
         )
     found = {}
-    for gate in gates:
+    for asked in gates:
+        gate = gate_called(asked, frame)
         if gate not in frame:
             raise MissingKeyError(
                 f"obsm[{key!r}] has no gate {gate!r}; it has {', '.join(frame.columns)}."
@@ -208,7 +209,7 @@ def membership(
                 f"Gate {gate!r} in obsm[{key!r}] is {frame[gate].dtype}; expected bool."
             )
         column = frame[gate].astype("boolean")
-        found[gate] = (
+        found[asked] = (
             column.fillna(False).to_numpy(dtype=bool),
             column.notna().to_numpy(dtype=bool),
         )
