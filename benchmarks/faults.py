@@ -1,9 +1,10 @@
 """Faults of disks, processes and files, made on purpose: how many were tried, how many survived.
 
 Run ``python benchmarks/faults.py``, or with names of faults; ``--times`` says how often each is
-tried. A fault is survived if the command ends with an error in words or goes on, no result is half
-or another one than it says, and the next run completes the rest. Full and read-only disks are small
-file systems in memory where this process may mount them, else a limit of the size of files.
+tried, ``--files`` how many files are many. A fault is survived if the command ends with an error in
+words or goes on, no result is half or another one than it says, and the next run completes the
+rest. Full and read-only disks are small file systems in memory where this process may mount them,
+else a limit of the size of files.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from fcm_estimators.datasets import simulate_cohort
 from fcm_estimators.models import load_model
 from fcm_estimators.preprocessing import Compensation, LogicleTransform
 
-N_FILES, N_MANY = 4, 300
+N_FILES, N_MANY = 4, 2_000
 FCM = [sys.executable, "-W", "ignore", "-m", "fcm_estimators.cli"]
 TRAIN = ("--label-key", "cell_type", "--pos-label", "blast", "--max-epochs", "4")
 
@@ -43,7 +44,8 @@ TRAIN = ("--label-key", "cell_type", "--pos-label", "blast", "--max-epochs", "4"
 class Lab:
     """Files, a model and the results that all runs must give."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, n_many: int):
+        self.n_many = n_many
         self.folder, self.files, self.model = folder, folder / "in", folder / "model"
         self.files.mkdir()
         raw = simulate_cohort(N_FILES, 3000, random_state=0)
@@ -366,7 +368,7 @@ def many_files(lab, times):
     folder = lab.new()
     folder.mkdir()
     content = sorted(lab.files.iterdir())[0].read_bytes()
-    for i in range(N_MANY):
+    for i in range(lab.n_many):
         (folder / f"{i}.fcs").write_bytes(content)
     seen = []
 
@@ -377,9 +379,10 @@ def many_files(lab, times):
         )
 
     table = annotate_files(lab.model, folder, lab.new(), n_workers=0, progress=look)
-    handles, memory = np.array(seen[N_MANY // 10 :]).T
+    handles, memory = np.array(seen[lab.n_many // 10 :]).T
     grown = (memory[-50:].mean() - memory[:50].mean()) / 2**20
-    print(f"{N_MANY} files: handles {handles.min()} to {handles.max()}, memory {grown:+.1f} MiB")
+    found = f"handles {handles.min()} to {handles.max()}, memory {grown:+.1f} MiB"
+    print(f"{lab.n_many} files: {found}")
     yield bool((table["status"] == "done").all() and np.ptp(handles) <= 2 and grown < 20)
 
 
@@ -417,7 +420,7 @@ FAULTS = {
     "odd_files": (odd_files, "pipe, empty files, names not UTF-8 or like a formula"),
     "training_killed": (training_killed, "training killed at any moment, resumed: equal weights"),
     "training_twice": (training_twice, "training in two processes: equal weights"),
-    "many_files": (many_files, f"{N_MANY} files in one process: handles and memory flat"),
+    "many_files": (many_files, "many files in one process: handles and memory flat"),
     "equality": (equality, "equal over threads, workers, order, chunks"),
 }
 
@@ -427,13 +430,14 @@ def main():
     parser.add_argument("faults", nargs="*", choices=[*FAULTS, []], help="default: all")
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", type=int, default=N_MANY, help="how many files are many")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     random.seed(given.seed)
     good = True
     print("| fault | tried | survived |\n|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        lab = Lab(Path(folder))
+        lab = Lab(Path(folder), given.files)
         for name in given.faults or FAULTS:
             make, text = FAULTS[name]
             outcomes = list(make(lab, given.times))
