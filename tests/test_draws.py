@@ -397,7 +397,7 @@ def test_f1_threshold_is_about_as_good_as_the_best_and_near_even_odds(seed):
         ]
     )
     lost = table[:, [table.mean(0).argmax()]] - table
-    bar = np.maximum(1e-3, lost.std(0, ddof=1) / np.sqrt(3))
+    bar = np.maximum(1e-3, 2 * lost.std(0, ddof=1) / np.sqrt(3))
     position = np.abs(grid - cut).argmin()
     assert lost.mean(0)[position] <= bar[position] + 1e-9
     nearer = np.abs(grid) < abs(cut) - 0.01
