@@ -33,7 +33,7 @@ def tubes_of(counts: list[tuple[int, int]], **columns) -> pd.DataFrame:
 def errors_of(
     n_patients: int = 20, model: str = "", found: tuple[float, float] = (40, 10)
 ) -> ClassificationErrors:
-    """About 1e-5 of the other cells are called; shares of the positive ones are beta-distributed."""
+    """About 1e-5 of the negative cells are called; of the positive, shares by a beta law."""
     rng = np.random.default_rng(0)
     n_positive = np.repeat([0, 1000], n_patients)
     table = pd.DataFrame({"n_cells": 500_000, "n_positive": n_positive})

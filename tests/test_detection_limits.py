@@ -179,9 +179,7 @@ def test_probability_of_detection_is_the_published_one(events: int, probability:
     blank = blank_of_counts(counts_of([0] * 60), warn=False)
     protocol = Protocol("figure", events, events, sensitivity=0.01)
     for p, sign in ((probability - 0.005, 1), (probability + 0.005, -1)):
-        limits = detection_limits(
-            blank, n_cells=800, protocol=protocol, probability=p, warn=False
-        )
+        limits = detection_limits(blank, n_cells=800, protocol=protocol, probability=p, warn=False)
         assert sign * (0.01 - limits.limit_of_detection) > 0
 
 

@@ -577,7 +577,7 @@ def test_the_course_knows_the_errors_of_the_report(sample, course, tmp_path):
         write_report(sample, tmp_path / "r.html", errors=errors, **here)
         shown = said(tmp_path / "r.html")["course"]
         assert ("the thin ones know wrongly classified cells too" in shown) == (not why)
-        assert f"not estimable: {errors.why}." in shown if why else known["shown_total"].iloc[0] in shown
+        assert (f"not estimable: {why}." if why else known["shown_total"].iloc[0]) in shown
         for other in (None, ClassificationErrors(rates[0], Spread(0.0, 0.5, 20))):
             with pytest.raises(InvalidInputError, match="course and report differ in errors="):
                 write_report(sample, tmp_path / "r.html", errors=other, **here)
@@ -606,6 +606,10 @@ def test_reports_of_files_have_the_courses_of_their_patients(sample, course, tmp
     shown = said(tmp_path / "pages" / "one.html")
     assert "15" in shown["course"]
     assert "300,000" not in shown["course"]  # that of another patient
+    ClassificationErrors(Spread(-11, 0.5, 20), Spread(1.5, 0.5, 20)).write(tmp_path / "errors.json")
+    done = report_files(folder, tmp_path / "pages", errors=tmp_path / "errors.json", **options)
+    assert done["status"].tolist() == ["done"]
+    assert "know wrongly classified cells too" in said(tmp_path / "pages" / "one.html")["course"]
     with pytest.raises(InvalidInputError, match="pass sheet="):
         report_files(folder, tmp_path / "pages", pool="visit")
     # No page without the course that was asked for; a page of somebody else stays.

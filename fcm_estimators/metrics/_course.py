@@ -281,10 +281,10 @@ class CourseDisplay:
         """Draw the course; sets ``ax_`` and ``figure_``.
 
         Full points are detected, with the counting interval and, as a thin bar, that with wrongly
-        classified cells; a dotted line joins those that follow each other. Open points are cells that were seen, too few to say more. An open triangle
-        stands for "less than", at the upper end of what may be there. Crosses at the bottom are
-        results on which nothing can be said. The grey band is below the LOD or, if it is known and
-        higher, the limit of blank.
+        classified cells; a dotted line joins those that follow each other. Open points are cells
+        that were seen, too few to say more. An open triangle stands for "less than", at the upper
+        end of what may be there. Crosses at the bottom are results on which nothing can be said.
+        The grey band is below the LOD or, if it is known and higher, the limit of blank.
         """
         if ax is None:
             import matplotlib.pyplot as plt

@@ -76,7 +76,9 @@ def in_words(
     low, high = interval
     of = _denominator(gate, protocol)
     share = in_percent(k / n)
-    whole = f"{counted}; {confidence:.3g} % interval {interval_in_percent(low, high)}, counting only"
+    whole = (
+        f"{counted}; {confidence:.3g} % interval {interval_in_percent(low, high)}, counting only"
+    )
     if not np.isnan(total[0]):
         whole += f"; {interval_in_percent(*total)} with wrongly classified cells"
     missed = " The sensitivity asked for was not reached." if adequacy == "not reached" else ""

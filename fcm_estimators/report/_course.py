@@ -34,8 +34,8 @@ _NEEDED = (
     "tubes_p",
 )
 _OTHER_ERRORS = (
-    "course and report differ in errors=..., by which intervals know wrongly classified cells. Give "
-    "the same to both, or none."
+    "course and report differ in errors=..., by which intervals know wrongly classified cells. "
+    "Give the same to both, or none."
 )
 # How results without a denominator gate are called.
 _ALL_CELLS = ("analysed", "analysed cells")
@@ -100,8 +100,8 @@ def course_of(
         notes.append(f"Intervals with wrongly classified cells are not estimable: {why[0]}.")
     elif has_total:
         notes = [
-            "The thick bars in the picture are 95 % intervals of counting alone; the thin ones know "
-            "wrongly classified cells too."
+            "The thick bars in the picture are 95 % intervals of counting alone; the thin ones "
+            "know wrongly classified cells too, and need not hold the counted fraction."
         ]
     if (days["n_tubes"] > 1).any():
         notes.append("Counts of the tubes of a day are added, never averaged.")

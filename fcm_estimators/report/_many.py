@@ -48,9 +48,10 @@ def report_files(
     out : path, optional
         A page (.html or .htm) for one sample of one file, or a directory. The directory gets
         ``{name}.html`` for each file, or ``{name}-1.html``, ``{name}-2.html`` and so on if the file
-        has several samples, and ``index.html``, which links all reports of the directory, also those
-        of earlier calls, unless a file or a page that is no such index has this name. ``name`` is the name of the file, also without ``identifiers``. Default:
-        report.html for one sample, the directory reports for several.
+        has several samples, and ``index.html``, which links all reports of the directory, also
+        those of earlier calls, unless a file or a page that is no such index has this name.
+        ``name`` is the name of the file, also without ``identifiers``. Default: report.html for one
+        sample, the directory reports for several.
     sample : str, optional
         Report only this sample.
     sheet : path or DataFrame, optional
