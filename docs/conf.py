@@ -1,5 +1,8 @@
 """Settings of the site; build it with ``make docs``."""
 
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+
 from fcm_estimators import __version__
 
 project = "fcm-estimators"
@@ -11,7 +14,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build", "**/_build", "jupyter_execute"]
@@ -25,6 +27,8 @@ html_css_files = ["site.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+# Browsers draw MathML themselves, so pages need no network for their equations.
+html_math_renderer = "mathml"
 
 # Tutorials run when the site is built; what ran before is kept until its page changes.
 nb_execution_mode = "cache"
@@ -41,3 +45,18 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+
+
+def _inline(translator, node):
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def _displayed(translator, node):
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise SkipNode
+
+
+def setup(app):
+    """Write equations as MathML."""
+    app.add_html_math_renderer("mathml", (_inline, None), (_displayed, None))

@@ -203,7 +203,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         "auto" (CUDA if present), "cpu", "cuda", "cuda:1"; or "accelerate": all GPUs of
         ``accelerate launch``, through Hugging Face Accelerate (extra ``gpus``). With n processes
         an epoch has n times fewer steps with n times more samples. Every process fits the same
-        model.
+        model. ``accelerate launch --mixed_precision bf16`` trains in mixed precision.
     random_state : int, RandomState or None, default 0
         Equal integers give equal models on one machine.
     verbose : int, default 0

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import joblib
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.nn import ReluFormer
 from tests.helpers import toy_cohort
 
 QUICK = {
@@ -34,6 +37,36 @@ def test_one_process_trains_as_without(tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
     joblib.dump(other, tmp_path / "model.joblib")
     other.save(tmp_path / "model")
+
+
+def test_mixed_precision_is_of_training_only(monkeypatch):
+    seen = set()
+
+    class Watched(ReluFormer):
+        def read_out(self, x, encoded, offsets, **given):
+            logits = super().read_out(x, encoded, offsets, **given)
+            seen.add((self.training, logits.dtype))
+            return logits
+
+    params = {**QUICK, "n_members": 0, "module": Watched}
+    params |= {"module__n_layers": params.pop("n_layers"), "module__n_heads": 2}
+    params["module__hidden_dim"] = params.pop("hidden_dim")
+    cohort = toy_cohort()
+    plain = ReluFormerClassifier(**params).fit(cohort)
+    assert (True, torch.bfloat16) not in seen
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    try:
+        mixed = ReluFormerClassifier(**{**params, "device": "accelerate"}).fit(cohort)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert {dtype for training, dtype in seen if training} == {torch.float32, torch.bfloat16}
+    assert all(p.dtype == torch.float32 for p in mixed.net_.module_.parameters())
+    seen.clear()
+    found = mixed.predict_proba(cohort)
+    assert seen == {(False, torch.float32)}
+    np.testing.assert_allclose(found, plain.predict_proba(cohort), atol=0.02)
+    assert not np.array_equal(found, plain.predict_proba(cohort))
 
 
 SCRIPT = """
