@@ -238,7 +238,7 @@ def _by_lot(
     for lot, values in fractions.items():
         if len(values) < LEAST_PATIENTS:
             missing.append(
-                f"Lot {lot} has {len(values)} patient(s), fewer than {LEAST_PATIENTS}; {rule}, but "
+                f"Lot {lot!s} has {len(values)} patient(s), fewer than {LEAST_PATIENTS}; {rule}, but "
                 "here they are put together."
             )
             return {}
