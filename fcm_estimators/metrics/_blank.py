@@ -238,8 +238,8 @@ def _by_lot(
     for lot, values in fractions.items():
         if len(values) < LEAST_PATIENTS:
             missing.append(
-                f"Lot {lot} has {len(values)} patient(s), fewer than {LEAST_PATIENTS}; {rule}, but "
-                "here they are put together."
+                f"Lot {lot!s} has {len(values)} patient(s), fewer than {LEAST_PATIENTS}; {rule}, "
+                "but here they are put together."
             )
             return {}
     return {lot: _percentile(values, share, method) for lot, values in fractions.items()}

@@ -162,8 +162,9 @@ def _require_same(
                 f"the file {counts[0]:,} of {counts[1]:,}. The table is of another run: annotate "
                 "again."
             )
-        ends = () if residual.total is None else (row.ci_total_low, row.ci_total_high)
-        if not np.allclose(ends, residual.total or (), equal_nan=True):
+    if residual.total is not None:
+        ends = here[["ci_total_low", "ci_total_high"]].to_numpy(dtype=float)
+        if not np.allclose(ends, residual.total, equal_nan=True):
             raise InvalidInputError(_OTHER_ERRORS)
 
 
