@@ -19,10 +19,12 @@ from tests.helpers import toy_cohort
 
 # Each takes longer to load than a small file takes to annotate.
 NEEDLESS = [
-    "distributed", "fcm_estimators.gating.gates", "fcm_estimators.polygon_regressor", "flowkit",
-    "lightgbm", "matplotlib", "numba", "plotly", "scanpy", "shapely", "sklearn.cluster",
-    "sklearn.ensemble", "sklearn.mixture", "sympy", "torch._dynamo", "umap",
-    "xml.etree.ElementTree",
+    "accelerate", "distributed", "explainers", "fcm_estimators.datasets", "fcm_estimators.gating",
+    "fcm_estimators.polygon_regressor", "fcm_estimators.report", "fcm_estimators.workflow",
+    "flowkit", "lightgbm", "lxml", "matplotlib", "numba", "plotly", "rich.markdown", "scanpy",
+    "shapely", "sklearn.cluster", "sklearn.decomposition", "sklearn.ensemble",
+    "sklearn.linear_model", "sklearn.mixture", "sklearn.neighbors", "sklearn.svm", "sympy",
+    "torch._dynamo", "torch._inductor", "torch.onnx", "umap", "xml.etree.ElementTree",
 ]  # fmt: skip
 
 QUICK = {
