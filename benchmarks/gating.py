@@ -335,9 +335,13 @@ def pictures(seeds):
     expert = next(iter(hulls(test, BLAST_GATES).values()))
     vertex = int(tree["cd19"].vertices[:, 0].argmin())
     GradientExplainer(reg, Vertex("cd19", vertex, "x")).explain(test)
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
+    figure, grid = plt.subplots(2, 2, figsize=(9.5, 8), layout="constrained")
+    axes = grid.ravel()
     GateDisplay.from_tree(test, tree, "cd19", expert=expert, key="gradient").plot(axes[0])
-    GateDisplay.from_tree(test, tree, "blast_cd45_cd10").plot(axes[1])
+    GateDisplay.from_tree(test, tree, "blast_cd45_cd10", expert=expert).plot(axes[1])
+    GateDisplay.from_tree(test, tree, "intact", expert=expert).plot(axes[3])
+    for ax in axes[[0, 1, 3]]:
+        ax.legend(loc="upper right", frameon=False, fontsize="small")
     AttentionExplainer(reg, queries=GateQuery("cd19")).explain(test)
     received = test.obsm[f"attention_layer{reg.n_layers}"]
     head = received.var().idxmax()
@@ -361,7 +365,7 @@ def pictures(seeds):
     raw_ticks(axes[2].yaxis, test, plane.y)
     axes[2].set(xlabel=plane.x, ylabel=plane.y, title=f"what the query of cd19 looks at ({head})")
     figure.colorbar(points, ax=axes[2], label="received attention, 1 = uniform")
-    figure.savefig(folder / "gates.png", dpi=110)
+    figure.savefig(folder / "gates.png", dpi=90)
 
 
 if __name__ == "__main__":

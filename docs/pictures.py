@@ -1,8 +1,8 @@
 """The pictures of the README, of the start page and of reports; run ``python docs/pictures.py``.
 
-``python docs/pictures.py reports`` makes those of reports alone. Needs the public marrow, and
-chromium for the pictures of reports. Those of the other pages come from
-``benchmarks/explanations.py pictures`` and ``benchmarks/gating.py pictures``.
+``python docs/pictures.py reports`` makes those of reports alone, ``... start`` that of the start
+page. Needs the public marrow, and chromium for the pictures of reports. Those of the other pages
+come from ``benchmarks/explanations.py pictures`` and ``benchmarks/gating.py pictures``.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def overview(reg, test, shown):
     axes[0].set_title("which cells are blasts\n(one marrow, unseen cells, UMAP)")
     axes[1].set_title("what the model looked at\n(head that looks most at a cell)")
     for ax in axes[:2]:
-        ax.set_axis_off()
+        ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
         ax.legend(
-            frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.03), ncols=5, columnspacing=1
+            frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=5, columnspacing=1
         )
     GradientFieldDisplay.from_explanation(test, "CD45", "CD10").plot(axes[2])
     axes[2].set_title("why: where the model\nwould be surer of a blast")
@@ -128,7 +128,7 @@ def start_page():
     names = {}
     for block in blocks[:-1]:
         exec(block, names)
-    names["figure"].savefig(IMAGES / "start.png", dpi=70, bbox_inches="tight")
+    names["figure"].savefig(IMAGES / "start.png", dpi=90, bbox_inches="tight")
     Path("umap.png").unlink()
 
 
@@ -214,6 +214,9 @@ def laboratory():
 
 
 def main():
+    if sys.argv[1:] == ["start"]:
+        start_page()
+        return
     reports_alone = sys.argv[1:] == ["reports"]
     if not reports_alone:
         laboratory()
