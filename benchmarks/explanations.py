@@ -507,16 +507,10 @@ def pictures(seeds, n_shown=8_000):
     for name, display in displays.items():
         display.plot().figure_.savefig(folder / f"{name}.png", dpi=80)
         print(folder / f"{name}.png")
-<<<<<<< HEAD
     with plt.rc_context({"figure.figsize": (2.6, 2.6)}):
         sc.pl.umap(
             shown, color=["population", "attention_head", "gradient_norm"], show=False, wspace=0.65
         )
-=======
-    with plt.rc_context({"figure.figsize": (3.5, 3)}):
-        colours = ["population", "reluformer", "attention_head", "gradient_norm"]
-        sc.pl.umap(shown, color=colours, ncols=2, show=False, wspace=0.55)
->>>>>>> N5
     plt.savefig(folder / "umap.png", dpi=80, bbox_inches="tight")
 
 
