@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -231,7 +231,7 @@ def rows_by_sample(adata: AnnData, sample_key: str | None) -> dict[str, np.ndarr
     return {str(name): np.flatnonzero(codes == i) for i, name in enumerate(names)}
 
 
-def gate_called(name: str, known: Collection[str]) -> str:
+def gate_called(name: str, known: Collection[Hashable]) -> str:
     """Find the name of a gate among those known, in which importers write "|" for "/".
 
     Examples

@@ -15,9 +15,9 @@ from sklearn.utils.validation import validate_data
 
 from fcm_estimators._base.clipping import clipped_values, warn_of_clipped
 from fcm_estimators._base.running import net_for
-from fcm_estimators._cells.rows import SampleCells, cells_in_memory, cells_in_store
+from fcm_estimators._cells.rows import SampleCells, cells_in_memory, cells_in_store, sample_rows
 from fcm_estimators._cells.samples import CellData, PerCell, Samples, Source, read_samples
-from fcm_estimators._cells.store import CellStore, sample_rows
+from fcm_estimators._cells.store import CellStore
 from fcm_estimators._cells.within import Within
 from fcm_estimators._checks import listed
 from fcm_estimators._fitting.net import PackedNet

@@ -8,13 +8,15 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._cells.store import BLOCK, CellStore, as_index, close_rows
 from fcm_estimators._cells.stored_values import Rows, StoredValues
-from fcm_estimators._checks import column_extremes, require_finite
+from fcm_estimators._checks import column_extremes, require_finite, sample_codes
+from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.nn.sources import CellSource, PackedCells, Piece
 
 # Largest number of cells per sample that are compared with the training samples.
@@ -207,3 +209,69 @@ class FileRows:
         """Replace rows from ``start`` on."""
         self._file.seek(start * self._row)
         self._file.write(rows.contiguous().cpu().numpy().data.cast("B"))
+
+
+def sample_rows(
+    store: CellStore,
+    sample_key: str | int | None,
+    subset_key: str | None,
+    chosen: np.ndarray | None = None,
+) -> dict[Hashable, Rows]:
+    """Rows of each sample, in the order of their first appearance.
+
+    Parameters
+    ----------
+    store : CellStore
+    sample_key, subset_key : str or None
+        Columns of ``obs``; the subset may also be a gate of ``obsm["gates"]``.
+    chosen : ndarray of bool, shape (n_obs,), optional
+        Cells to analyse among those of ``subset_key``.
+
+    Returns
+    -------
+    dict of sample to range or ndarray of int
+        A range if the rows of the sample have no gaps.
+
+    Raises
+    ------
+    InvalidInputError
+        There are no cells, an id is missing, or the subset is not True or False.
+    MissingKeyError
+        A column is missing.
+    """
+    if store.n_obs == 0:
+        raise InvalidInputError(f"Found 0 cells in {store.path}, and at least one is needed.")
+    if sample_key is not None:
+        store.require_column(sample_key, "sample_key")
+    codes, names = np.zeros(store.n_obs, dtype=np.int8), pd.Index([0])
+    if sample_key is not None:
+        codes, names = sample_codes(store.column(str(sample_key)), sample_key)
+    kept = store.flags(subset_key, "subset_key")
+    if chosen is not None:
+        kept &= chosen
+    found: dict[Hashable, list[Rows]] = {}
+    for block in store.blocks():
+        part, inside = codes[block], kept[block]
+        for code in pd.unique(part):
+            rows = np.flatnonzero((part == code) & inside)
+            if len(rows):
+                _append(found.setdefault(names[int(code)], []), rows + block.start)
+    if not found:
+        limit = "The gate of the model" if subset_key is None else f"subset_key={subset_key!r}"
+        raise InvalidInputError(f"{limit} leaves no cells to analyse.")
+    return {name: _joined(parts) for name, parts in found.items()}
+
+
+def _append(parts: list[Rows], rows: np.ndarray) -> None:
+    """Append rows, as a range if they have no gaps; extend the last range if they follow it."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 != len(rows):
+        parts.append(rows)
+    elif parts and isinstance(parts[-1], range) and parts[-1].stop == first:
+        parts[-1] = range(parts[-1].start, last + 1)
+    else:
+        parts.append(range(first, last + 1))
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.asarray(part) for part in parts])
