@@ -202,11 +202,14 @@ class Trained:
         Makes the net from the numbers of markers and classes.
     callbacks : sequence of skorch.callbacks.Callback
         Called while it is trained.
+    max_epochs : int
+        Default: as the classifier.
     """
 
-    def __init__(self, make, distorted=True, seed=0, callbacks=()):
+    def __init__(self, make, distorted=True, seed=0, callbacks=(), max_epochs=None):
         self.make, self.distorted, self.seed = make, distorted, seed
         self.callbacks = callbacks
+        self.max_epochs = max_epochs or ReluFormerClassifier().max_epochs
 
     def fit(self, samples, codes):
         own = ReluFormerClassifier()
@@ -226,7 +229,7 @@ class Trained:
             plan=DrawPlan(own.steps_per_epoch, 4, own.cells_per_sample, 0.1, augmentation),
             seed=self.seed,
         )
-        plan = TrainingPlan("cpu", own.learning_rate, own.max_epochs, own.steps_per_epoch)
+        plan = TrainingPlan("cpu", own.learning_rate, self.max_epochs, own.steps_per_epoch)
         loss = CellLoss(torch.ones(n_classes))
         train_net(self.net, loss, plan, draws, None, None, self.callbacks)
         return self

@@ -62,6 +62,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=1, choices=[1, 2], help="batch to train on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=ReluFormerClassifier().max_epochs)
     given = parser.parse_args()
     batches = {1: range(1, 9), 2: range(9, 17)}
     train = samples_of(cytof(), batches[given.batch])
@@ -76,12 +77,13 @@ def main():
     goal = macro(test, classes[trees.logits(read(test)).argmax(1)])
     rows = [{"model": "LightGBM", "f1": goal, "seconds": seconds}]
 
+    length = {"max_epochs": given.epochs}
     own = ReluFormerClassifier(
-        **KEYS, n_members=0, validation_fraction=None, random_state=given.seed
+        **KEYS, **length, n_members=0, validation_fraction=None, random_state=given.seed
     )
     watches = {"ReluFormer": Watch(test, classes), "set transformer": Watch(test, classes)}
     quietly(own.fit, train, callbacks=[watches["ReluFormer"]])
-    rival = Trained(Induced, True, given.seed, callbacks=[watches["set transformer"]])
+    rival = Trained(Induced, True, given.seed, [watches["set transformer"]], **length)
     quietly(rival.fit, samples, codes)
     for name, watch in watches.items():
         used, f1 = np.array(watch.rows).T
