@@ -18,6 +18,8 @@ from _trusted import cytof, macro, quietly, samples_of, show
 from nets import SetTransformer
 from skorch.callbacks import Callback
 
+from fcm_estimators import ReluFormerClassifier
+
 N_SHOWN = 5_000
 
 
@@ -61,6 +63,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=1, choices=[1, 2], help="batch to train on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=ReluFormerClassifier().max_epochs)
     given = parser.parse_args()
     batches = {1: range(1, 9), 2: range(9, 17)}
     train = samples_of(cytof(), batches[given.batch])
@@ -76,7 +79,8 @@ def main():
     nets = {"ReluFormer": None, "set transformer": SetTransformer}
     watches = {name: Watch(test, classes) for name in nets}
     for name, module in nets.items():
-        quietly(trained(module, given.seed).fit, train, callbacks=[watches[name]])
+        model = trained(module, given.seed).set_params(max_epochs=given.epochs)
+        quietly(model.fit, train, callbacks=[watches[name]])
     for name, watch in watches.items():
         used, f1 = np.array(watch.rows).T
         reached = np.flatnonzero(f1 >= goal)
