@@ -72,6 +72,7 @@ from fcm_estimators._fitting.class_targets import (
     recode,
     require_learnable,
     require_positive_class,
+    share_ranges,
 )
 from fcm_estimators._fitting.draws import SampleDraws
 from fcm_estimators._fitting.novelty import LabelledCells, Novelty, fit_novelty
@@ -234,6 +235,10 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         The members.
     usual_excess_ : ndarray of shape (n_classes,)
         Ratio of possible to given cells of each class that is usual where the model is right.
+    class_shares_ : DataFrame or None
+        Least and largest share of each class but the positive one in the training samples:
+        columns ``low``, ``high``, ``n_samples``. None if fewer than 5 samples have a label for
+        every cell, or if there is one such class only.
     decided_without_ : dict of str to Decided
         Threshold, calibration and performance without each marker; empty unless
         ``missing_markers="mask"``.
@@ -416,6 +421,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     performance_: Performance | None
     members_: list[ScaledModule]
     usual_excess_: np.ndarray
+    class_shares_: pd.DataFrame | None
     decided_without_: dict[str, Decided]
     missing_markers_: list[str]
     novelty_: Novelty
@@ -494,6 +500,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         start = self._initial_module(samples, seed)
         if self.module is not None:
             require_sound(start, len(classes))
+        self.class_shares_ = share_ranges(classes, codes, samples, self.pos_label_)
         present = class_presence(codes, samples.offsets, len(classes))
         folds = patient_folds(samples, self.n_members, seed, present)
         fraction = None if folds else self.validation_fraction
@@ -983,6 +990,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
             "temperature": self.temperature_,
             "n_members": len(self.members_),
             "usual_excess": self.usual_excess_,
+            "class_shares": None if self.class_shares_ is None else self.class_shares_.to_dict(),
             "performance": None if self.performance_ is None else self.performance_.to_dict(),
             "novelty": self.novelty_.to_dict(),
             "without": self.missing_markers_,
@@ -994,6 +1002,8 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
         self.pos_label_ = state["pos_label"]
         self.threshold_, self.temperature_ = state["threshold"], state["temperature"]
         self.usual_excess_ = np.array(state["usual_excess"], dtype=float)
+        shares = state.get("class_shares")
+        self.class_shares_ = None if shares is None else pd.DataFrame(shares)
         self.missing_markers_ = list(state["without"])
         saved = state["decided_without"]
         self.decided_without_ = {str(k): Decided.from_dict(v) for k, v in saved.items()}

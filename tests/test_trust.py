@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +25,7 @@ from fcm_estimators._fitting.calibration import (
 from fcm_estimators._fitting.novelty import LabelledCells, Novelty, fit_novelty
 from fcm_estimators._fitting.performance import Performance
 from fcm_estimators._fitting.split import patient_folds
+from fcm_estimators.cohort import annotate_files
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.metrics import classification_table
 from fcm_estimators.report import write_report
@@ -368,3 +370,61 @@ def test_a_false_positive_rate_is_never_exceeded(seed, rate):
     assert np.isfinite(threshold)
     share = (log_odds[~positive] >= threshold).mean()
     assert rate - 1 / (~positive).sum() < share <= rate
+
+
+# -- composition ---------------------------------------------------------------------------------
+
+TINY = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 6, "steps_per_epoch": 20, "random_state": 0}
+
+
+@pytest.mark.filterwarnings("ignore:The members of the model")
+def test_shares_outside_those_of_the_training_samples_are_told(tmp_path):
+    classes = ("B", "NK", "T")
+    train = toy_cohort(6, classes=classes)
+    keys = {"sample_key": "sample", "label_key": "cell_type"}
+    fitted = ReluFormerClassifier(**keys, n_members=2, **TINY).fit(train)
+    clf = ReluFormerClassifier.load(saved(fitted, tmp_path))
+    shares = pd.crosstab(train.obs["sample"], train.obs["cell_type"], normalize="index")
+    expected = pd.DataFrame({"low": shares.min(), "high": shares.max(), "n_samples": 6})
+    expected.index = expected.index.astype(object)
+    for model in (fitted, clf):
+        pd.testing.assert_frame_equal(
+            model.class_shares_, expected, check_names=False, check_dtype=False
+        )
+    new = toy_cohort(2, 400, seed=3, classes=classes)
+    few = (new.obs["sample"] == "s1") & (new.obs["cell_type"] == "B")
+    new = new[~few | (np.arange(new.n_obs) % 10 == 0)].copy()
+    new.write_h5ad(tmp_path / "new.h5ad")
+    table = annotate_files(
+        tmp_path / "model", tmp_path / "new.h5ad", tmp_path / "out", n_workers=0
+    ).set_index("sample")
+    assert table.loc["s0", "outside_training"] == ""
+    assert "B below" in table.loc["s1", "outside_training"]
+    assert "T below" not in table.loc["s1", "outside_training"]
+    done = ad.read_h5ad(tmp_path / "out" / "new.h5ad")
+    low, high = expected.loc["B", ["low", "high"]]
+    for sample, odd in (("s0", False), ("s1", True)):
+        write_report(done, tmp_path / "r.html", sample=sample)
+        text = (tmp_path / "r.html").read_text(encoding="utf-8")
+        assert f"{100 * low:.3g} % to {100 * high:.3g} %" in text
+        assert ("%, below" in text) == odd
+    clf.annotate(done)  # what a model writes can be written to a store
+    damaged = done.copy()
+    damaged.uns["reluformer"]["class_shares"] = {"class": ["B"], "low": ["?"]}
+    with pytest.raises(InvalidInputError, match="'class_shares' is damaged"):
+        write_report(damaged, tmp_path / "r.html", sample="s0")
+
+
+def test_there_is_no_range_of_shares_where_it_would_say_nothing():
+    keys = {"sample_key": "sample", "label_key": "cell_type", "n_members": 0}
+    tiny = {**TINY, "max_epochs": 1}
+    few = toy_cohort(4, classes=("B", "NK", "T"))
+    assert ReluFormerClassifier(**keys, **tiny).fit(few).class_shares_ is None
+    two = toy_cohort(6)
+    binary = ReluFormerClassifier(**keys, pos_label="blast", **tiny).fit(two)
+    assert binary.class_shares_ is None
+    assert ReluFormerClassifier(**keys, **tiny).fit(two).class_shares_ is not None
+    partly = two.obs["cell_type"].astype(object)
+    partly.iloc[:5] = None
+    two.obs["cell_type"] = partly  # one sample of six is not labelled in full
+    assert (ReluFormerClassifier(**keys, **tiny).fit(two).class_shares_["n_samples"] == 5).all()

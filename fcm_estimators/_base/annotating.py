@@ -7,12 +7,13 @@ from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 
 from fcm_estimators._base.deciding import code_of, novelty_of
 from fcm_estimators._base.members import Agreement, agreement_table, warn_of_disagreement
 from fcm_estimators._base.reading import fitted_net
 from fcm_estimators._base.running import kept_outputs, stream_through
-from fcm_estimators._cells.records import unusual_share
+from fcm_estimators._cells.records import columns_of_shares, unusual_share
 from fcm_estimators._cells.results import Field, Sink, column_names
 from fcm_estimators._cells.rows import SampleCells, by_block
 from fcm_estimators._fitting.calibration import calibrated, mean_keeping_shift
@@ -34,6 +35,7 @@ class Classifies(Protocol):
     threshold_: float | None
     temperature_: float
     usual_excess_: np.ndarray
+    class_shares_: pd.DataFrame | None
     members_: list[ScaledModule]
     missing_markers_: list[str]
     novelty_: Novelty
@@ -105,6 +107,8 @@ def write_classes(
         "unknown_usual": model.novelty_.usual,
         "n_patients_tested": 0 if model.performance_ is None else model.performance_.n_patients,
     }
+    if model.class_shares_ is not None:
+        record["class_shares"] = columns_of_shares(model.class_shares_)
     if model.members_:
         table = agreement_table(samples, agreements, names, positive)
         warn_of_disagreement(table, stacklevel=5)

@@ -20,6 +20,7 @@ _COLUMNS = {
     "possible": float,
     "uncertain": bool,
 }
+_SHARES = ("low", "high", "n_samples")
 
 
 def members_table(record: Entries) -> pd.DataFrame:
@@ -38,6 +39,31 @@ def members_table(record: Entries) -> pd.DataFrame:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise InvalidInputError(
             f"The run record's 'members' is damaged ({error}). Annotate the file again."
+        ) from error
+
+
+def columns_of_shares(table: pd.DataFrame) -> Entries:
+    """Ranges of the shares of classes, as a store can hold them."""
+    return {"class": table.index.to_numpy(str), **{k: table[k].to_numpy() for k in _SHARES}}
+
+
+def shares_table(record: Entries) -> pd.DataFrame | None:
+    """Ranges of the shares of classes in the training; None if the model has none.
+
+    Raises
+    ------
+    InvalidInputError
+        The record is damaged.
+    """
+    found = record.get("class_shares")
+    if found is None:
+        return None
+    try:
+        columns = {name: np.asarray(found[name], dtype=float) for name in _SHARES}
+        return pd.DataFrame(columns, index=np.asarray(found["class"]).astype(str))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InvalidInputError(
+            f"The run record's 'class_shares' is damaged ({error}). Annotate the file again."
         ) from error
 
 

@@ -14,6 +14,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from fcm_estimators._cells.samples import Samples
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.metrics import population_shares
+
+_FEWEST_FOR_A_RANGE = 5
 
 
 def encode_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -150,6 +153,39 @@ def class_presence(codes: np.ndarray, offsets: list[int], n_classes: int) -> np.
         np.bincount(codes[i:j] + 1, minlength=n_classes + 1)[1:] for i, j in pairwise(offsets)
     ]
     return np.array(counts) > 0
+
+
+def share_ranges(
+    classes: np.ndarray, codes: np.ndarray, samples: Samples, positive: Hashable
+) -> pd.DataFrame | None:
+    """Range of the share of each class in the training samples.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (C,)
+    codes : ndarray of int of shape (N,)
+        Class of each cell; -1 without a label.
+    samples : Samples
+    positive : label or None
+        The positive class, which is left out: much disease makes all other shares small.
+
+    Returns
+    -------
+    DataFrame or None
+        Index the classes as text; ``low``, ``high`` and ``n_samples``. None if fewer than 5
+        samples have a label for every cell, or if only one class is left.
+    """
+    complete = np.array([(codes[i:j] >= 0).all() for i, j in samples.spans()])
+    used = complete[samples.sample_of_cell]
+    if complete.sum() < _FEWEST_FOR_A_RANGE or len(classes) - (positive is not None) < 2:
+        return None
+    shares = population_shares(
+        classes[codes[used]],
+        groups=samples.sample_of_cell[used],
+        leave_out=[] if positive is None else [positive],
+    )
+    table = pd.DataFrame({"low": shares.min(), "high": shares.max()})
+    return table.assign(n_samples=len(shares))
 
 
 def class_weights(

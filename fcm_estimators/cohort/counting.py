@@ -8,14 +8,19 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
+from fcm_estimators._cells.records import (
+    members_table,
+    shares_table,
+    uncertain_samples,
+    was_tested,
+)
 from fcm_estimators._cells.store import CellStore
 from fcm_estimators._checks import listed, sample_codes
 from fcm_estimators._types import Entries
 from fcm_estimators.cohort.jobs import Job
 from fcm_estimators.exceptions import MissingKeyError
 from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
-from fcm_estimators.metrics import ClassificationErrors, mrd_table
+from fcm_estimators.metrics import ClassificationErrors, composition_table, mrd_table
 from fcm_estimators.metrics import Protocol as Limits
 from fcm_estimators.quality import CHECKS
 
@@ -172,6 +177,10 @@ def _counts(model: Any, result: Annotated, job: Job, keys: ClassKeys | GateKeys)
         table[f"n_{name}"] = counted((predicted == name).to_numpy() & analysed)
     # Those cells that keep a class are counted there too.
     table["n_unknown"] = counted(_required(result, keys.unknown).to_numpy())
+    limits = shares_table(record)
+    if limits is not None:
+        of_classes = table[[f"n_{name}" for name in limits.index]].set_axis(limits.index, axis=1)
+        table["outside_training"] = _outside_training(of_classes, limits)
     missing = list(record["missing_markers"])
     if missing:
         table["missing_markers"] = ", ".join(missing)
@@ -209,6 +218,17 @@ def _counts(model: Any, result: Annotated, job: Job, keys: ClassKeys | GateKeys)
         if flagged is not None:
             mrd[f"n_positive_{name}"] = counted(flagged.to_numpy() & positive & inside)
     return table.join(mrd)
+
+
+def _outside_training(counts: pd.DataFrame, limits: pd.DataFrame) -> pd.Series:
+    """Classes whose share is outside that of the training samples, as text for each sample."""
+    n_cells = counts.sum(axis=1)
+    shares = counts.div(n_cells.where(n_cells > 0), axis=0)
+    shares.attrs["n_cells"] = n_cells.to_dict()
+    table = composition_table(shares, limits)
+    odd = table[table["state"].isin(["below", "above"])]
+    found = {s: "; ".join(t["population"] + " " + t["state"]) for s, t in odd.groupby("sample")}
+    return pd.Series([found.get(sample, "") for sample in counts.index], counts.index)
 
 
 def _plain(row: pd.Series) -> Entries:

@@ -7,17 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fcm_estimators._cells.records import members_table, uncertain_samples, was_tested
+from fcm_estimators._cells.records import (
+    members_table,
+    shares_table,
+    uncertain_samples,
+    was_tested,
+)
 from fcm_estimators._checks import gate_called, listed
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
-from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
+from fcm_estimators.keys import NOT_ANALYSED, UNKNOWN, QualityKeys
 from fcm_estimators.metrics import (
     ClassificationErrors,
     Protocol,
     classification_table,
+    composition_table,
     gate_agreement,
     mrd_table,
+    population_shares,
 )
 from fcm_estimators.quality import flag_quality, quality_table
 from fcm_estimators.report._sample import Annotated, json_table
@@ -29,6 +36,9 @@ _CHECKS = {
     "dead": "stained as dead",
     "any": "at least one of these flags",
 }
+
+
+_OUTSIDE = ("below", "above")
 
 
 @dataclass(frozen=True)
@@ -77,11 +87,11 @@ class Residual:
     total: tuple[float, float] | None = None
 
 
-def percent(value: float) -> str:
-    """A fraction in percent, with three digits; "not known" for NaN."""
+def percent(value: float, n_digits: int = 3) -> str:
+    """A fraction in percent, with so many digits; "not known" for NaN."""
     if np.isnan(value):
         return "not known"
-    digits = np.format_float_positional(100 * value, precision=3, fractional=False, trim="-")
+    digits = np.format_float_positional(100 * value, precision=n_digits, fractional=False, trim="-")
     return f"{digits} %"
 
 
@@ -136,13 +146,13 @@ def residual_disease(
         "positive class": positive,
         "positive cells": f"{row['numerator']:,}",
         "denominator": f"{row['denominator']:,} {row['denominator_name']}",
-        "fraction": percent(row["fraction"]),
+        "fraction": percent(row["fraction"], 2),
         "95 % interval (counting error only)": (
-            f"{percent(row['ci_low'])} to {percent(row['ci_high'])}"
+            f"{percent(row['ci_low'], 2)} to {percent(row['ci_high'], 2)}"
         ),
         **({} if errors is None else {"95 % interval with wrongly classified cells": _total(row)}),
-        f"LOD ({protocol.events_to_detect} events)": percent(row["lod"]),
-        f"LLOQ ({protocol.events_to_quantify} events)": percent(row["lloq"]),
+        f"LOD ({protocol.events_to_detect} events)": percent(row["lod"], 2),
+        f"LLOQ ({protocol.events_to_quantify} events)": percent(row["lloq"], 2),
         "positive outside of the denominator": f"{row['n_outside']:,}",
         "status": str(row["detection"]),
         "sensitivity asked for": _adequacy(protocol, row),
@@ -158,7 +168,7 @@ def residual_disease(
         )
     entries |= _members_entries(sample)
     if limit_of_blank is not None:
-        entries["limit of blank"] = percent(limit_of_blank)
+        entries["limit of blank"] = percent(limit_of_blank, 2)
     for flag in sample.quality:
         flagged = sample.adata.obs[flag].to_numpy(dtype=bool) & called & inside
         entries[f"positive cells flagged {flag.removeprefix('qc_')}"] = f"{flagged.sum():,}"
@@ -177,12 +187,12 @@ def residual_disease(
 def _total(row: pd.Series) -> str:
     if np.isnan(row["ci_total_low"]):
         return f"not estimable ({row['ci_total_why'] or 'no result'})"
-    return f"{percent(row['ci_total_low'])} to {percent(row['ci_total_high'])}"
+    return f"{percent(row['ci_total_low'], 2)} to {percent(row['ci_total_high'], 2)}"
 
 
 def _adequacy(protocol: Protocol, row: pd.Series) -> str:
     least = protocol.least_denominator
-    asked = [] if protocol.sensitivity is None else [percent(protocol.sensitivity)]
+    asked = [] if protocol.sensitivity is None else [percent(protocol.sensitivity, 2)]
     asked.append(f"{least:,} cells in the denominator")
     why = f", {row['adequacy_why']}" if row["adequacy_why"] else ""
     return f"{row['adequacy']}{why} (asked for: {', '.join(asked)})"
@@ -197,8 +207,8 @@ def _members_entries(sample: Annotated) -> dict[str, str]:
     row = table.iloc[0]
     entries = {
         "share of all analysed cells, by the members": (
-            f"{percent(row['lowest'])} to {percent(row['highest'])}; possible "
-            f"{percent(row['possible'])}"
+            f"{percent(row['lowest'], 2)} to {percent(row['highest'], 2)}; possible "
+            f"{percent(row['possible'], 2)}"
         )
     }
     if row["uncertain"]:
@@ -219,6 +229,8 @@ def class_counts(sample: Annotated) -> Table | None:
     columns = ["class", "cells", "share of analysed"]
     unknown = sample.unknown
     columns += ["unlike any in training"] if unknown is not None else []
+    composition = _composition(sample)
+    columns += ["in the training samples"] if composition else []
     columns += ["flagged by quality control"] if sample.quality else []
     columns += ["expert's count", "F1"] if expert is not None else []
     scores = {} if expert is None else _scores(sample, expert)
@@ -232,6 +244,8 @@ def class_counts(sample: Annotated) -> Table | None:
             row.append(percent(inside.sum() / n_analysed))
         if unknown is not None:
             row.append(f"{(unknown & inside).sum():,}")
+        if composition:
+            row.append(composition.get(name, ""))
         if sample.quality:
             row.append(f"{(flagged & inside).sum():,}")
         if expert is not None:
@@ -240,12 +254,39 @@ def class_counts(sample: Annotated) -> Table | None:
         rows.append(row)
     missing = [str(marker) for marker in sample.run.get("missing_markers", ())]
     note = f"The data lack {listed(missing)}; the model does without. " if missing else ""
+    if composition:
+        left_out = f"without {sample.positive_class}, " if sample.positive_class else ""
+        note += (
+            "For the training samples, the smallest and the largest share by their labels, "
+            f"{left_out}is shown. A share outside of these is a reason to look, not a finding: "
+            "sampling, haemodilution and therapy change it too. "
+        )
     if expert is not None:
         note += (
             "The file contains the expert's labels. If the model was trained on them, the F1 says "
             "nothing about other samples."
         )
     return Table("classes", "Cells by class", columns, rows, note)
+
+
+def _composition(sample: Annotated) -> dict[str, str]:
+    """Range of each class in the training samples, and whether the share here is outside."""
+    limits = shares_table(sample.run)
+    inside = sample.analysed
+    if limits is None or not inside.any():
+        return {}
+    left_out = [NOT_ANALYSED, UNKNOWN, sample.positive_class]
+    try:
+        shares = population_shares(sample.predicted.astype(str)[inside], leave_out=left_out)
+    except InvalidInputError:  # no cell of these classes
+        return {}
+    states = composition_table(shares, limits).set_index("population")
+    return {
+        str(name): f"{percent(row['low'])} to {percent(row['high'])}"
+        + (f"; here {percent(row['share'])}, {row['state']}" if row["state"] in _OUTSIDE else "")
+        for name, row in states.iterrows()
+        if not np.isnan(row["low"])
+    }
 
 
 def _scores(sample: Annotated, expert: pd.Series) -> dict[str, str]:
