@@ -309,7 +309,7 @@ def test_protocol_and_errors_are_those_of_the_table(sample, page, tmp_path):
     assert said(tmp_path / "own.html")["result"] == row["words"]
     assert "LOD (1 events)" in text
     assert "our lab. SOP 7" in text
-    assert f"{100 * row['ci_total_low']:.3g} % to {100 * row['ci_total_high']:.3g} %" in text
+    assert f"{100 * row['ci_total_low']:.2g} % to {100 * row['ci_total_high']:.2g} %" in text
     assert "wrongly classified cells</th>" not in page.read_text(encoding="utf-8")
     few = dataclasses.replace(errors, why="9 patients with positive cells; 10 are needed")
     write_report(sample, tmp_path / "few.html", errors=few, **options)

@@ -378,6 +378,7 @@ TINY = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 6, "steps_per_epoch": 20, 
 
 
 @pytest.mark.filterwarnings("ignore:The members of the model")
+@pytest.mark.filterwarnings("ignore:1 of 2 sample.s. are more than 1.5 times as far")
 def test_shares_outside_those_of_the_training_samples_are_told(tmp_path):
     classes = ("B", "NK", "T")
     train = toy_cohort(6, classes=classes)
