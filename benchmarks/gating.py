@@ -340,8 +340,10 @@ def pictures(seeds):
     GateDisplay.from_tree(test, tree, "cd19", expert=expert, key="gradient").plot(axes[0])
     GateDisplay.from_tree(test, tree, "blast_cd45_cd10", expert=expert).plot(axes[1])
     GateDisplay.from_tree(test, tree, "intact", expert=expert).plot(axes[3])
-    for ax in axes[[0, 1, 3]]:
-        ax.legend(loc="upper right", frameon=False, fontsize="small")
+    for ax, place in zip(
+        axes[[0, 1, 3]], ("upper right", "lower left", "lower right"), strict=True
+    ):
+        ax.legend(loc=place, frameon=False, fontsize="small")
     AttentionExplainer(reg, queries=GateQuery("cd19")).explain(test)
     received = test.obsm[f"attention_layer{reg.n_layers}"]
     head = received.var().idxmax()
