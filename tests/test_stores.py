@@ -228,6 +228,20 @@ def test_a_store_that_is_none_is_refused(tmp_path, cohort, clf):
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_names_of_cells_may_be_values_and_a_mask(tmp_path, cohort, clf, kind):
+    """As anndata 0.13 writes texts."""
+    data = cohort.copy()
+    data.obs.index = data.obs.index.astype("string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        path = written(data, tmp_path, kind)
+    clf.annotate(path)
+    got = READ[kind](path)
+    same(got, clf.annotate(cohort, copy=True), "reluformer")
+    assert got.obs_names.tolist() == cohort.obs_names.tolist()
+    assert got.obsm["reluformer_proba"].index.tolist() == cohort.obs_names.tolist()
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_half_written_results_do_not_stay(tmp_path, cohort, clf, kind, monkeypatch):
     path = written(cohort, tmp_path, kind)
     monkeypatch.setattr(store_module.CellStore, "add_records", lambda *_, **__: 1 / 0)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import anndata
 import h5py
@@ -35,6 +36,7 @@ from fcm_estimators.colours import named
 from fcm_estimators.exceptions import InvalidInputError
 from fcm_estimators.keys import EXPERT_GATES
 
+_GROUPS = (h5py.Group, zarr.Group)
 # Number of rows that are read from a store at once.
 BLOCK = 65_536
 
@@ -61,14 +63,17 @@ class CellStore:
                         f"{listed(root)}."
                     )
             self._index = str(root["obs"].attrs["_index"])
-            (n_obs,) = root["obs"][self._index].shape
+            names = root["obs"][self._index]
+            # anndata 0.13 writes texts as a group of values and a mask.
+            values = cast(Element, names["values"] if isinstance(names, _GROUPS) else names)
+            (n_obs,) = values.shape
             self.n_obs = int(n_obs)
             self.var: pd.DataFrame = anndata.io.read_elem(root["var"])
             order = [str(name) for name in root["obs"].attrs["column-order"]]
             kinds = {name: type(root[name]) for name in ("obsm", "layers", "uns") if name in root}
         if any(name not in root["obs"] for name in order):
             raise InvalidInputError(f"{path} is damaged: obs lacks some of its columns {order}.")
-        if wrong := [n for n, kind in kinds.items() if kind not in (h5py.Group, zarr.Group)]:
+        if wrong := [n for n, kind in kinds.items() if kind not in _GROUPS]:
             raise InvalidInputError(f"{path} is damaged: {listed(wrong)} is no group of elements.")
         self._size = 0
         if isinstance(root, h5py.File):
@@ -265,8 +270,16 @@ class CellStore:
         if isinstance(table, h5py.Group):
             table[self._index] = source  # a hard link to the same values
             return
-        copy = table.create_array(
-            name=self._index, shape=source.shape, dtype=source.dtype, chunks=source.chunks
+        if isinstance(source, zarr.Group):
+            into = table.create_group(self._index, attributes=dict(source.attrs))
+            for part in ("values", "mask"):
+                self._copy_array(cast(Element, source[part]), into, part)
+        else:
+            self._copy_array(source, table, self._index)
+
+    def _copy_array(self, source: Element, group: zarr.Group, name: str) -> None:
+        copy = group.create_array(
+            name=name, shape=source.shape, dtype=source.dtype, chunks=source.chunks
         )
         copy.attrs.update(dict(source.attrs))
         for rows in self.blocks():
