@@ -268,8 +268,9 @@ def test_a_full_disk_is_a_row_and_no_crash(lab, tmp_path):
 def test_results_are_as_large_as_they_need_be(lab, tmp_path):
     row = annotated(lab, files_of(lab)[0], tmp_path).iloc[0]
     ad.read_h5ad(row["output"]).write_h5ad(tmp_path / "again.h5ad")
-    size = Path(row["output"]).stat().st_size
-    assert size == pytest.approx((tmp_path / "again.h5ad").stat().st_size, rel=0.1)
+    # AnnData writes the names of the cells anew for every table.
+    again = (tmp_path / "again.h5ad").stat().st_size
+    assert 0.75 * again < Path(row["output"]).stat().st_size < 1.05 * again
 
 
 def test_a_full_disk_leaves_a_store_as_it_was(lab, tmp_path):

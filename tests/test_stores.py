@@ -231,7 +231,10 @@ def test_a_store_that_is_none_is_refused(tmp_path, cohort, clf):
 def test_names_of_cells_may_be_values_and_a_mask(tmp_path, cohort, clf, kind):
     """As anndata 0.13 writes texts."""
     data = cohort.copy()
+    tables = {key: data.obsm.pop(key) for key in list(data.obsm)}
     data.obs.index = data.obs.index.astype("string")
+    for key, table in tables.items():
+        data.obsm[key] = pd.DataFrame(table).set_axis(data.obs.index, axis=0)
     with anndata.settings.override(allow_write_nullable_strings=True):
         path = written(data, tmp_path, kind)
     clf.annotate(path)
