@@ -238,7 +238,7 @@ class ReluFormerClassifier(ClassifierMixin, SetEstimator):  # type: ignore[misc]
     class_shares_ : DataFrame or None
         Least and largest share of each class but the positive one in the training samples:
         columns ``low``, ``high``, ``n_samples``. None if fewer than 5 samples have a label for
-        every cell, or if there is one such class only.
+        every cell, if a class is in none of these, or if there is one such class only.
     decided_without_ : dict of str to Decided
         Threshold, calibration and performance without each marker; empty unless
         ``missing_markers="mask"``.

@@ -22,6 +22,7 @@ from fcm_estimators._fitting.calibration import (
     false_positive_threshold,
     mean_keeping_shift,
 )
+from fcm_estimators._fitting.class_targets import share_ranges
 from fcm_estimators._fitting.novelty import LabelledCells, Novelty, fit_novelty
 from fcm_estimators._fitting.performance import Performance
 from fcm_estimators._fitting.split import patient_folds
@@ -409,7 +410,10 @@ def test_shares_outside_those_of_the_training_samples_are_told(tmp_path):
         text = (tmp_path / "r.html").read_text(encoding="utf-8")
         assert f"{100 * low:.3g} % to {100 * high:.3g} %" in text
         assert ("%, below" in text) == odd
-    clf.annotate(done)  # what a model writes can be written to a store
+    gone = done[(done.obs["sample"] == "s1") & (done.obs["reluformer"] != "B")].copy()
+    write_report(gone, tmp_path / "r.html", sample="s1")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert f"{100 * high:.3g} %; here 0 %, below" in text  # a class that is gone
     damaged = done.copy()
     damaged.uns["reluformer"]["class_shares"] = {"class": ["B"], "low": ["?"]}
     with pytest.raises(InvalidInputError, match="'class_shares' is damaged"):
@@ -429,3 +433,23 @@ def test_there_is_no_range_of_shares_where_it_would_say_nothing():
     partly.iloc[:5] = None
     two.obs["cell_type"] = partly  # one sample of six is not labelled in full
     assert (ReluFormerClassifier(**keys, **tiny).fit(two).class_shares_["n_samples"] == 5).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "n_samples"),
+    [
+        # Samples of blasts alone do not count.
+        (["blast"] * 2 + ["B T"] * 5, 5),
+        (["blast"] * 3 + ["B T"] * 4, None),
+        # A class that is in no sample with a label for every cell.
+        (["blast T"] * 6 + ["B T ?"], None),
+        (["blast"] * 6 + ["B T ?"], None),
+    ],
+)
+def test_ranges_of_shares_are_of_samples_that_can_have_them(labels, n_samples):
+    classes, sizes = np.array(["B", "T", "blast"]), [2 * len(text.split()) for text in labels]
+    kinds = [kind for text in labels for kind in 2 * text.split()]
+    codes = np.array([-1 if k == "?" else classes.tolist().index(k) for k in kinds])
+    samples = packed(*(np.zeros((size, 2), np.float32) for size in sizes))
+    found = share_ranges(classes, codes, samples, "blast")
+    assert (None if found is None else found["n_samples"].unique().item()) == n_samples

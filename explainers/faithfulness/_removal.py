@@ -157,7 +157,8 @@ def removal(
 
 def _shift_without(x: np.ndarray, group: np.ndarray) -> np.ndarray:
     """How far the mean of a sample moves without each group, in SD of the sample, shape (G,)."""
-    z = (x.astype(np.float64) - x.mean(0)) / np.maximum(x.std(0), 1e-12)
+    x = x.astype(np.float64)
+    z = (x - x.mean(0)) / np.maximum(x.std(0), 1e-6)
     n_cells = np.bincount(group)
     sums = np.stack([np.bincount(group, column) for column in z.T], axis=1)
     return np.asarray(np.linalg.norm(sums, axis=1) / np.maximum(len(x) - n_cells, 1))

@@ -7,6 +7,7 @@ import pandas as pd
 
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import InvalidInputError
+from fcm_estimators.metrics import composition_table
 
 # A share of unknown cells is unusual above both of these: twice the false alarms for which the
 # threshold is chosen, and so many times the largest share in a training sample.
@@ -65,6 +66,27 @@ def shares_table(record: Entries) -> pd.DataFrame | None:
         raise InvalidInputError(
             f"The run record's 'class_shares' is damaged ({error}). Annotate the file again."
         ) from error
+
+
+def shares_against(counts: pd.DataFrame, limits: pd.DataFrame) -> pd.DataFrame:
+    """Compare the shares of classes with those of the training samples.
+
+    Parameters
+    ----------
+    counts : DataFrame
+        Cells of each class, a row per sample, the columns those of the index of ``limits``.
+    limits : DataFrame
+        Of :func:`shares_table`.
+
+    Returns
+    -------
+    DataFrame
+        As of :func:`~fcm_estimators.metrics.composition_table`.
+    """
+    n_cells = counts.sum(axis=1)
+    shares = counts.div(n_cells.where(n_cells > 0), axis=0)
+    shares.attrs["n_cells"] = n_cells.to_dict()
+    return composition_table(shares, limits)
 
 
 def unusual_share(usual: float) -> float:

@@ -173,17 +173,20 @@ def share_ranges(
     -------
     DataFrame or None
         Index the classes as text; ``low``, ``high`` and ``n_samples``. None if fewer than 5
-        samples have a label for every cell, or if only one class is left.
+        samples have a label for every cell and other than positive ones, if a class is in none of
+        these samples, or if only one class is left.
     """
     complete = np.array([(codes[i:j] >= 0).all() for i, j in samples.spans()])
     used = complete[samples.sample_of_cell]
-    if complete.sum() < _FEWEST_FOR_A_RANGE or len(classes) - (positive is not None) < 2:
+    n_classes = len(classes)
+    if positive is not None:
+        used &= classes[codes] != positive
+        n_classes -= 1
+    if n_classes < 2 or not used.any():
         return None
-    shares = population_shares(
-        classes[codes[used]],
-        groups=samples.sample_of_cell[used],
-        leave_out=[] if positive is None else [positive],
-    )
+    shares = population_shares(classes[codes[used]], groups=samples.sample_of_cell[used])
+    if len(shares) < _FEWEST_FOR_A_RANGE or shares.shape[1] < n_classes:
+        return None
     table = pd.DataFrame({"low": shares.min(), "high": shares.max()})
     return table.assign(n_samples=len(shares))
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fcm_estimators._cells.records import (
     members_table,
+    shares_against,
     shares_table,
     uncertain_samples,
     was_tested,
@@ -20,7 +21,7 @@ from fcm_estimators._types import Entries
 from fcm_estimators.cohort.jobs import Job
 from fcm_estimators.exceptions import MissingKeyError
 from fcm_estimators.keys import EXPERT_GATES, ClassKeys, GateKeys, QualityKeys
-from fcm_estimators.metrics import ClassificationErrors, composition_table, mrd_table
+from fcm_estimators.metrics import ClassificationErrors, mrd_table
 from fcm_estimators.metrics import Protocol as Limits
 from fcm_estimators.quality import CHECKS
 
@@ -222,10 +223,7 @@ def _counts(model: Any, result: Annotated, job: Job, keys: ClassKeys | GateKeys)
 
 def _outside_training(counts: pd.DataFrame, limits: pd.DataFrame) -> pd.Series:
     """Classes whose share is outside that of the training samples, as text for each sample."""
-    n_cells = counts.sum(axis=1)
-    shares = counts.div(n_cells.where(n_cells > 0), axis=0)
-    shares.attrs["n_cells"] = n_cells.to_dict()
-    table = composition_table(shares, limits)
+    table = shares_against(counts, limits)
     odd = table[table["state"].isin(["below", "above"])]
     found = {s: "; ".join(t["population"] + " " + t["state"]) for s, t in odd.groupby("sample")}
     return pd.Series([found.get(sample, "") for sample in counts.index], counts.index)

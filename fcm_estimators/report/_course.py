@@ -11,7 +11,7 @@ import pandas as pd
 
 from fcm_estimators._checks import listed
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
-from fcm_estimators.metrics import CourseDisplay, Protocol
+from fcm_estimators.metrics import ClassificationErrors, CourseDisplay, Protocol
 from fcm_estimators.report._sample import Annotated
 from fcm_estimators.report._tables import Residual, Table
 
@@ -61,7 +61,11 @@ class Course:
 
 
 def course_of(
-    sample: Annotated, course: pd.DataFrame, residual: Residual | None, protocol: Protocol
+    sample: Annotated,
+    course: pd.DataFrame,
+    residual: Residual | None,
+    protocol: Protocol,
+    errors: ClassificationErrors | None,
 ) -> Course:
     """Table and picture of the course that the sample belongs to.
 
@@ -73,7 +77,7 @@ def course_of(
     MissingKeyError
         The course lacks a column.
     """
-    _require_same(sample, course, residual, protocol)
+    _require_same(sample, course, residual, protocol, errors)
     days = course.reset_index(level="patient", drop=True)
     # Without a title: the name of a patient stays out.
     display = CourseDisplay(days, cut_offs=protocol.cut_offs)
@@ -94,7 +98,8 @@ def course_of(
     total = ["95 % interval with wrongly classified cells"] if has_total else []
     columns = ["day", "result", "positive cells", *total, "status", "sensitivity asked for"]
     columns.append("tubes")
-    why = [text for text in days["ci_total_why"].unique() if text] if has_total else []
+    reasons = list(days["ci_total_why"].unique()) if has_total else []
+    why = [text for text in reasons if isinstance(text, str) and text]
     notes = ["The bars in the picture are 95 % intervals of counting alone."]
     if why:
         notes.append(f"Intervals with wrongly classified cells are not estimable: {why[0]}.")
@@ -120,7 +125,11 @@ def course_of(
 
 
 def _require_same(
-    sample: Annotated, course: pd.DataFrame, residual: Residual | None, protocol: Protocol
+    sample: Annotated,
+    course: pd.DataFrame,
+    residual: Residual | None,
+    protocol: Protocol,
+    errors: ClassificationErrors | None,
 ) -> None:
     if residual is None:
         raise InvalidInputError("The model has no positive class, so there is no course.")
@@ -148,7 +157,7 @@ def _require_same(
             f"course was read by another protocol than the report's, {protocol.name!r}. Use the "
             "same one for both."
         )
-    if ("shown_total" in course) != (residual.total is not None):
+    if ("shown_total" in course) != (errors is not None):
         raise InvalidInputError(_OTHER_ERRORS)
     # Without a column of samples the name of this one is not known.
     if sample.name != "all" and not any(f", {sample.name}," in f", {t}," for t in course["tubes"]):
@@ -162,9 +171,11 @@ def _require_same(
                 f"the file {counts[0]:,} of {counts[1]:,}. The table is of another run: annotate "
                 "again."
             )
-    if residual.total is not None:
-        ends = here[["ci_total_low", "ci_total_high"]].to_numpy(dtype=float)
-        if not np.allclose(ends, residual.total, equal_nan=True):
+    if errors is not None:
+        ends = course[["ci_total_low", "ci_total_high"]].to_numpy(dtype=float)
+        counted = course[["numerator", "denominator"]].astype(int).itertuples(index=False)
+        expected = [errors.interval(k, n) for k, n in counted]
+        if not np.allclose(ends, expected, rtol=1e-6, atol=0, equal_nan=True):
             raise InvalidInputError(_OTHER_ERRORS)
 
 

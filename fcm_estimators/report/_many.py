@@ -160,7 +160,8 @@ def _write_index(folder: Path, rows: list[Entries], identifiers: bool) -> None:
         about = _metadata(page) if page.is_file() else {}
         if about.get("generator") == GENERATOR:
             # name.html, name-1.html and so on are of the file of this name.
-            name = page.stem if page.stem in failed else re.sub(r"-\d+$", "", page.stem)
+            whole = page.stem in failed or page.name in written
+            name = page.stem if whole else re.sub(r"-\d+$", "", page.stem)
             note = ""
             if name in failed and page.name not in written:
                 note = f"of an earlier call; now: {failed[name]['error']}"

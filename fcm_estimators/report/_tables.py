@@ -9,6 +9,7 @@ import pandas as pd
 
 from fcm_estimators._cells.records import (
     members_table,
+    shares_against,
     shares_table,
     uncertain_samples,
     was_tested,
@@ -16,15 +17,13 @@ from fcm_estimators._cells.records import (
 from fcm_estimators._checks import gate_called, listed
 from fcm_estimators._types import Entries
 from fcm_estimators.exceptions import FcmError, InvalidInputError, MissingKeyError
-from fcm_estimators.keys import NOT_ANALYSED, UNKNOWN, QualityKeys
+from fcm_estimators.keys import NOT_ANALYSED, QualityKeys
 from fcm_estimators.metrics import (
     ClassificationErrors,
     Protocol,
     classification_table,
-    composition_table,
     gate_agreement,
     mrd_table,
-    population_shares,
 )
 from fcm_estimators.quality import flag_quality, quality_table
 from fcm_estimators.report._sample import Annotated, json_table
@@ -235,7 +234,8 @@ def class_counts(sample: Annotated) -> Table | None:
     columns += ["expert's count", "F1"] if expert is not None else []
     scores = {} if expert is None else _scores(sample, expert)
     rows = []
-    for name in predicted.cat.categories:
+    # A class without a cell may not be among the categories.
+    for name in dict.fromkeys([*composition, *predicted.cat.categories]):
         inside = (predicted == name).to_numpy()
         row = [name, f"{inside.sum():,}"]
         if name == NOT_ANALYSED or not n_analysed:
@@ -272,20 +272,14 @@ def class_counts(sample: Annotated) -> Table | None:
 def _composition(sample: Annotated) -> dict[str, str]:
     """Range of each class in the training samples, and whether the share here is outside."""
     limits = shares_table(sample.run)
-    inside = sample.analysed
-    if limits is None or not inside.any():
+    if limits is None:
         return {}
-    left_out = [NOT_ANALYSED, UNKNOWN, sample.positive_class]
-    try:
-        shares = population_shares(sample.predicted.astype(str)[inside], leave_out=left_out)
-    except InvalidInputError:  # no cell of these classes
-        return {}
-    states = composition_table(shares, limits).set_index("population")
+    found = sample.predicted.astype(str)[sample.analysed].value_counts()
+    counts = found.reindex(limits.index, fill_value=0).to_frame(sample.name).T
     return {
-        str(name): f"{percent(row['low'])} to {percent(row['high'])}"
+        str(row["population"]): f"{percent(row['low'])} to {percent(row['high'])}"
         + (f"; here {percent(row['share'])}, {row['state']}" if row["state"] in _OUTSIDE else "")
-        for name, row in states.iterrows()
-        if not np.isnan(row["low"])
+        for row in shares_against(counts, limits).to_dict("records")
     }
 
 

@@ -153,7 +153,7 @@ def write_report(
     data, note = _picture(found, planes, max_cells)
     data["gates"] = [_figures.gate_figure(found, plane) for plane in planes]
     positive = None if residual is None else positive_cells(found, residual, planes)
-    days = None if course is None else course_of(found, course, residual, protocol)
+    days = None if course is None else course_of(found, course, residual, protocol, errors)
     data["positive"] = [] if positive is None else positive.figures
     data["why"], why, why_tables = _why(found)
     tables = [_tables.class_counts(found), _tables.quality(found), _tables.distances(found)]

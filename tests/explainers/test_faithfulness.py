@@ -295,6 +295,8 @@ def test_the_shift_of_a_group_is_how_far_the_mean_moves_without_it():
     z = (x - x.mean(0)) / x.std(0)
     moved = [np.linalg.norm(z[group != g].mean(0)) for g in range(4)]
     np.testing.assert_allclose(_shift_without(x, group), moved, rtol=1e-9)
+    constant = np.column_stack([x, np.full(50, 0.1)]).astype(np.float32)  # moves nothing
+    np.testing.assert_allclose(_shift_without(constant, group), moved, rtol=1e-5)
 
 
 def test_twins_are_of_both_kinds_and_five_or_more(clf, train, twins):
