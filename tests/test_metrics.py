@@ -802,7 +802,8 @@ def test_limit_counts_inside_the_denominator_and_by_the_given_groups() -> None:
     row = by_name.frame().loc["s0"]
     assert row["numerator"] == (found & inside & first).sum()
     assert row["denominator"] == (inside & first).sum()
-    by_name.frame()["fraction"] = 9
+    frame = by_name.frame()
+    frame["fraction"] = 9
     assert by_name.frame()["fraction"].max() < 1
 
 

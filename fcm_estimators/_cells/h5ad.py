@@ -14,6 +14,7 @@ from anndata import AnnData
 from anndata.experimental import write_dispatched
 
 from fcm_estimators._files import reserve
+from fcm_estimators._types import Entries
 
 # For the groups and attributes of a file, and of each element.
 MARGIN, _PER_ELEMENT = 4 << 20, 4096
@@ -30,9 +31,11 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
         There is no space for it, or it cannot be written.
     """
     adata.strings_to_categoricals()
-    parts = [getattr(adata, n) for n in ("layers", "obsm", "varm", "obsp", "varp", "uns")]
+    parts = [getattr(adata, n) for n in ("obsm", "varm", "obsp", "varp", "uns")]
     raw = [] if adata.raw is None else [adata.raw.X]
-    needed = sum(map(_n_bytes, [adata.X, *raw, adata.obs, adata.var, *map(dict, parts)]))
+    needed = sum(
+        map(_n_bytes, [adata.X, *raw, adata.obs, adata.var, _own_layers(adata), *map(dict, parts)])
+    )
     names, place = adata.obs_names.to_numpy(), f"/obs/{adata.obs_names.name or '_index'}"
 
     def linked(write: Any, group: h5py.Group, key: str, element: Any, **options: Any) -> None:
@@ -71,7 +74,7 @@ def write_h5ad_by_block(blocks: Iterable[AnnData], n_obs: int, path: Path) -> No
     one.obs = first.obs.iloc[:1]  # with all categories
     write_h5ad(one, path)
     with h5py.File(path, "r+") as file:
-        needed = sum(map(_n_bytes, [first.X, dict(first.layers), first.obs])) / first.n_obs * n_obs
+        needed = sum(map(_n_bytes, [first.X, _own_layers(first), first.obs])) / first.n_obs * n_obs
         size = path.stat().st_size + int(1.1 * needed) + MARGIN
         reserve(file.id.get_vfd_handle(), size)
         places = {name: _lengthened(file, name, n_obs) for name in _of_cells(first)}
@@ -83,10 +86,15 @@ def write_h5ad_by_block(blocks: Iterable[AnnData], n_obs: int, path: Path) -> No
     trim(path)
 
 
+def _own_layers(adata: AnnData) -> Entries:
+    """Layers without X, which anndata 0.13 has among them, as None."""
+    return {name: values for name, values in adata.layers.items() if name is not None}
+
+
 def _of_cells(adata: AnnData) -> dict[str, np.ndarray]:
     """Arrays with an entry for each cell, by their place in a file."""
     obs = adata.obs
-    found = {"X": adata.X, **{f"layers/{name}": adata.layers[name] for name in adata.layers}}
+    found = {"X": adata.X, **{f"layers/{name}": v for name, v in _own_layers(adata).items()}}
     found[f"obs/{obs.index.name or '_index'}"] = obs.index.to_numpy(dtype=object)
     for name in obs:
         if isinstance(obs[name].dtype, pd.CategoricalDtype):

@@ -386,7 +386,8 @@ def _matrix(data: Any, source: Source, rows: np.ndarray, positions: np.ndarray) 
     """Rows and columns of the values as one float block. The user's data do not change."""
     if isinstance(data, AnnData):
         if source.layer is not None:
-            require_key(source.layer, data.layers.keys(), "layer: the layer")
+            # anndata 0.13 has X among the layers, as None.
+            require_key(source.layer, [n for n in data.layers if n is not None], "layer: the layer")
         block = data.X if source.layer is None else data.layers[source.layer]
         if block is None:
             raise InvalidInputError("adata.X is None; name the layer to read with layer=...")

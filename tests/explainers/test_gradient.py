@@ -292,7 +292,7 @@ def test_written_keys_survive_stores(clf, cohort, tmp_path, store):
     getattr(data, f"write_{store}")(path)
     back = getattr(ad, f"read_{store}")(path)
     np.testing.assert_array_equal(back.layers["gradient"], data.layers["gradient"])
-    pd.testing.assert_series_equal(back.obs["gradient_marker"], data.obs["gradient_marker"])
+    assert list(back.obs["gradient_marker"]) == list(data.obs["gradient_marker"])
     assert back.uns["gradient"]["mode"] == "own"
     assert back.uns["gradient"]["explained"] == "log-odds of blast against the rest"
 
