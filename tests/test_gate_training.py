@@ -82,7 +82,7 @@ def test_cells_are_alike_that_are_in_the_same_last_polygon(seed):
 def test_a_boolean_gate_is_known_where_all_it_needs_is(seed):
     table = membership(seed)
     before = table.copy()
-    values = table.to_numpy("i1")
+    values = table.to_numpy("i1", copy=True)
     derive_booleans(TREE, values)
     found = pd.Series(values[:, [*TREE.gates].index("neither")])
     needed = before[["t", "b", "live"]]
@@ -98,7 +98,7 @@ def test_polygons_fill_in_what_is_unknown_of_cells_of_a_known_parent(seed):
     drawn = pd.DataFrame(
         np.random.default_rng(seed + 1).random((len(table), 3)) < 0.6, columns=["live", "t", "rest"]
     )
-    values = table.to_numpy("i1")
+    values = table.to_numpy("i1", copy=True)
     fill_from_polygons(TREE, values, drawn)
     filled = pd.DataFrame(values, columns=table.columns)
     known = table >= 0

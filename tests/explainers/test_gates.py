@@ -183,7 +183,8 @@ def test_cells_without_a_label_count_in_no_population(cohort, reg, dtype):
     side = pd.Series(left if dtype == "boolean" else np.where(left, "left", "right"))
     unknown = np.arange(adata.n_obs) % 3 == 0
     adata.obs["side"] = side.astype(dtype).mask(unknown).array
-    assert adata.obs["side"].dtype == dtype
+    # AnnData with pandas 3 makes text of objects.
+    assert adata.obs["side"].dtype in (dtype, "str" if dtype == "object" else dtype)
     adata.obs["all"] = np.where(unknown, "unknown", side.astype(str))
     explainer = AttentionExplainer(reg, net_layer=0)
     found, every = (explainer.between(adata, key) for key in ("side", "all"))

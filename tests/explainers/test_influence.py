@@ -64,7 +64,7 @@ def test_influence_is_the_derivative_by_the_weight_in_the_contexts(clf, cohort, 
     chosen = np.ones(cohort.n_obs, bool) if of is None else cohort.obs[of].to_numpy()
 
     def log_odds(z, rows):
-        return (z[:, 0] - z[:, 1])[torch.from_numpy(chosen[rows])].mean()
+        return (z[:, 0] - z[:, 1])[torch.tensor(chosen[rows])].mean()
 
     expected, samples = derivative(clf, cohort, log_odds)
     size = np.repeat(np.diff(samples.offsets), np.diff(samples.offsets))
