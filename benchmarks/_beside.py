@@ -92,20 +92,39 @@ def _swapped(clf, source, train, test):
 
 def thresholds(seed=0):
     """Simulated unseen patients, and unseen cells of one marrow; thresholds by held-out F1."""
-    cohort = make_pipeline(*PREPARE).fit_transform(
-        simulate_cohort(n_samples=60, n_cells=10_000, random_state=13)
-    )
-    patients = list(pd.unique(cohort.obs["patient"]))
-    is_train = cohort.obs["patient"].isin(patients[: 2 * len(patients) // 3]).to_numpy()
     marrow = fetch_all494()
     marrow = marrow[marrow.obsm["gates"]["intact"].to_numpy()].copy()
     marrow = make_pipeline(*PREPARE).fit_transform(marrow)
     half = np.random.default_rng(seed).random(marrow.n_obs) < 0.5
-    _alike("simulated, unseen patients", cohort[is_train].copy(), cohort[~is_train].copy(), seed)
+    _alike("simulated, unseen patients", *_unseen_patients(13), seed)
     _alike("one marrow, unseen cells", marrow[half].copy(), marrow[~half].copy(), seed)
 
 
-def _alike(name, train, test, seed):
+def cohorts(numbers=(114, 115, 116), seed=0):
+    """The same of three more simulated cohorts, beside two of the rivals."""
+    tables = [
+        _alike(
+            f"cohort {number}",
+            *_unseen_patients(number),
+            seed,
+            ("LightGBM", "set transformer, distorted"),
+        )
+        for number in numbers
+    ]
+    show(sum(tables) / len(tables), "Mean over the cohorts")
+
+
+def _unseen_patients(number):
+    """Two thirds of 15 simulated patients with 60 samples, and the others."""
+    cohort = make_pipeline(*PREPARE).fit_transform(
+        simulate_cohort(n_samples=60, n_cells=10_000, random_state=number)
+    )
+    patients = list(pd.unique(cohort.obs["patient"]))
+    is_train = cohort.obs["patient"].isin(patients[: 2 * len(patients) // 3]).to_numpy()
+    return cohort[is_train].copy(), cohort[~is_train].copy()
+
+
+def _alike(name, train, test, seed, rivals=None):
     key = "patient" if train.obs["sample"].nunique() > 1 else None
     clf = ReluFormerClassifier(**KEYS, patient_key=key, pos_label="blast", random_state=seed)
     quietly(clf.fit, train)
@@ -117,7 +136,8 @@ def _alike(name, train, test, seed):
         "per-cell net, distorted": trained(PerCell, seed),
         "set transformer, distorted": trained(SetTransformer, seed),
     }
-    for rival, model in models.items():
+    for rival in rivals or models:
+        model = models[rival]
         threshold = out_of_fold_threshold(model, train, key, seed) if key else 0.0
         quietly(model.fit, train)
         found[rival] = blast_log_odds(model, test) >= threshold
@@ -133,4 +153,6 @@ def _alike(name, train, test, seed):
         rows[model] = summarize(table)
     columns = ["f1_mean", "f1_median", "false_positives_per_million_negative_samples"]
     table = pd.DataFrame(rows).T
-    show(table[[c for c in columns if c in table]].astype(float), name)
+    table = table[[c for c in columns if c in table]].astype(float)
+    show(table, name)
+    return table

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from lightgbm import LGBMClassifier
 from sklearn.metrics import f1_score
-from trust import JOBS, trust
+from trust import PARTS, trust
 
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.datasets import fetch_all494, fetch_multicenter_cytof, simulate_cohort
@@ -267,7 +267,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "what", choices=["multicenter", "all494", "simulated", "calibration", "all", "trust"]
     )
-    parts = [part.__name__ for job in JOBS for part in job]
+    parts = [part.__name__ for part in PARTS]
     parser.add_argument("--part", choices=parts, help="only this part of trust")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
