@@ -130,22 +130,22 @@ def patients():
 # -- a marker that is missing ---------------------------------------------------------------------
 
 
+_PANELS = {
+    **KEYS,
+    "patient_key": "patient",
+    "pos_label": "blast",
+    "n_members": 0,
+    "max_epochs": 20,
+    "validation_fraction": None,
+}
+
+
 def panels(seeds=(0, 1, 2)):
     """Unseen simulated patients without a marker; 20 epochs, no members."""
-    cohort = make_pipeline(*PREPARE).fit_transform(
-        simulate_cohort(n_samples=80, n_cells=4_000, random_state=14)
-    )
-    names = list(pd.unique(cohort.obs["patient"]))
-    is_train = cohort.obs["patient"].isin(names[:10]).to_numpy()
-    train, test = cohort[is_train].copy(), cohort[~is_train].copy()
-    options = {**KEYS, "patient_key": "patient", "pos_label": "blast"}
-    options |= {"n_members": 0, "max_epochs": 20, "validation_fraction": None}
+    train, test = _ten_patients(14)
     rows, whole = [], []
     for seed in seeds:
-        plain = ReluFormerClassifier(**options, random_state=seed)
-        able = ReluFormerClassifier(**options, missing_markers="mask", random_state=seed)
-        for model in (plain, able):
-            quietly(model.fit, train)
+        plain, able = _plain_and_able(train, seed)
         markers = able.markers_
         trees = Boosting(raw, False, seed, tuple(hideable(markers)), "patient").fit(train)
         found = {
@@ -164,9 +164,38 @@ def panels(seeds=(0, 1, 2)):
             }
             if seed == seeds[0]:
                 other = train[:, less.var_names].copy()
-                again = quietly(ReluFormerClassifier(**options, random_state=seed).fit, other)
+                again = quietly(ReluFormerClassifier(**_PANELS, random_state=seed).fit, other)
                 row["ReluFormer trained without"] = blast_f1(test, again.predict(less))
             rows.append(row)
     show(pd.DataFrame(whole).set_index("seed"), "The whole panel: F1 of blasts, mean over patients")
     table = pd.DataFrame(rows).groupby("missing", sort=False).mean().drop(columns="seed")
     show(table, f"One marker missing, mean over seeds {seeds}; trained without: seed {seeds[0]}")
+
+
+def whole_panels(cohorts=(214, 314), seeds=(0, 1, 2)):
+    """What it costs with the whole panel to be able to do without, on two more cohorts."""
+    rows = []
+    for number in cohorts:
+        train, test = _ten_patients(number)
+        for seed in seeds:
+            plain, able = (blast_f1(test, m.predict(test)) for m in _plain_and_able(train, seed))
+            rows.append({"cohort": number, "seed": seed, "plain": plain, "can do without": able})
+    table = pd.DataFrame(rows).set_index(["cohort", "seed"])
+    show(table, "The whole panel: F1 of blasts, mean over patients")
+    show(table.groupby("cohort").mean(), "Mean over seeds")
+
+
+def _ten_patients(number):
+    """Ten simulated patients, and ten others."""
+    cohort = make_pipeline(*PREPARE).fit_transform(
+        simulate_cohort(n_samples=80, n_cells=4_000, random_state=number)
+    )
+    names = list(pd.unique(cohort.obs["patient"]))
+    is_train = cohort.obs["patient"].isin(names[:10]).to_numpy()
+    return cohort[is_train].copy(), cohort[~is_train].copy()
+
+
+def _plain_and_able(train, seed):
+    plain = ReluFormerClassifier(**_PANELS, random_state=seed)
+    able = ReluFormerClassifier(**_PANELS, missing_markers="mask", random_state=seed)
+    return quietly(plain.fit, train), quietly(able.fit, train)

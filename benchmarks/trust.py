@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _beside import cohorts, rivals, thresholds
-from _few import few, one, panels, patients
+from _few import few, one, panels, patients, whole_panels
 from _rivals import codes_of
 from _trusted import KEYS, NAMED, PREPARE, cytof, macro, quietly, samples_of, show, trained_on
 from scipy.special import expit, logit
@@ -325,12 +325,12 @@ JOBS = (
     (patients,),
     (unknown,),
 )
-# The last is too long for one run of all.
-PARTS = [*(part for job in JOBS for part in job), cohorts]
+# The last two would make a run of all too long.
+PARTS = [*(part for job in JOBS for part in job), cohorts, whole_panels]
 
 
 def trust(part=None):
-    """Print every table but ``cohorts``, by two processes of one thread each, or one part's."""
+    """Print all tables of ``JOBS`` by two processes of one thread each, or those of one part."""
     if part is not None:
         _shown([f for f in PARTS if f.__name__ == part])
         return
