@@ -816,9 +816,7 @@ def test_documented_defaults_are_the_real_ones():
     signature = dict(inspect.signature(ReluFormerClassifier).parameters)
     del signature["module__parameters"]
     documented = dict(
-        re.findall(
-            r"^(\w+) : .*?default (\S+)$", inspect.getdoc(ReluFormerClassifier), flags=re.M
-        )
+        re.findall(r"^(\w+) : .*?default (\S+)$", inspect.getdoc(ReluFormerClassifier), flags=re.M)
     )
     assert set(documented) == set(signature)
     for name, parameter in signature.items():

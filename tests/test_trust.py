@@ -391,7 +391,11 @@ def test_shares_outside_those_of_the_training_samples_are_told(tmp_path):
     expected.index = expected.index.astype(object)
     for model in (fitted, clf):
         pd.testing.assert_frame_equal(
-            model.class_shares_, expected, check_names=False, check_dtype=False, check_index_type=False
+            model.class_shares_,
+            expected,
+            check_names=False,
+            check_dtype=False,
+            check_index_type=False,
         )
     new = toy_cohort(2, 400, seed=3, classes=classes)
     few = (new.obs["sample"] == "s1") & (new.obs["cell_type"] == "B")

@@ -224,7 +224,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
 
     # -- predict ------------------------------------------------------------------------------
 
-    def prepare(self, adata: AnnData) -> AnnData:
+    def prepare(self, adata: AnnData, *, copy: bool = True) -> AnnData:
         """Bring raw data to the scale of the training data.
 
         The model holds the preprocessing that its training data recorded. This method repeats
@@ -234,12 +234,15 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
         Parameters
         ----------
         adata : AnnData
-            Data as :func:`~fcm_estimators.read_fcs` returns them. Not changed.
+            Data as :func:`~fcm_estimators.read_fcs` returns them.
+        copy : bool, default True
+            False: change ``adata`` and return it; that takes less time and memory. If there is an
+            error, it may then be half changed.
 
         Returns
         -------
         AnnData
-            A copy that :meth:`annotate` accepts. Markers that are already on that scale do not
+            Data that :meth:`annotate` accepts. Markers that are already on that scale do not
             change.
 
         Raises
@@ -251,7 +254,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             The training data recorded nothing, or the data have another transform.
         """
         if (model := suited_to(self, adata, quiet=True)) is not self:
-            return model.prepare(adata)
+            return model.prepare(adata, copy=copy)
         require_fitted(self)
         if not self.preprocessing_:
             raise ProcessingStateError(
@@ -267,7 +270,7 @@ class SetEstimator(BaseEstimator, metaclass=ABCMeta):  # type: ignore[misc]  # s
             adata.var_names[i]: self.preprocessing_[m]
             for i, m in zip(places, self.markers_, strict=True)
         }
-        return bring_to(adata, found)
+        return bring_to(adata, found, copy=copy)
 
     def is_prepared(self, adata: AnnData) -> bool:
         """Whether data record the same preprocessing as the training data did.

@@ -62,7 +62,7 @@ def _ready(model: Any, block: ad.AnnData) -> ad.AnnData:
         block.obs[model.sample_key] = block.obs["sample"]
     # It was for finding the sample in a workspace; who guesses the name could confirm it.
     block.uns[UNS_KEY].pop(FILE_KEY, None)
-    return block if model.is_prepared(block) else model.prepare(block)
+    return block if model.is_prepared(block) else model.prepare(block, copy=False)
 
 
 def _quality(store: CellStore, first: ad.AnnData, opened: OpenedFcs) -> pd.DataFrame | None:

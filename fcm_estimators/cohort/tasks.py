@@ -178,7 +178,7 @@ def _in_memory(
         from fcm_estimators.cohort.gates import add_gates
 
         add_gates(adata, job, model)
-    ready = adata if model.is_prepared(adata) else model.prepare(adata)
+    ready = adata if model.is_prepared(adata) else model.prepare(adata, copy=False)
     model.annotate(ready, key_added=job.key_added)
     return ready, quality
 

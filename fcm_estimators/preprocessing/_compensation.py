@@ -19,6 +19,7 @@ from fcm_estimators.exceptions import (
     NotFittedError,
     ProcessingStateError,
 )
+from fcm_estimators.io.cells import copied
 from fcm_estimators.io.record import COMPENSATION_KEY, get_spillover, pack_compensation
 from fcm_estimators.preprocessing import _state
 
@@ -127,13 +128,17 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
             transformed, or a sample's file had no matrix.
         """
         self._check(X)
-        done = _state.recorded_compensation(X)
+        return self._compensated(copied(X))
+
+    def _compensated(self, adata: AnnData) -> AnnData:
+        """Compensate the data themselves; they may be half changed if there is an error."""
+        done = _state.recorded_compensation(adata)
         if done.any():
             raise ProcessingStateError(
                 f"Already compensated: {list(done.index[done])}; expected uncompensated values. "
                 "Leave the Compensation step out, or start from the raw data."
             )
-        return self._apply(X, flowutils.compensate.compensate, compensated=True)
+        return self._apply(adata, flowutils.compensate.compensate, compensated=True)
 
     def inverse_transform(self, X: AnnData) -> AnnData:
         """Undo the compensation, with the precision of float32.
@@ -159,7 +164,7 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
             had no matrix.
         """
         self._check(X)
-        return self._apply(X, flowutils.compensate.inverse_compensate, compensated=False)
+        return self._apply(copied(X), flowutils.compensate.inverse_compensate, compensated=False)
 
     def _check(self, adata: AnnData) -> None:
         if not hasattr(self, "spillover_"):
@@ -178,11 +183,11 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
         # Channels are matched by name: the files of a cohort may order them differently.
         squares = [(rows, matrix.loc[detectors, detectors].to_numpy()) for rows, matrix in parts]
         steps = [(rows, partial(function, spill_matrix=square)) for rows, square in squares]
-        out = _state.processed_copy(adata, markers, steps, compensated=compensated)
-        out.uns.pop(COMPENSATION_KEY, None)
+        _state.process(adata, markers, steps, compensated=compensated)
+        adata.uns.pop(COMPENSATION_KEY, None)
         if compensated:
-            out.uns[COMPENSATION_KEY] = pack_compensation(self.spillover_)
-        return out
+            adata.uns[COMPENSATION_KEY] = pack_compensation(self.spillover_)
+        return adata
 
     def _matrices(self, adata: AnnData) -> list[tuple[np.ndarray, pd.DataFrame]]:
         """Rows and matrix of each sample; all matrices cover the same channels."""

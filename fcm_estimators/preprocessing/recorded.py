@@ -58,14 +58,16 @@ def require_states(
             )
 
 
-def bring_to(adata: AnnData, states: Mapping[str, MarkerState]) -> AnnData:
-    """Copy raw data and preprocess the copy to the recorded state of other data.
+def bring_to(adata: AnnData, states: Mapping[str, MarkerState], *, copy: bool = True) -> AnnData:
+    """Preprocess raw data to the recorded state of other data.
 
     Parameters
     ----------
     adata : AnnData
         Raw or compensated data. Markers that are already in the wanted state do not change.
     states : mapping of marker to (transform, compensated)
+    copy : bool, default True
+        Change a copy; else ``adata`` itself, also if there is an error.
 
     Returns
     -------
@@ -100,8 +102,9 @@ def bring_to(adata: AnnData, states: Mapping[str, MarkerState]) -> AnnData:
             f"is {described(present[wrong[0]])}, but should be {described(states[wrong[0]])}. "
             "Read the raw files again."
         )
-    out = copied(adata) if not spilled else Compensation().fit_transform(adata)
+    out = copied(adata) if copy else adata
     if spilled:
+        Compensation().fit(out)._compensated(out)
         states_now = recorded_states(out, spilled)
         if left := [m for m in spilled if not states_now[m][1]]:
             raise ProcessingStateError(

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 from flowutils import transforms as _flow
 from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import CubicSpline
 
 from fcm_estimators.exceptions import InvalidInputError
 
@@ -264,20 +266,49 @@ class Logicle(Scale):
         require(self, "M + A must be positive", self.M + self.A > 0)
 
     def _forward(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        y: NDArray[np.float64] = _flow.logicle(
-            x.ravel(), None, t=self.T, m=self.M, w=self.W, a=self.A
-        )
+        values = x.ravel()
+        spline = _logicle_spline(self)
+        y: NDArray[np.float64] = spline(values)
+        beyond = np.flatnonzero(~((values >= spline.x[0]) & (values <= spline.x[-1])))
+        if len(beyond):
+            y[beyond] = self._solved(values[beyond])
+        return y.reshape(x.shape)
+
+    def _solved(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        y: NDArray[np.float64] = _flow.logicle(x, None, t=self.T, m=self.M, w=self.W, a=self.A)
         # The solver of flowutils returns -1, without a warning, where it did not converge.
         suspects = np.flatnonzero(y == -1)
         if len(suspects):
             back = self._backward(y[suspects])
-            y[suspects[~np.isclose(back, x.ravel()[suspects], rtol=1e-6)]] = np.nan
-        return y.reshape(x.shape)
+            y[suspects[~np.isclose(back, x[suspects], rtol=1e-6)]] = np.nan
+        return y
 
     def _backward(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         x: NDArray[np.float64]
         x = _flow.logicle_inverse(y.ravel(), None, t=self.T, m=self.M, w=self.W, a=self.A)
         return x.reshape(y.shape)
+
+
+# Knots of the spline, evenly spaced on the display scale.
+_KNOTS = 8192
+
+
+@lru_cache(maxsize=64)
+def _logicle_spline(scale: Logicle) -> CubicSpline:
+    """Display value of raw values from -T to 2 T, in two thirds of the time of flowutils' solver.
+
+    It goes through exact values. In between it differs from the solver by less than 1e-11, by less
+    than 1e-12 where the scale has five decades or fewer.
+    """
+    # Zero and T are knots, and exact: saturated events are at T, and a gate may end there.
+    exact = np.array([0.0, scale.T])
+    at_exact = scale._solved(exact)
+    low, high = scale._solved(np.array([-scale.T, 2 * scale.T]))
+    display = np.linspace(low, high, _KNOTS)
+    display = display[np.abs(display[:, None] - at_exact).min(1) > 0.25 * (display[1] - display[0])]
+    raw = np.concatenate([scale._backward(display), exact])
+    order = np.argsort(raw)
+    return CubicSpline(raw[order], np.concatenate([display, at_exact])[order])
 
 
 _SCALES: dict[str, type[Scale]] = {s.name: s for s in (Identity, Linear, Arcsinh, Logicle)}
