@@ -128,10 +128,28 @@ class Compensation(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):
             transformed, or a sample's file had no matrix.
         """
         self._check(X)
-        return self._compensated(copied(X))
+        return self.transform_in_place(copied(X))
 
-    def _compensated(self, adata: AnnData) -> AnnData:
-        """Compensate the data themselves; they may be half changed if there is an error."""
+    def transform_in_place(self, adata: AnnData) -> AnnData:
+        """Compensate the data themselves, as :meth:`transform` does a copy; needs less memory.
+
+        Parameters
+        ----------
+        adata : AnnData
+            Changed; if there is an error, perhaps in part.
+
+        Returns
+        -------
+        AnnData
+            ``adata``.
+
+        Raises
+        ------
+        NotFittedError, InvalidInputError, MissingKeyError, MarkerMismatchError,
+        ProcessingStateError
+            As for ``transform``.
+        """
+        self._check(adata)
         done = _state.recorded_compensation(adata)
         if done.any():
             raise ProcessingStateError(

@@ -104,7 +104,7 @@ def bring_to(adata: AnnData, states: Mapping[str, MarkerState], *, copy: bool = 
         )
     out = copied(adata) if copy else adata
     if spilled:
-        Compensation().fit(out)._compensated(out)
+        Compensation().fit(out).transform_in_place(out)
         states_now = recorded_states(out, spilled)
         if left := [m for m in spilled if not states_now[m][1]]:
             raise ProcessingStateError(

@@ -271,22 +271,24 @@ class Logicle(Scale):
         y: NDArray[np.float64] = spline(values)
         beyond = np.flatnonzero(~((values >= spline.x[0]) & (values <= spline.x[-1])))
         if len(beyond):
-            y[beyond] = self._solved(values[beyond])
+            y[beyond] = _logicle_solved(self, values[beyond])
         return y.reshape(x.shape)
-
-    def _solved(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        y: NDArray[np.float64] = _flow.logicle(x, None, t=self.T, m=self.M, w=self.W, a=self.A)
-        # The solver of flowutils returns -1, without a warning, where it did not converge.
-        suspects = np.flatnonzero(y == -1)
-        if len(suspects):
-            back = self._backward(y[suspects])
-            y[suspects[~np.isclose(back, x[suspects], rtol=1e-6)]] = np.nan
-        return y
 
     def _backward(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
         x: NDArray[np.float64]
         x = _flow.logicle_inverse(y.ravel(), None, t=self.T, m=self.M, w=self.W, a=self.A)
         return x.reshape(y.shape)
+
+
+def _logicle_solved(scale: Logicle, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Display values by the solver of flowutils; NaN where it does not converge."""
+    y: NDArray[np.float64] = _flow.logicle(x, None, t=scale.T, m=scale.M, w=scale.W, a=scale.A)
+    # There it returns -1, without a warning.
+    suspects = np.flatnonzero(y == -1)
+    if len(suspects):
+        back = scale.inverse(y[suspects])
+        y[suspects[~np.isclose(back, x[suspects], rtol=1e-6)]] = np.nan
+    return y
 
 
 # Knots of the spline, evenly spaced on the display scale.
@@ -302,11 +304,11 @@ def _logicle_spline(scale: Logicle) -> CubicSpline:
     """
     # Zero and T are knots, and exact: saturated events are at T, and a gate may end there.
     exact = np.array([0.0, scale.T])
-    at_exact = scale._solved(exact)
-    low, high = scale._solved(np.array([-scale.T, 2 * scale.T]))
+    at_exact = _logicle_solved(scale, exact)
+    low, high = _logicle_solved(scale, np.array([-scale.T, 2 * scale.T]))
     display = np.linspace(low, high, _KNOTS)
     display = display[np.abs(display[:, None] - at_exact).min(1) > 0.25 * (display[1] - display[0])]
-    raw = np.concatenate([scale._backward(display), exact])
+    raw = np.concatenate([scale.inverse(display), exact])
     order = np.argsort(raw)
     return CubicSpline(raw[order], np.concatenate([display, at_exact])[order])
 
