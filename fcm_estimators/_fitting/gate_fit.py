@@ -302,6 +302,7 @@ def adjust_to_samples(
     samples: Samples,
     train: Sequence[int],
     draws: GateDraws,
+    probes: Sequence[Probes | None],
     hierarchy: Sequence[SoftGate],
 ) -> None:
     """Adjust the predicted changes of a trained net to training samples without distortion.
@@ -315,11 +316,13 @@ def adjust_to_samples(
         Positions of the training samples.
     draws : GateDraws
         Draws of these samples.
+    probes : sequence of Probes or None
+        Points of all samples, with those around hulls.
     hierarchy : sequence of SoftGate
     """
     device = module.input_mean.device
     draws = copy.copy(draws)
-    draws.fixed = True
+    draws.fixed, draws.probes = True, [probes[s] for s in train]
     draws.plan = dataclasses.replace(draws.plan, samples_per_step=1, augmentation=None)
     rng = np.random.default_rng(draws.seed)
     n_used = min(len(train), _ADJUSTMENT_SAMPLES)

@@ -32,9 +32,10 @@ class GateLoss(nn.Module):
     """Cross-entropy balanced between inside and outside, and soft Dice; mean over gates.
 
     The cross-entropy of cells, and of points in and around an expert's polygon, fades during
-    training. Points around the hull of a gate that nobody drew, and those of polygons of rare
-    gates, have a cross-entropy of their own, which remains in part and shapes outlines where there
-    are no cells. The outline that Dice uses becomes sharper during training. Validation uses sharp
+    training. Points of polygons of rare gates, and points around the hull of a gate that nobody
+    drew, have a cross-entropy of their own, which remains in part and shapes outlines where there
+    are no cells. The latter are no part of the training, where they would make outlines too narrow,
+    but of the fits before and after it. The outline that Dice uses becomes sharper during training. Validation uses sharp
     Dice alone, which is bounded. A gate with fewer than 20 cells inside contributes only its cells
     outside.
 
@@ -97,13 +98,13 @@ class GateLoss(nn.Module):
             return (loss_inside + loss_outside) / 2, n_outside > 0
 
         # Each drawn point counts as one cell.
-        drawn, around = ((stratum == kind).unsqueeze(1) for kind in (DRAWN, LASTING))
+        drawn, others = ((stratum == DRAWN).unsqueeze(1), (stratum <= LASTING).unsqueeze(1))
         fading, outside_drawn = cross_entropy(torch.where(drawn, 1.0, weight))
-        lasting, outside_hull = cross_entropy(around.to(logits.dtype), _SHARPNESS**self.progress)
+        lasting, outside_others = cross_entropy(others.to(logits.dtype), _SHARPNESS**self.progress)
         left = 1 - self.progress
         loss = _CROSS_ENTROPY * (left * fading + max(left, _LASTING) * lasting)
         loss = loss + torch.where(with_dice, dice, 0.0)
-        return _mean(loss, enough | outside_drawn | outside_hull)
+        return _mean(loss, enough | outside_drawn | outside_others)
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
