@@ -98,7 +98,8 @@ def test_what_an_expert_has_drawn_of_a_rare_gate_lasts_and_moves_with_the_cells(
     assert all((p.stratum[p.gate == 0] == LASTING).all() for p in probes)
     assert all((p.stratum[p.gate == 1] == AROUND).all() for p in probes)
     kept = [without_hulls(p) for p in probes]
-    assert [len(p.gate) for p in kept[:2]] == [7, 7] and kept[2] is None
+    assert [len(p.gate) for p in kept[:2]] == [7, 7]
+    assert kept[2] is None
     np.testing.assert_array_equal(first, places)
     means = [x[i:j][inside[i:j, 0] == 1][:, :2].mean(0) for i, j in pairwise(offsets[:3])]
     wanted = places + means[1] - means[0]

@@ -17,10 +17,10 @@ MIN_INSIDE = 20
 # Weight of the cross-entropy beside Dice. Balanced cross-entropy alone makes gates wider than is
 # best for F1. Dice alone has almost no gradient for cells far from the outline.
 _CROSS_ENTROPY = 0.1
-# Points that last keep this share of their weight at the end of training. Chosen on two of the eight
-# pseudo-samples of the training half of all494, with the other six: F1 of the blasts 0.9952 with 0.1,
-# 0.9980 with 0.05, 0.9985 with 0.025, 0.9978 with 0, and area of the outlines over that of the hulls
-# of the cells inside 1.27, 1.29, 1.34 and 1.63.
+# Points that last keep this share of their weight at the end of training. Chosen on two of the
+# eight pseudo-samples of the training half of all494, with the other six: F1 of the blasts 0.9952
+# with 0.1, 0.9980 with 0.05, 0.9985 with 0.025, 0.9978 with 0, and area of the outlines over that of
+# the hulls of the cells inside 1.27, 1.29, 1.34 and 1.63.
 _LASTING = 0.05
 # Dice uses an outline that is sharper by this factor. With a soft outline, gates become too wide
 # if many cells are near the outline on one side of it.
@@ -34,9 +34,9 @@ class GateLoss(nn.Module):
     training. Points of polygons of rare gates, and points around the hull of a gate that nobody
     drew, have a cross-entropy of their own, which remains in part and shapes outlines where there
     are no cells. The latter are no part of the training, where they would make outlines too narrow,
-    but of the fits before and after it. The outline that Dice uses becomes sharper during training. Validation uses sharp
-    Dice alone, which is bounded. A gate with fewer than 20 cells inside contributes only its cells
-    outside.
+    but of the fits before and after it. The outline that Dice uses becomes sharper during training.
+    Validation uses sharp Dice alone, which is bounded. A gate with fewer than 20 cells inside
+    contributes only its cells outside.
 
     The loss of a gate covers the cells of the expert's parent. It also covers other cells, weighted
     by their soft membership in the predicted parent, because prediction applies the gate to them.
