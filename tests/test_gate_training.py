@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 
 from fcm_estimators import PolygonRegressor
 from fcm_estimators._fitting.draws import DrawPlan
-from fcm_estimators._fitting.gate_draws import DRAWN, LASTING, GateDraws, Probes
+from fcm_estimators._fitting.gate_draws import AROUND, DRAWN, LASTING, GateDraws, Probes
 from fcm_estimators._fitting.gate_loss import _SHARPNESS, GateLoss
 from fcm_estimators._fitting.gate_targets import (
     derive_booleans,
@@ -249,11 +249,11 @@ def test_training_begins_with_soft_outlines_and_ends_as_validation(seed):
     assert cells == pytest.approx(dice + points / 2, rel=1e-9)
 
 
-@given(seeds)
-def test_points_around_a_hull_become_sharp_and_keep_a_part_of_their_weight(seed):
+@given(seeds, st.sampled_from([LASTING, AROUND]))
+def test_points_that_last_become_sharp_and_keep_a_part_of_their_weight(seed, kind):
     """At the end a point beyond the outline says nothing, and one inside what it is told."""
     logits, member, _ = gated_cells(seed, n_gates=1)
-    points = np.full(len(logits), LASTING)
+    points = np.full(len(logits), kind)
     start, _ = gate_loss(logits, member, stratum=points, progress=0.0)
     end, gradient = gate_loss(logits, member, stratum=points, progress=1.0)
     drawn, _ = gate_loss(logits, member, stratum=np.full(len(logits), DRAWN), progress=1.0)

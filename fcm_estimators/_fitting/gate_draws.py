@@ -13,10 +13,10 @@ from fcm_estimators._fitting.draws import SampleDraws
 _PROBES_PER_DRAW = 48
 
 
-# Stratum of points in and around an expert's polygon, which fade during training, and of points
-# that last: around the hull of the cells of a gate that nobody drew, and around polygons of rare
-# gates. Cells have a stratum of 0 or more.
-DRAWN, LASTING = -1, -2
+# Stratum of points in and around an expert's polygon, which fade during training; of those of rare
+# gates, which last; and of points around the hull of the cells of a gate that nobody drew, which
+# are for typical gates and the last adjustment alone. Cells have a stratum of 0 or more.
+DRAWN, LASTING, AROUND = -1, -2, -3
 
 
 class Probes(NamedTuple):
@@ -31,7 +31,7 @@ class Probes(NamedTuple):
     inside : ndarray of bool, shape (P,)
         Whether the point is inside the polygon.
     stratum : ndarray of int, shape (P,)
-        DRAWN or LASTING.
+        DRAWN, LASTING or AROUND.
     """
 
     gate: np.ndarray

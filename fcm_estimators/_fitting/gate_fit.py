@@ -29,6 +29,8 @@ _FIRST_QUANTILE, _LEAST_RADIUS = 0.995, 0.1
 _FIT_STEPS, _FIT_RATE = 150, 0.05
 # Final adjustment of the predicted changes, and the number of samples that it uses.
 _ADJUSTMENT_STEPS, _ADJUSTMENT_RATE, _ADJUSTMENT_SAMPLES = 100, 0.02, 100
+# Most cells of a sample, and of all samples together if that is at least as many as in training.
+_ADJUSTMENT_CELLS, _ALL_ADJUSTMENT_CELLS = 6_000, 120_000
 # Weight of the penalty that keeps predicted changes unless the samples show a better value.
 _ADJUSTMENT_PENALTY = 0.001
 # Cells per sample, and points per sample and gate, for a fit of the typical gates.
@@ -302,6 +304,7 @@ def adjust_to_samples(
     samples: Samples,
     train: Sequence[int],
     draws: GateDraws,
+    probes: Sequence[Probes | None],
     hierarchy: Sequence[SoftGate],
 ) -> None:
     """Adjust the predicted changes of a trained net to training samples without distortion.
@@ -315,14 +318,22 @@ def adjust_to_samples(
         Positions of the training samples.
     draws : GateDraws
         Draws of these samples.
+    probes : sequence of Probes or None
+        Points of all samples, with those around hulls.
     hierarchy : sequence of SoftGate
     """
     device = module.input_mean.device
     draws = copy.copy(draws)
-    draws.fixed = True
-    draws.plan = dataclasses.replace(draws.plan, samples_per_step=1, augmentation=None)
-    rng = np.random.default_rng(draws.seed)
+    draws.fixed, draws.probes = True, [probes[s] for s in train]
     n_used = min(len(train), _ADJUSTMENT_SAMPLES)
+    n_cells = min(_ADJUSTMENT_CELLS, _ALL_ADJUSTMENT_CELLS // n_used)
+    draws.plan = dataclasses.replace(
+        draws.plan,
+        samples_per_step=1,
+        cells_per_sample=max(n_cells, draws.plan.cells_per_sample),
+        augmentation=None,
+    )
+    rng = np.random.default_rng(draws.seed)
     changes, inputs, targets = [], [], []
     for number, s in enumerate(np.sort(rng.choice(len(train), n_used, replace=False))):
         start, stop = samples.offsets[train[s]], samples.offsets[train[s] + 1]

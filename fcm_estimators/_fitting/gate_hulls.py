@@ -9,7 +9,7 @@ import numpy as np
 import shapely
 from shapely.affinity import scale
 
-from fcm_estimators._fitting.gate_draws import LASTING, Probes
+from fcm_estimators._fitting.gate_draws import AROUND, LASTING, Probes
 from fcm_estimators._fitting.gate_loss import MIN_INSIDE
 from fcm_estimators.nn.polygon_head import NEAR_LIMIT
 
@@ -87,11 +87,11 @@ def hull_probes(
     """Points outside of the room of each gate, for the gates that no expert has drawn.
 
     The room of a gate in a sample is the hull of its cells there and of those in all samples,
-    moved to the mean of the sample. No point that lasts and is outside of its gate is beyond an end
-    of an axis at which the gate is open.
+    moved to the mean of the sample. Neither these points nor others that last and are outside of
+    their gate are beyond an end of an axis at which the gate is open.
 
     The hull of a rare gate, with fewer than 1,000 cells inside in all samples together, says little
-    about its shape. If experts have drawn it, their points last as long as those around hulls, and
+    about its shape. If experts have drawn it, their points last, and
     samples without an outline of it get these points, moved to the mean of the sample.
 
     Parameters
@@ -136,7 +136,7 @@ def hull_probes(
                 room = room_for(shapely.MultiPoint(corners).convex_hull, n_cells)
                 points = _points_outside(room, limits[:, g], rng).astype(x.dtype)
                 gate, outside, stratum = (
-                    np.full(len(points), value) for value in (g, False, LASTING)
+                    np.full(len(points), value) for value in (g, False, AROUND)
                 )
                 found[s].append(Probes(gate, points, outside, stratum))
     return [
@@ -145,9 +145,17 @@ def hull_probes(
     ]
 
 
+def without_hulls(probes: Probes | None) -> Probes | None:
+    """The points that experts have drawn; None if there are none."""
+    return None if probes is None else _chosen(probes, probes.stratum != AROUND)
+
+
 def _of_gate(probes: Probes, g: int) -> Probes | None:
     """Points of one gate; None if there are none."""
-    rows = probes.gate == g
+    return _chosen(probes, probes.gate == g)
+
+
+def _chosen(probes: Probes, rows: np.ndarray) -> Probes | None:
     return Probes(*(part[rows] for part in probes)) if rows.any() else None
 
 
