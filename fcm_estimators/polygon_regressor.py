@@ -28,7 +28,7 @@ from fcm_estimators._checks import listed
 from fcm_estimators._fitting.class_targets import class_presence
 from fcm_estimators._fitting.gate_draws import GateDraws, Probes
 from fcm_estimators._fitting.gate_fit import adjust_to_samples, place_typical_gates
-from fcm_estimators._fitting.gate_hulls import hull_probes, open_ends, without_hulls
+from fcm_estimators._fitting.gate_hulls import hull_probes, open_ends
 from fcm_estimators._fitting.gate_loss import GateLoss
 from fcm_estimators._fitting.gate_plan import GatePlan
 from fcm_estimators._fitting.gate_targets import (
@@ -312,7 +312,7 @@ class PolygonRegressor(SetEstimator):
         loss = GateLoss(self._plan.hierarchy)
         valid_draw = next(iter(valid_draws), None)
         self._train(samples, module, loss, draws, valid_draw, checkpoint, callbacks)
-        adjust_to_samples(module, samples, train, draws, probes, self._plan.hierarchy)
+        adjust_to_samples(module, samples, train, draws, self._plan.hierarchy)
         with torch.no_grad():
             typical = module.typical().cpu().numpy()
         self.tree_ = self._plan.drawn(typical, self.preprocessing_)
@@ -390,7 +390,7 @@ class PolygonRegressor(SetEstimator):
             target=np.column_stack([codes[rows].astype(np.int8), inside[rows]]),
             fixed=fixed,
             axes=self._plan.axes,
-            probes=[without_hulls(probes[s]) for s in chosen],
+            probes=[probes[s] for s in chosen],
         )
 
     # -- prediction ---------------------------------------------------------------------------

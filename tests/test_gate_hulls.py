@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 
 from fcm_estimators import PolygonRegressor
 from fcm_estimators._fitting.gate_draws import AROUND, DRAWN, LASTING, Probes
-from fcm_estimators._fitting.gate_hulls import (
-    hull_of,
-    hull_probes,
-    open_ends,
-    room_for,
-    without_hulls,
-)
+from fcm_estimators._fitting.gate_hulls import hull_of, hull_probes, open_ends, room_for
 from fcm_estimators.gating import GatingTree, PolygonGate
 from fcm_estimators.gating.pictures import outline_in_frame
 from fcm_estimators.nn.polygon_head import Shapes, StarGates
@@ -97,9 +91,6 @@ def test_what_an_expert_has_drawn_of_a_rare_gate_lasts_and_moves_with_the_cells(
     first, second = (p.place[p.gate == 0] for p in probes[:2])
     assert all((p.stratum[p.gate == 0] == LASTING).all() for p in probes)
     assert all((p.stratum[p.gate == 1] == AROUND).all() for p in probes)
-    kept = [without_hulls(p) for p in probes]
-    assert [len(p.gate) for p in kept[:2]] == [7, 7]
-    assert kept[2] is None
     np.testing.assert_array_equal(first, places)
     means = [x[i:j][inside[i:j, 0] == 1][:, :2].mean(0) for i, j in pairwise(offsets[:3])]
     wanted = places + means[1] - means[0]
@@ -192,7 +183,7 @@ def test_outlines_stay_with_their_cells_where_nothing_else_holds_them():
     inside = adata.obsm["gates"]["cloud"].to_numpy()
     hull = hull_of(np.asarray(adata.X[inside], dtype=float))
     for outline in [reg.tree_["cloud"].vertices, *reg.predict(adata)[:, 0]]:
-        assert shapely.Polygon(outline).area < 1.8 * hull.area
+        assert shapely.Polygon(outline).area < 2 * hull.area
     assert reg.score(adata) > 0.99
 
 

@@ -14,8 +14,8 @@ _PROBES_PER_DRAW = 48
 
 
 # Stratum of points in and around an expert's polygon, which fade during training; of those of rare
-# gates, which last; and of points around the hull of the cells of a gate that nobody drew, which
-# are for typical gates and the last adjustment alone. Cells have a stratum of 0 or more.
+# gates, which last; and of points around the hull of the cells of a gate that nobody drew. Cells
+# have a stratum of 0 or more.
 DRAWN, LASTING, AROUND = -1, -2, -3
 
 

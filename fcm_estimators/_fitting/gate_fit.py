@@ -120,7 +120,7 @@ def fit_shapes(
         z, target = torch.cat([z, points.z]), torch.cat([target, points.target])
         sample = torch.cat([sample, points.sample])
     inputs = {"sample": sample, "log_odds_ratio": z.new_zeros(len(z), 1)}
-    loss = GateLoss(hierarchy)
+    loss = GateLoss(hierarchy, around=1.0)
     limits = [0, len(z)] if shared else offsets
 
     def value() -> Tensor:
@@ -304,7 +304,6 @@ def adjust_to_samples(
     samples: Samples,
     train: Sequence[int],
     draws: GateDraws,
-    probes: Sequence[Probes | None],
     hierarchy: Sequence[SoftGate],
 ) -> None:
     """Adjust the predicted changes of a trained net to training samples without distortion.
@@ -318,13 +317,11 @@ def adjust_to_samples(
         Positions of the training samples.
     draws : GateDraws
         Draws of these samples.
-    probes : sequence of Probes or None
-        Points of all samples, with those around hulls.
     hierarchy : sequence of SoftGate
     """
     device = module.input_mean.device
     draws = copy.copy(draws)
-    draws.fixed, draws.probes = True, [probes[s] for s in train]
+    draws.fixed = True
     n_used = min(len(train), _ADJUSTMENT_SAMPLES)
     n_cells = min(_ADJUSTMENT_CELLS, _ALL_ADJUSTMENT_CELLS // n_used)
     draws.plan = dataclasses.replace(

@@ -91,8 +91,8 @@ def hull_probes(
     their gate are beyond an end of an axis at which the gate is open.
 
     The hull of a rare gate, with fewer than 1,000 cells inside in all samples together, says little
-    about its shape. If experts have drawn it, their points last, and
-    samples without an outline of it get these points, moved to the mean of the sample.
+    about its shape. If experts have drawn it, their points last, and samples without an outline of
+    it get these points, moved to the mean of the sample.
 
     Parameters
     ----------
@@ -145,17 +145,9 @@ def hull_probes(
     ]
 
 
-def without_hulls(probes: Probes | None) -> Probes | None:
-    """The points that experts have drawn; None if there are none."""
-    return None if probes is None else _chosen(probes, probes.stratum != AROUND)
-
-
 def _of_gate(probes: Probes, g: int) -> Probes | None:
     """Points of one gate; None if there are none."""
-    return _chosen(probes, probes.gate == g)
-
-
-def _chosen(probes: Probes, rows: np.ndarray) -> Probes | None:
+    rows = probes.gate == g
     return Probes(*(part[rows] for part in probes)) if rows.any() else None
 
 
