@@ -183,7 +183,7 @@ def test_outlines_stay_with_their_cells_where_nothing_else_holds_them():
     inside = adata.obsm["gates"]["cloud"].to_numpy()
     hull = hull_of(np.asarray(adata.X[inside], dtype=float))
     for outline in [reg.tree_["cloud"].vertices, *reg.predict(adata)[:, 0]]:
-        assert shapely.Polygon(outline).area < 2 * hull.area
+        assert shapely.Polygon(outline).area < 1.8 * hull.area
     assert reg.score(adata) > 0.99
 
 
