@@ -26,6 +26,10 @@ def data_home(folder):
     return path
 
 
+# pandas 3 has a type of its own for text, which AnnData gives to names of cells or not.
+INDEX_TYPE = "equiv" if int(pd.__version__.split(".")[0]) < 3 else False
+
+
 def weights_file(folder):
     """The file of the weights in the directory of a model."""
     (found,) = Path(folder).glob("model-*.safetensors")

@@ -20,6 +20,7 @@ from fcm_estimators.io.opened import open_fcs
 from fcm_estimators.preprocessing import Compensation, LinearTransform, LogicleTransform
 from fcm_estimators.quality import _judging
 from tests.fcs_files import assembled, described, packed_bits, text_segment, write_floats
+from tests.helpers import INDEX_TYPE
 
 QUICK = {"n_layers": 1, "hidden_dim": 8, "max_epochs": 1, "steps_per_epoch": 3, "random_state": 0}
 N_EVENTS = 2500
@@ -114,7 +115,7 @@ def assert_same_records(one, other):
 
 def assert_same(one, other):
     """Whether two AnnData are equal, with the types of all that is in them."""
-    pd.testing.assert_frame_equal(one.obs, other.obs, check_index_type=False)
+    pd.testing.assert_frame_equal(one.obs, other.obs, check_index_type=INDEX_TYPE)
     pd.testing.assert_frame_equal(one.var, other.var)
     for part, twin in ((one.layers, other.layers), (one.obsm, other.obsm)):
         assert list(part) == list(twin)
@@ -146,7 +147,7 @@ def test_blocks_are_what_is_read_at_once(tmp_path, kind, version):
     assert also_warned == warned
     joined = ad.concat(blocks, merge="same", uns_merge="same")
     np.testing.assert_array_equal(joined.X, whole.X)
-    pd.testing.assert_frame_equal(joined.obs, whole.obs, check_index_type=False)
+    pd.testing.assert_frame_equal(joined.obs, whole.obs, check_index_type=INDEX_TYPE)
     for block in blocks:
         pd.testing.assert_frame_equal(block.var, whole.var)
         assert_same_records(block.uns, whole.uns)
@@ -191,7 +192,7 @@ def test_names_of_cells_are_written_once_for_all_tables(tmp_path):
     adata.obsm["own"] = pd.DataFrame({"a": np.arange(100.0)}, index=adata.obs_names)
     write_h5ad(adata, tmp_path / "a.h5ad")
     found = ad.read_h5ad(tmp_path / "a.h5ad")
-    pd.testing.assert_frame_equal(found.obsm["own"], adata.obsm["own"], check_index_type=False)
+    pd.testing.assert_frame_equal(found.obsm["own"], adata.obsm["own"], check_index_type=INDEX_TYPE)
     with h5py.File(tmp_path / "a.h5ad") as file:
         assert file["obsm/own/_index"] == file["obs/_index"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.pipeline import make_pipeline
 
@@ -48,6 +49,18 @@ def test_raw_data_are_brought_to_the_state_of_training(raw, processed, model, tm
     assert "reluformer" in ready.obs
     np.testing.assert_array_equal(raw.X, before)
     assert "reluformer" not in raw.obs
+
+
+def test_without_a_copy_the_data_themselves_are_prepared(raw, model):
+    mine = raw.copy()
+    expected = model.prepare(raw)
+    assert model.prepare(mine, copy=False) is mine
+    np.testing.assert_array_equal(mine.X, expected.X)
+    np.testing.assert_array_equal(mine.layers["raw"], raw.X)
+    pd.testing.assert_frame_equal(mine.var, expected.var)
+    assert mine.uns.keys() == expected.uns.keys()
+    assert model.prepare(mine, copy=False) is mine
+    np.testing.assert_array_equal(mine.X, expected.X)
 
 
 def test_data_in_that_state_stay_as_they_are(processed, model):

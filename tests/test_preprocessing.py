@@ -163,6 +163,29 @@ def test_logicle_solves_the_defining_equation(parameters: tuple[float, ...]) -> 
     assert scale.transform(0) == pytest.approx((W + A) / (M + A))
 
 
+@given(
+    st.sampled_from([1000.0, 262144.0, 4194304.0]),
+    st.floats(0, 2),
+    st.floats(4, 10),
+    st.integers(0, 2**32 - 1),
+)
+def test_logicle_is_the_solver_of_flowutils_to_1e_11(
+    T: float, W: float, M: float, seed: int
+) -> None:
+    """Through all decades, on both sides of zero, and beyond the knots; never downwards."""
+    rng = np.random.default_rng(seed)
+    x = rng.choice([-1, 1], 500) * 10 ** rng.uniform(-2, math.log10(4 * T), 500)
+    x = np.sort(np.append(x, [0, T, -T, 2 * T]))
+    scale = Logicle(T=T, W=W, M=M)
+    reference = flowutils.transforms.logicle(x, None, t=scale.T, m=scale.M, w=scale.W, a=0)
+    solved = np.isclose(scale.inverse(reference), x, rtol=1e-6)
+    found = scale.transform(x[solved])
+    np.testing.assert_allclose(found, reference[solved], rtol=0, atol=1e-11)
+    exact = np.isin(x[solved], [0, T])
+    np.testing.assert_array_equal(found[exact], reference[solved][exact])
+    assert (np.diff(found) > -1e-11).all()
+
+
 def test_scales_follow_gating_ml() -> None:
     x = np.array([-500.0, 0, 10, 1e4, 262144])
     reference = flowutils.transforms.logicle(x, None, t=262144, m=4.5, w=0.8, a=0)

@@ -66,8 +66,9 @@ def default_channels(var: pd.DataFrame, names: list[str]) -> tuple[list[str], di
     left_out: dict[str, str] = {}
 
     def leave_out(part: pd.DataFrame, reason: str) -> None:
+        nonlocal table
         left_out.update(dict.fromkeys(part["name"], reason))
-        table.drop(index=part.index, inplace=True)
+        table = table.drop(index=part.index)
 
     stains = table["kind"].isin(_STAINS)
     leave_out(table[stains & table["autofluorescence"]], AUTOFLUORESCENCE)

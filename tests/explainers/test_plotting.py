@@ -25,6 +25,7 @@ from explainers.plotting import (
     InfluenceDisplay,
     InfluenceMatrixDisplay,
 )
+from explainers.plotting._attention import _new_panels
 from fcm_estimators import ReluFormerClassifier
 from fcm_estimators.colours import GREY
 from fcm_estimators.exceptions import InvalidInputError, MissingKeyError
@@ -106,6 +107,18 @@ def test_axes_have_raw_units(adata):
     labels = {t.get_text(): t.get_position()[0] for t in ax.get_xticklabels()}
     assert labels["0"] == 0
     assert labels["$10^{3}$"] == pytest.approx(np.arcsinh(10), abs=1e-6)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 4, 8, 16])
+def test_no_panel_of_the_heads_is_empty(n_heads):
+    panels = _new_panels(n_heads, None)
+    figure = panels[0].figure
+    assert len(panels) == n_heads + 1 == len(figure.axes)
+    figure.canvas.draw()
+    boxes = [ax.get_subplotspec() for ax in panels]
+    grid = boxes[0].get_gridspec()
+    cells = sum(len(box.rowspan) * len(box.colspan) for box in boxes)
+    assert cells == grid.nrows * grid.ncols
 
 
 def test_head_panels_hold_every_cell(adata):
