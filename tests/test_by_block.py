@@ -186,6 +186,15 @@ def test_a_file_by_block_is_the_file_of_the_whole(tmp_path):
             assert getattr(a[name], "dtype", None) == getattr(b[name], "dtype", None)
 
 
+def test_names_of_cells_of_any_type_are_written_for_all_tables(tmp_path):
+    adata = simulate_cohort(1, 100, random_state=0)  # text of its own type from pandas 3 on
+    adata.obsm["own"] = pd.DataFrame({"a": np.arange(100.0)}, index=adata.obs_names)
+    write_h5ad(adata, tmp_path / "a.h5ad")
+    found = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert found.obs_names.tolist() == adata.obs_names.tolist()
+    pd.testing.assert_frame_equal(found.obsm["own"], adata.obsm["own"], check_index_type=INDEX_TYPE)
+
+
 def test_names_of_cells_are_written_once_for_all_tables(tmp_path):
     adata = simulate_cohort(1, 100, random_state=0)
     adata.obs_names = adata.obs_names.astype(object)

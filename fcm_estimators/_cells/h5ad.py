@@ -39,10 +39,11 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     names, place = adata.obs_names.to_numpy(), f"/obs/{adata.obs_names.name or '_index'}"
 
     def linked(write: Any, group: h5py.Group, key: str, element: Any, **options: Any) -> None:
-        # From pandas 3 on, each table gives a view of its own.
+        # From pandas 3 on, each table gives a view of its own, and text may be a group.
         shared = isinstance(element, np.ndarray) and element.shape == names.shape
-        if shared and place in group.file and np.may_share_memory(element, names):
-            group[key] = group.file[place]  # a hard link to the same values
+        written = group.file.get(place)
+        if shared and isinstance(written, h5py.Dataset) and np.may_share_memory(element, names):
+            group[key] = written  # a hard link to the same values
         else:
             write(group, key, element, dataset_kwargs=options["dataset_kwargs"])
 
