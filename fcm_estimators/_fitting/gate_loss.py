@@ -24,7 +24,7 @@ _LASTING = 0.1
 # eight pseudo-samples of the training half of all494, trained on the other six, is 0.9955 with 1
 # falling to 0.1, 0.9974 with these weights, and 0.9970 without such points. Without, outlines are
 # wider (1.5 instead of 1.3 times the area of the hulls) and follow a shifted sample less.
-_AROUND, _LEAST_AROUND = 0.1, 0.06
+_AROUND, _LEAST_AROUND = 0.15, 0.06
 # Dice uses an outline that is sharper by this factor. With a soft outline, gates become too wide
 # if many cells are near the outline on one side of it.
 _SHARPNESS = 8.0
@@ -48,7 +48,7 @@ class GateLoss(nn.Module):
     hierarchy : sequence of SoftGate
         All gates, polygons and combinations, in the form of
         :func:`~fcm_estimators.nn.soft_gates.soft_members`.
-    around : float, default 0.1
+    around : float, default 0.15
         Weight of points around hulls at the start.
 
     Attributes
