@@ -174,10 +174,8 @@ def _cells(rows: Rows, columns: np.ndarray) -> Any:
 
 def _require_finite_values(adata: AnnData, markers: Sequence[str]) -> None:
     columns = adata.var_names.get_indexer(list(markers))
-    with np.errstate(over="ignore", invalid="ignore"):
-        for block in _blocks(slice(None), adata.n_obs):
-            if not np.isfinite(adata.X[block].sum(axis=0, dtype=np.float64)[columns]).all():
-                require_finite(adata.X[:, columns], markers)
+    if not all(np.isfinite(adata.X[block]).all() for block in _blocks(slice(None), adata.n_obs)):
+        require_finite(adata.X[:, columns], markers)
 
 
 def as_float32(values: np.ndarray) -> np.ndarray:

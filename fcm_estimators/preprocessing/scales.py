@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from flowutils import transforms as _flow
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import PPoly, make_interp_spline
 
 from fcm_estimators.exceptions import InvalidInputError
 
@@ -292,15 +292,15 @@ def _logicle_solved(scale: Logicle, x: NDArray[np.float64]) -> NDArray[np.float6
 
 
 # Knots of the spline, evenly spaced on the display scale.
-_KNOTS = 8192
+_KNOTS = 4096
 
 
 @lru_cache(maxsize=64)
-def _logicle_spline(scale: Logicle) -> CubicSpline:
-    """Display value of raw values from -T to 2 T, in two thirds of the time of flowutils' solver.
+def _logicle_spline(scale: Logicle) -> PPoly:
+    """Display value of raw values from -T to 2 T, in less time than flowutils' solver takes.
 
-    It goes through exact values. In between it differs from the solver by less than 1e-11, by less
-    than 1e-12 where the scale has five decades or fewer.
+    A spline of degree 5 through exact values. In between it differs from the solver by less than
+    1e-12.
     """
     # Zero and T are knots, and exact: saturated events are at T, and a gate may end there.
     exact = np.array([0.0, scale.T])
@@ -310,7 +310,10 @@ def _logicle_spline(scale: Logicle) -> CubicSpline:
     display = display[np.abs(display[:, None] - at_exact).min(1) > 0.25 * (display[1] - display[0])]
     raw = np.concatenate([scale.inverse(display), exact])
     order = np.argsort(raw)
-    return CubicSpline(raw[order], np.concatenate([display, at_exact])[order])
+    spline = make_interp_spline(raw[order], np.concatenate([display, at_exact])[order], k=5)
+    pieces = PPoly.from_spline(spline)
+    pieces.c[-1, np.searchsorted(pieces.x, exact)] = at_exact  # without a rounding error
+    return pieces
 
 
 _SCALES: dict[str, type[Scale]] = {s.name: s for s in (Identity, Linear, Arcsinh, Logicle)}
