@@ -213,29 +213,28 @@ class PerCellZ(PerCell):
         return super().forward(torch.cat(z), offsets, context_weight)
 
 
-def trained(module, seed=0):
-    """A classifier with another net, without members; it keeps the weights of the last epoch."""
-    return ReluFormerClassifier(
-        **KEYS, module=module, n_members=0, validation_fraction=None, random_state=seed
-    )
+def trained(module, seed=0, **options):
+    """A classifier with another net, by default without members; it keeps the last weights."""
+    given = {**KEYS, "n_members": 0, "validation_fraction": None, **options}
+    return ReluFormerClassifier(module=module, random_state=seed, **given)
 
 
 # -- thresholds -----------------------------------------------------------------------------------
 
 
-def blast_log_odds(model, data):
+def blast_log_odds(trees, data):
     """Log-odds of "blast" against "other"."""
-    return -model.decision_function(data)
+    return -trees.decision_function(data)
 
 
-def out_of_fold_threshold(model, data, patient_key, seed=0):
-    """Threshold of best F1 of the blasts in samples whose patient the model did not see."""
+def out_of_fold_threshold(trees, data, patient_key, seed=0):
+    """Threshold of best F1 of the blasts in samples whose patient the trees did not see."""
     samples = read(data, patient_key)
     codes = codes_of(data, samples, ["other", "blast"])
     present = class_presence(codes, samples.offsets, 2)
     found = np.empty(data.n_obs)
     for fold in patient_folds(samples, ReluFormerClassifier().n_members, seed, present):
         held_out = data.obs["sample"].isin(samples.names[fold]).to_numpy()
-        again = quietly(copy.deepcopy(model).fit, data[~held_out].copy())
+        again = quietly(copy.deepcopy(trees).fit, data[~held_out].copy())
         found[held_out] = blast_log_odds(again, data[held_out].copy())
     return best_f1_threshold(found[samples.rows], codes == 1, samples.sample_of_cell)

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _beside import cohorts, rivals, thresholds
-from _few import few, one, panels, patients, whole_panels
+from _few import every_one, few, one, panels, patients, whole_panels
 from _rivals import codes_of
 from _trusted import KEYS, NAMED, PREPARE, cytof, macro, quietly, samples_of, show, trained_on
 from scipy.special import expit, logit
@@ -325,8 +325,8 @@ JOBS = (
     (patients,),
     (unknown,),
 )
-# The last two would make a run of all too long.
-PARTS = [*(part for job in JOBS for part in job), cohorts, whole_panels]
+# The last three would make a run of all too long.
+PARTS = [*(part for job in JOBS for part in job), cohorts, every_one, whole_panels]
 
 
 def trust(part=None):
