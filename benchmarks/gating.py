@@ -360,9 +360,8 @@ def pictures(seeds):
         rasterized=True,
     )
     axes[2].set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
-    axes[2].add_patch(
-        mpl.patches.Polygon(plane.vertices, fill=False, edgecolor="#D55E00", linewidth=2)
-    )
+    outline = outline_in_frame(test, (plane.x, plane.y), plane.vertices)
+    axes[2].add_patch(mpl.patches.Polygon(outline, fill=False, edgecolor="#D55E00", linewidth=2))
     raw_ticks(axes[2].xaxis, test, plane.x)
     raw_ticks(axes[2].yaxis, test, plane.y)
     axes[2].set(xlabel=plane.x, ylabel=plane.y, title=f"what the query of cd19 looks at ({head})")
